@@ -1,0 +1,165 @@
+package raftlog
+
+import (
+	"fmt"
+	"sync"
+
+	"github.com/hashicorp/raft"
+	wal "github.com/hashicorp/raft-wal"
+)
+
+// chunkBytes is how finely the bytes of the log are counted.
+const chunkBytes = 64 << 10
+
+// entryOverhead is what an entry takes beside its data, about.
+const entryOverhead = 32
+
+// minTrailing entries are kept behind a snapshot however large they are.
+const minTrailing = 64
+
+// entryStore is the log and the votes on disk, and counts bytes, which raft
+// does not: snapshots and trimming go by them. It must stay a
+// raft.MonotonicLogStore, or raft leaves gaps that the store refuses.
+type entryStore struct {
+	*wal.WAL
+
+	mu     sync.Mutex
+	chunks []chunk // ascending
+	total  int64
+}
+
+// chunk is a run of entries.
+type chunk struct {
+	first, last uint64
+	bytes       int64
+}
+
+var (
+	_ raft.LogStore          = (*entryStore)(nil)
+	_ raft.StableStore       = (*entryStore)(nil)
+	_ raft.MonotonicLogStore = (*entryStore)(nil)
+)
+
+func newEntryStore(w *wal.WAL) *entryStore { return &entryStore{WAL: w} }
+
+// load counts what is on disk. It reads the log once.
+func (s *entryStore) load() error {
+	first, last, err := s.bounds()
+	if err != nil || last == 0 {
+		return err
+	}
+	for i := first; i <= last; i++ {
+		var l raft.Log
+		if err := s.GetLog(i, &l); err != nil {
+			return fmt.Errorf("read entry %d: %w", i, err)
+		}
+		s.count(&l)
+	}
+	return nil
+}
+
+func (s *entryStore) bounds() (first, last uint64, err error) {
+	if first, err = s.FirstIndex(); err == nil {
+		last, err = s.LastIndex()
+	}
+	return first, last, err
+}
+
+func (s *entryStore) count(l *raft.Log) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := int64(len(l.Data) + len(l.Extensions) + entryOverhead)
+	s.total += n
+	if k := len(s.chunks); k > 0 && s.chunks[k-1].bytes < chunkBytes {
+		s.chunks[k-1].last = l.Index
+		s.chunks[k-1].bytes += n
+		return
+	}
+	s.chunks = append(s.chunks, chunk{first: l.Index, last: l.Index, bytes: n})
+}
+
+// StoreLog appends one entry.
+func (s *entryStore) StoreLog(l *raft.Log) error { return s.StoreLogs([]*raft.Log{l}) }
+
+// StoreLogs appends entries, durably.
+func (s *entryStore) StoreLogs(logs []*raft.Log) error {
+	if err := s.WAL.StoreLogs(logs); err != nil {
+		return err
+	}
+	for _, l := range logs {
+		s.count(l)
+	}
+	return nil
+}
+
+// DeleteRange removes the head or the tail of the log.
+func (s *entryStore) DeleteRange(lo, hi uint64) error {
+	if err := s.WAL.DeleteRange(lo, hi); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	kept := s.chunks[:0:0]
+	s.total = 0
+	for _, c := range s.chunks {
+		if c = c.without(lo, hi); c.bytes > 0 {
+			kept = append(kept, c)
+			s.total += c.bytes
+		}
+	}
+	s.chunks = kept
+	return nil
+}
+
+// without returns the chunk less the entries from lo to hi, its bytes in
+// proportion. hi or lo is always outside the chunk.
+func (c chunk) without(lo, hi uint64) chunk {
+	cutLo, cutHi := max(lo, c.first), min(hi, c.last)
+	if cutLo > cutHi {
+		return c
+	}
+	n, cut := c.last-c.first+1, cutHi-cutLo+1
+	if cut == n {
+		return chunk{}
+	}
+	c.bytes -= c.bytes * int64(cut) / int64(n)
+	if cutLo == c.first {
+		c.first = cutHi + 1
+	} else {
+		c.last = cutLo - 1
+	}
+	return c
+}
+
+// bytes is the size of the log.
+func (s *entryStore) bytes() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.total
+}
+
+// since is the size of the entries behind index, to a chunk.
+func (s *entryStore) since(index uint64) int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var n int64
+	for i := len(s.chunks) - 1; i >= 0 && s.chunks[i].last > index; i-- {
+		n += s.chunks[i].bytes
+	}
+	return n
+}
+
+// trailing is how many entries at the end take up to the bytes, to a chunk,
+// and at least minTrailing.
+func (s *entryStore) trailing(bytes int64) uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var entries uint64
+	for i := len(s.chunks) - 1; i >= 0; i-- {
+		if bytes -= s.chunks[i].bytes; bytes < 0 {
+			break
+		}
+		entries += s.chunks[i].last - s.chunks[i].first + 1
+	}
+	return max(entries, minTrailing)
+}

@@ -1,0 +1,250 @@
+package placement
+
+import (
+	"math"
+	"time"
+
+	"github.com/isobar-mesh/isobar/internal/mesh"
+)
+
+const (
+	bytesPerGiB   = 1 << 30
+	mibPerGiB     = 1024
+	wattsPerKW    = 1000
+	gramsPerTonne = 1e6
+
+	// maxFigure bounds every price, power and intensity that is believed. With
+	// it no sum of terms can overflow, so scores are always finite.
+	maxFigure = 1e12
+	// maxSpan bounds every duration, so that sums of them cannot overflow.
+	maxSpan = 10 * 365 * 24 * time.Hour
+	// minWait is the least wait expected where nothing is free.
+	minWait = time.Millisecond
+)
+
+// usable reports whether x can be a price, a power or an intensity. It is
+// false for NaN.
+func usable(x float64) bool { return x >= 0 && x <= maxFigure }
+
+// span brings a duration into the range that is computed with.
+func span(d time.Duration) time.Duration { return min(max(d, 0), maxSpan) }
+
+// timing is what is expected of one attempt of a variant at a cell.
+type timing struct {
+	rtt, wait, cold, run time.Duration
+	warm, free           bool
+}
+
+// total is the time from the decision until the answer is back at home.
+func (t timing) total() time.Duration { return t.rtt + t.wait + t.cold + t.run }
+
+// offer is one allowed (cell, variant) with its price. Offers are made in the
+// order of cell and variant names, so their own order breaks the last tie.
+type offer struct {
+	cell    int32 // index in View.Cells
+	variant int32 // index in Decider.variants
+	avoided bool
+	timing
+	terms     Terms
+	score     float64
+	kwh       float64
+	grams     float64
+	intensity float64
+	quality   float64 // of 1.0, below the best variant's
+}
+
+// timing foretells one attempt. The wait is nothing where the demand fits into
+// what is free; else the cell's backlog, and never less than the time until one
+// of the slots now taken should come free.
+func (q *question) timing(cell *Cell, v *variantFacts) timing {
+	t := timing{rtt: span(cell.RTT), run: v.run}
+	t.warm = warm(cell.Warm, q.task.Function, v.Name)
+	if !t.warm {
+		t.cold = v.cold
+	}
+	if t.free = cell.Free.Fits(v.demand); t.free {
+		return t
+	}
+	slots := max(cell.Total.Count(v.demand, freeLimit), 1)
+	t.wait = max(span(cell.Backlog[q.lane]), v.run/time.Duration(slots), minWait)
+	return t
+}
+
+// warm looks for "function/variant" in a sorted list without building the name.
+func warm(sorted []string, function, variant string) bool {
+	lo, hi := 0, len(sorted)
+	for lo < hi {
+		mid := int(uint(lo+hi) >> 1)
+		switch compareJoined(sorted[mid], function, variant) {
+		case 0:
+			return true
+		case -1:
+			lo = mid + 1
+		default:
+			hi = mid
+		}
+	}
+	return false
+}
+
+// compareJoined is strings.Compare(s, function+"/"+variant).
+func compareJoined(s, function, variant string) int {
+	n := len(function)
+	if len(s) <= n || s[:n] != function {
+		head := s[:min(len(s), n)]
+		if head < function {
+			return -1
+		}
+		if head > function {
+			return 1
+		}
+		return -1 // s is the function's name alone: a prefix
+	}
+	if s[n] != '/' {
+		if s[n] < '/' {
+			return -1
+		}
+		return 1
+	}
+	tail := s[n+1:]
+	switch {
+	case tail < variant:
+		return -1
+	case tail > variant:
+		return 1
+	}
+	return 0
+}
+
+// price fills in what the offer would cost. Each product is rounded by an
+// explicit conversion, which forbids fused multiply-add: so the figures are
+// the same on every processor.
+func (q *question) price(o *offer, cell *Cell, v *variantFacts, known bool) {
+	model := gpuModel(cell, v.demand)
+	gpus := float64(v.demand.GPUs)
+
+	hourly := float64(v.cores*cell.Prices.CPUHour) + float64(v.gib*cell.Prices.MemoryGiBHour)
+	watts := float64(v.cores * cell.Energy.WattsPerCPU)
+	if v.demand.GPUs > 0 {
+		hourly += float64(gpus * gpuPrice(cell.Prices.GPUHour, model))
+		watts += float64(gpus * gpuWatts(cell.Energy.WattsPerGPU, model))
+	}
+	o.terms.Compute = float64(hourly*v.hours) + v.usd
+	o.terms.Egress = float64(q.inGiB*cell.EgressUSDPerGiB) + float64(q.outGiB*cell.ReturnUSDPerGiB)
+
+	o.kwh = float64(float64(watts*v.hours)*max(cell.Energy.PUE, 1)) / wattsPerKW
+	o.intensity = q.unknown
+	if known {
+		begin := q.intoHour + o.rtt/2 + o.wait + o.cold
+		o.intensity = meanIntensity(cell.Energy.Intensity, begin, o.run)
+	}
+	o.grams = float64(o.kwh * o.intensity)
+	o.terms.Carbon = float64(o.grams / gramsPerTonne * q.policy.CarbonUSDPerTonne)
+
+	o.terms.Latency = float64((o.rtt + o.wait + o.run).Seconds() * q.policy.LatencyUSDPerS)
+	o.terms.Cold = float64(o.cold.Seconds() * q.policy.LatencyUSDPerS)
+	o.quality = v.lost
+	o.terms.Quality = float64(v.lost * q.policy.QualityUSD)
+	o.score = o.terms.Sum()
+}
+
+// meanIntensity is the mean over [begin, begin+run), each hour weighted by the
+// part of the run that falls in it. begin counts from the start of hours[0];
+// past the end the last hour holds. hours is not empty.
+func meanIntensity(hours []float64, begin, run time.Duration) float64 {
+	last := len(hours) - 1
+	if begin >= time.Duration(last)*time.Hour {
+		return hours[last]
+	}
+	first := int(begin / time.Hour)
+	end := begin + run
+	if end <= time.Duration(first+1)*time.Hour {
+		return hours[first]
+	}
+	sum, at := 0.0, begin
+	for h := first; h < last && at < end; h++ {
+		till := min(time.Duration(h+1)*time.Hour, end)
+		sum += float64(hours[h] * float64(till-at))
+		at = till
+	}
+	sum += float64(hours[last] * float64(end-at))
+	return sum / float64(run)
+}
+
+// gpuModel is the accelerator model an attempt would take: the one asked for,
+// else the first with enough free, else the first with enough at all. That is
+// the order in which mesh.Capacity hands them out.
+func gpuModel(cell *Cell, d mesh.Demand) string {
+	if d.GPUs == 0 || d.GPUModel != "" {
+		return d.GPUModel
+	}
+	for _, g := range cell.Free.GPUs {
+		if g.Count >= d.GPUs {
+			return g.Model
+		}
+	}
+	for _, g := range cell.Total.GPUs {
+		if g.Count >= d.GPUs {
+			return g.Model
+		}
+	}
+	return ""
+}
+
+func gpuPrice(prices []ModelPrice, model string) float64 {
+	for i := range prices {
+		if prices[i].Model == model {
+			return prices[i].USD
+		}
+	}
+	return 0
+}
+
+func gpuWatts(watts []ModelWatts, model string) float64 {
+	for i := range watts {
+		if watts[i].Model == model {
+			return watts[i].Watts
+		}
+	}
+	return 0
+}
+
+// unusableFigure names the first figure of a cell that cannot be true. Such a
+// cell is ruled out: read as zero, a broken digest would draw all the work.
+func unusableFigure(c *Cell) (name string, value float64) {
+	switch {
+	case !usable(c.Prices.CPUHour):
+		return "price of a core hour", c.Prices.CPUHour
+	case !usable(c.Prices.MemoryGiBHour):
+		return "price of a GiB hour", c.Prices.MemoryGiBHour
+	case !usable(c.EgressUSDPerGiB):
+		return "egress price", c.EgressUSDPerGiB
+	case !usable(c.ReturnUSDPerGiB):
+		return "return price", c.ReturnUSDPerGiB
+	case !usable(c.Energy.WattsPerCPU):
+		return "power of a core", c.Energy.WattsPerCPU
+	case !usable(c.Energy.PUE):
+		return "PUE", c.Energy.PUE
+	case c.RTT < 0:
+		return "round trip", c.RTT.Seconds()
+	}
+	for i := range c.Prices.GPUHour {
+		if p := c.Prices.GPUHour[i].USD; !usable(p) {
+			return "price of an accelerator hour", p
+		}
+	}
+	for i := range c.Energy.WattsPerGPU {
+		if w := c.Energy.WattsPerGPU[i].Watts; !usable(w) {
+			return "power of an accelerator", w
+		}
+	}
+	return "", 0
+}
+
+// fraction brings a quality into 0..1; NaN becomes 0.
+func fraction(x float64) float64 {
+	if math.IsNaN(x) {
+		return 0
+	}
+	return min(max(x, 0), 1)
+}

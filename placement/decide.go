@@ -1,0 +1,325 @@
+package placement
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"github.com/isobar-mesh/isobar/internal/mesh"
+)
+
+const (
+	// keep is how many candidates a decision holds when it need not explain.
+	keep = 8
+	// freeLimit bounds Candidate.Free, for demands that take nothing.
+	freeLimit = 1_000_000
+)
+
+// Options are the parts of a question that are not the task's.
+type Options struct {
+	// ExcludeRegions are left out, as in "what if this region were gone".
+	ExcludeRegions []string
+	// Explain asks for all candidates, for what was ruled out and why, and for
+	// the flips. Without it a decision allocates nothing per candidate.
+	Explain bool
+}
+
+// Decide chooses where and by which variant the task runs. It is pure and
+// total: it never fails, and answers Chosen == nil with a Hint when nothing is
+// allowed. The order of Cells and Variants does not matter; their IDs and
+// names are unique. Inputs are not changed or kept.
+//
+// Prices and powers that are negative, NaN or beyond 1e12 rule their cell out;
+// such a weight of the policy counts as zero, and a note says so. Of a task and
+// its variants, negative durations, sizes, demands and prices count as zero.
+func Decide(task Task, view View, policy Policy, now time.Time, opts Options) Decision {
+	var d Decider
+	return d.Decide(task, view, policy, now, opts)
+}
+
+// CostAt prices the task as if it had to run at one cell: its cheapest allowed
+// variant there. The hard constraints hold as in Decide, but for Task.Avoid.
+// ok is false when no variant may run there, or the view has no such cell.
+func CostAt(task Task, view View, policy Policy, now time.Time, cell mesh.CellID) (c Candidate, ok bool) {
+	task.Avoid = nil
+	var d Decider
+	q := d.prepare(&task, &view, policy, now, Options{})
+	for pos, i := range d.cells {
+		if view.Cells[i].ID == cell {
+			d.offer(&q, pos, nil)
+		}
+	}
+	if len(d.offers) == 0 {
+		return Candidate{}, false
+	}
+	best := d.best(1)
+	return d.candidate(&q, &d.offers[best[0]]), true
+}
+
+// Decider decides like the function Decide, and keeps its scratch memory from
+// one decision to the next. The zero value is ready. It is not safe for
+// concurrent use; decisions it returned are independent of it.
+type Decider struct {
+	cells    []int32 // indexes in View.Cells, by cell ID
+	known    []bool  // by position in cells: the cell's carbon is known
+	variants []variantFacts
+	offers   []offer
+	order    []int32 // indexes in offers, best first
+	counts   [ruleCount]int
+	kinds    []kindCount
+}
+
+// question is one call's input, with what is computed once for it.
+type question struct {
+	task       *Task
+	view       *View
+	policy     Policy
+	now        time.Time
+	excluded   []string
+	bound      bool // the residency forbids something
+	minQuality float64
+	lane       mesh.Lane
+	left       time.Duration // until the deadline
+	intoHour   time.Duration // since the start of the present hour, UTC
+	inGiB      float64
+	outGiB     float64
+	kind       string  // the kind of carbon figures that is compared
+	unknown    float64 // gCO2eq/kWh where no figure of that kind is known
+	anyKnown   bool
+}
+
+// variantFacts is a variant with what is the same at every cell.
+type variantFacts struct {
+	*Variant
+	broken rules
+	demand mesh.Demand // nothing in it negative
+	run    time.Duration
+	cold   time.Duration
+	hours  float64
+	cores  float64
+	gib    float64
+	usd    float64
+	lost   float64 // quality below the best variant's
+}
+
+// Decide is the function Decide.
+func (d *Decider) Decide(task Task, view View, policy Policy, now time.Time, opts Options) Decision {
+	q := d.prepare(&task, &view, policy, now, opts)
+	out := Decision{At: now, Home: task.Home, Policy: q.policy}
+	var ruled *[]RuledOut
+	if opts.Explain {
+		ruled = &out.RuledOut
+	}
+	for pos := range d.cells {
+		d.offer(&q, pos, ruled)
+	}
+	out.Counts = d.constraintCounts()
+	out.Notes = d.notes(&q, policy)
+	if len(d.offers) == 0 {
+		out.Hint = d.hint(&q)
+		return out
+	}
+
+	n := keep
+	if opts.Explain {
+		n = len(d.offers)
+	}
+	best := d.best(n)
+	out.Candidates = make([]Candidate, 0, len(best))
+	for _, i := range best {
+		out.Candidates = append(out.Candidates, d.candidate(&q, &d.offers[i]))
+	}
+	out.Chosen = &out.Candidates[0]
+	if d.offers[best[0]].avoided {
+		out.Notes = append(out.Notes, string(out.Chosen.Cell)+" refused or lost this task just now; nothing else is left")
+	}
+	if opts.Explain {
+		out.Flips = d.flips(&q, best[0])
+	}
+	return out
+}
+
+// prepare puts cells and variants into their canonical order, from which all
+// else follows, and computes what every candidate shares.
+func (d *Decider) prepare(task *Task, view *View, policy Policy, now time.Time, opts Options) question {
+	q := question{
+		task: task, view: view, now: now, excluded: opts.ExcludeRegions,
+		policy: Policy{
+			CarbonUSDPerTonne: weight(policy.CarbonUSDPerTonne),
+			LatencyUSDPerS:    weight(policy.LatencyUSDPerS),
+			QualityUSD:        weight(policy.QualityUSD),
+		},
+		bound:      task.Residency.Bound(),
+		minQuality: fraction(task.MinQuality),
+		lane:       min(task.Lane, mesh.Batch),
+		intoHour:   now.Sub(now.Truncate(time.Hour)),
+		inGiB:      float64(max(task.InputBytes, 0)) / bytesPerGiB,
+		outGiB:     float64(max(task.OutputBytes, 0)) / bytesPerGiB,
+	}
+	if !task.Deadline.IsZero() {
+		q.left = min(max(task.Deadline.Sub(now), -10*maxSpan), 10*maxSpan)
+	}
+	d.offers = d.offers[:0]
+	d.counts = [ruleCount]int{}
+
+	d.cells = d.cells[:0]
+	for i := range view.Cells {
+		d.cells = append(d.cells, int32(i))
+	}
+	byID := func(a, b int32) int { return cmp.Compare(view.Cells[a].ID, view.Cells[b].ID) }
+	if !slices.IsSortedFunc(d.cells, byID) {
+		slices.SortStableFunc(d.cells, byID)
+	}
+	d.prepareVariants(&q)
+	d.prepareCarbon(&q)
+	return q
+}
+
+func (d *Decider) prepareVariants(q *question) {
+	best := 0.0
+	for i := range q.task.Variants {
+		best = max(best, fraction(q.task.Variants[i].Quality))
+	}
+	d.variants = d.variants[:0]
+	for i := range q.task.Variants {
+		v := &q.task.Variants[i]
+		demand := v.Demand
+		demand.CPUMilli, demand.MemoryMiB, demand.GPUs = max(demand.CPUMilli, 0), max(demand.MemoryMiB, 0), max(demand.GPUs, 0)
+		d.variants = append(d.variants, variantFacts{
+			Variant: v,
+			broken:  q.variantBreaks(v),
+			run:     span(v.Duration),
+			cold:    span(v.ColdStart),
+			hours:   span(v.Duration).Hours(),
+			demand:  demand,
+			cores:   float64(demand.CPUMilli) / 1000,
+			gib:     float64(demand.MemoryMiB) / mibPerGiB,
+			usd:     weight(v.USD),
+			lost:    best - fraction(v.Quality),
+		})
+	}
+	slices.SortStableFunc(d.variants, func(a, b variantFacts) int { return cmp.Compare(a.Name, b.Name) })
+}
+
+// offer checks and prices every variant at the cell in this position. What is
+// ruled out is counted, and told when ruled is not nil.
+func (d *Decider) offer(q *question, pos int, ruled *[]RuledOut) {
+	cell := &q.view.Cells[d.cells[pos]]
+	cellBroken := q.cellBreaks(cell)
+	avoided := slices.Contains(q.task.Avoid, cell.ID)
+	for i := range d.variants {
+		v := &d.variants[i]
+		broken := cellBroken | v.broken
+		if broken == 0 {
+			broken = pairBreaks(cell, v) // all later in the order of checks
+		}
+		var t timing
+		if broken == 0 {
+			t = q.timing(cell, v)
+			broken = when(ruleDeadline, q.late(t.total()) > 0)
+		}
+		if broken != 0 {
+			r := broken.first()
+			d.counts[r]++
+			if ruled != nil {
+				*ruled = append(*ruled, RuledOut{
+					Cell: cell.ID, Region: cell.Region, Variant: v.Name,
+					Constraint: r.constraint(), Detail: q.detail(r, cell, v, t),
+				})
+			}
+			continue
+		}
+		d.offers = append(d.offers, offer{
+			cell: d.cells[pos], variant: int32(i), avoided: avoided, timing: t,
+		})
+		q.price(&d.offers[len(d.offers)-1], cell, v, d.known[pos])
+	}
+}
+
+// compare orders offers: cells to avoid last, then by score and expected
+// finish; their own order is that of cell and variant names.
+func (d *Decider) compare(i, j int32) int {
+	a, b := &d.offers[i], &d.offers[j]
+	if a.avoided != b.avoided {
+		if b.avoided {
+			return -1
+		}
+		return 1
+	}
+	return cmp.Or(
+		cmp.Compare(a.score, b.score),
+		cmp.Compare(a.total(), b.total()),
+		cmp.Compare(i, j),
+	)
+}
+
+// best returns the n best offers, best first. The slice is scratch.
+func (d *Decider) best(n int) []int32 {
+	d.order = d.order[:0]
+	if n >= len(d.offers) {
+		for i := range d.offers {
+			d.order = append(d.order, int32(i))
+		}
+		slices.SortFunc(d.order, d.compare)
+		return d.order
+	}
+	for i := range int32(len(d.offers)) {
+		if len(d.order) == n {
+			if d.compare(i, d.order[n-1]) > 0 {
+				continue
+			}
+			d.order = d.order[:n-1]
+		}
+		at, _ := slices.BinarySearchFunc(d.order, i, d.compare)
+		d.order = slices.Insert(d.order, at, i)
+	}
+	return d.order
+}
+
+// candidate is the offer in the words of a decision.
+func (d *Decider) candidate(q *question, o *offer) Candidate {
+	cell, v := &q.view.Cells[o.cell], &d.variants[o.variant]
+	c := Candidate{
+		Cell: cell.ID, Region: cell.Region, Variant: v.Name,
+		Start:  q.now.Add(o.rtt/2 + o.wait),
+		Finish: q.now.Add(o.total()),
+		Terms:  o.terms, Score: o.score,
+		KWh: o.kwh, GCO2eq: o.grams, Intensity: o.intensity,
+		USD:     o.terms.Compute + o.terms.Egress,
+		Quality: fraction(v.Quality),
+		Wait:    o.wait, Cold: o.cold, Run: o.run, RTT: o.rtt,
+		Warm:          o.warm,
+		DigestVersion: cell.Version, DigestAge: cell.Age,
+	}
+	if o.free {
+		c.Free = cell.Free.Count(v.demand, freeLimit)
+	}
+	return c
+}
+
+func (d *Decider) constraintCounts() []ConstraintCount {
+	n := 0
+	for _, count := range d.counts {
+		if count > 0 {
+			n++
+		}
+	}
+	if n == 0 {
+		return nil
+	}
+	out := make([]ConstraintCount, 0, n)
+	for r, count := range d.counts {
+		if count > 0 {
+			out = append(out, ConstraintCount{Constraint: rule(r).constraint(), Count: count})
+		}
+	}
+	return out
+}
+
+// weight is a price that can be computed with: zero for one that cannot.
+func weight(x float64) float64 {
+	if !usable(x) {
+		return 0
+	}
+	return x
+}

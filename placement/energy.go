@@ -1,0 +1,126 @@
+package placement
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// kindCount counts the cells whose carbon figures are of one kind.
+type kindCount struct {
+	kind  string
+	cells int
+}
+
+// prepareCarbon finds which cells have a carbon figure that can be compared.
+// Average and marginal figures never meet in one decision: the kind of the
+// home cell is taken, else the kind that most cells have. For all other cells
+// the mean of the present hour over the known ones stands in.
+func (d *Decider) prepareCarbon(q *question) {
+	d.kinds, d.known = d.kinds[:0], d.known[:0]
+	home := false
+	for _, i := range d.cells {
+		c := &q.view.Cells[i]
+		known := c.Energy.Known && usableHours(c.Energy.Intensity)
+		d.known = append(d.known, known)
+		if !known {
+			continue
+		}
+		if c.ID == q.task.Home {
+			q.kind, home = c.Energy.Kind, true
+		}
+		d.countKind(c.Energy.Kind)
+	}
+	if len(d.kinds) == 0 {
+		return
+	}
+	q.anyKnown = true
+	if !home {
+		q.kind = slices.MinFunc(d.kinds, func(a, b kindCount) int {
+			return cmp.Or(-cmp.Compare(a.cells, b.cells), cmp.Compare(a.kind, b.kind))
+		}).kind
+	}
+	sum, n := 0.0, 0
+	for pos, i := range d.cells {
+		e := &q.view.Cells[i].Energy
+		if d.known[pos] = d.known[pos] && e.Kind == q.kind; d.known[pos] {
+			sum += e.Intensity[0]
+			n++
+		}
+	}
+	q.unknown = sum / float64(n)
+}
+
+func (d *Decider) countKind(kind string) {
+	for i := range d.kinds {
+		if d.kinds[i].kind == kind {
+			d.kinds[i].cells++
+			return
+		}
+	}
+	d.kinds = append(d.kinds, kindCount{kind: kind, cells: 1})
+}
+
+func usableHours(hours []float64) bool {
+	for _, x := range hours {
+		if !usable(x) {
+			return false
+		}
+	}
+	return len(hours) > 0
+}
+
+// notes tells what a reader of the decision would otherwise miss.
+func (d *Decider) notes(q *question, asked Policy) []string {
+	var notes []string
+	for _, w := range [...]struct {
+		name  string
+		value float64
+	}{
+		{weightCarbon, asked.CarbonUSDPerTonne},
+		{weightLatency, asked.LatencyUSDPerS},
+		{weightQuality, asked.QualityUSD},
+	} {
+		if !usable(w.value) {
+			notes = append(notes, fmt.Sprintf("%s of %g cannot be a price: 0 used", w.name, w.value))
+		}
+	}
+	if len(d.cells) == 0 {
+		return notes
+	}
+	if !q.anyKnown {
+		return append(notes, "the carbon of no cell is known: carbon is not priced")
+	}
+	if cells := d.unknownCells(q, false); cells != "" {
+		notes = append(notes, fmt.Sprintf("carbon of %s unknown: the mean of the known cells used, %.4g gCO2eq/kWh", cells, q.unknown))
+	}
+	if cells := d.unknownCells(q, true); cells != "" {
+		notes = append(notes, fmt.Sprintf("carbon of %s is not of kind %s and not compared: the mean of the known cells used, %.4g gCO2eq/kWh",
+			cells, orNone(q.kind), q.unknown))
+	}
+	return notes
+}
+
+// unknownCells lists the cells without a comparable figure, a few by name:
+// those of another kind, or those without any.
+func (d *Decider) unknownCells(q *question, otherKind bool) string {
+	const named = 3
+	var names []string
+	more := 0
+	for pos, i := range d.cells {
+		c := &q.view.Cells[i]
+		if d.known[pos] || otherKind != (c.Energy.Known && usableHours(c.Energy.Intensity)) {
+			continue
+		}
+		if len(names) < named {
+			names = append(names, string(c.ID))
+		} else {
+			more++
+		}
+	}
+	if more > 0 {
+		names = append(names, fmt.Sprintf("%d more", more))
+	}
+	return strings.Join(names, ", ")
+}

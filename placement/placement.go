@@ -1,0 +1,138 @@
+// Package placement decides where, when and by which variant a task runs, and
+// says why. It is pure: (task, view of the mesh, policy, now) goes in, a
+// Decision comes out; no clock, no I/O, no goroutine, no map order, so equal
+// inputs give equal decisions on any machine.
+//
+// Hard constraints come first, each named in the decision. Every (cell, start,
+// variant) left is priced in US dollars by one objective:
+//
+//	compute + egress + energy × intensity × carbon price
+//	+ latency price × (network + wait + cold start + run) + quality price × quality lost
+//
+// and the cheapest is chosen; equal prices are broken by expected finish, then
+// by cell and variant name.
+package placement
+
+import (
+	"time"
+
+	"github.com/isobar-mesh/isobar/internal/mesh"
+)
+
+// Task is what placement knows of a task and its function.
+type Task struct {
+	ID       mesh.TaskID
+	Function string
+	Lane     mesh.Lane
+	// Variants of the pinned function version, in manifest order.
+	Variants []Variant
+	// InputBytes and OutputBytes cross the network when the task leaves its
+	// home; OutputBytes is an expectation.
+	InputBytes  int64
+	OutputBytes int64
+	Residency   mesh.Residency
+	MinQuality  float64   // 0..1
+	Deadline    time.Time // zero: none
+	// Home is the cell that owns the task; View's distances are from it.
+	Home mesh.CellID
+	// Avoid are cells that refused or lost this task just now: they are taken
+	// only when nothing else is left.
+	Avoid []mesh.CellID
+}
+
+// Variant is one implementation of a function, with its envelope.
+type Variant struct {
+	Name    string
+	Runtime string // "wasm", "exec", "http"
+	Demand  mesh.Demand
+	Quality float64 // 0..1, of the manifest
+	// Duration is the expected run time of one attempt: measured where
+	// measured is true, declared in the manifest otherwise.
+	Duration time.Duration
+	Measured bool
+	// ColdStart is the extra time when no warm instance exists.
+	ColdStart time.Duration
+	// USD is the variant's own price for one run (an API's fee), 0 for none.
+	USD float64
+	// Code is the digest of the variant's module; "" needs none.
+	Code string
+	// EndpointJurisdictions bound an http variant, whose bytes leave the cell.
+	EndpointJurisdictions []string
+}
+
+// View is the mesh as the home sees it at one moment. Cells are sorted by ID.
+type View struct {
+	Cells []Cell
+}
+
+// Cell is one candidate place, with distances seen from the task's home.
+type Cell struct {
+	mesh.Cell
+	// Unhealthy says why the cell takes no work; "" when it does.
+	Unhealthy string
+	// Verified: the jurisdictions were read from the cell's certificate.
+	// A task with a residency goes to verified cells only.
+	Verified bool
+	// Version and Age tell which digest of the cell this is and how old.
+	Version uint64
+	Age     time.Duration
+
+	Total mesh.Capacity
+	Free  mesh.Capacity // less what home placed there and the digest does not show yet
+	// Backlog is the expected wait, by lane, before a new task starts when
+	// nothing is free.
+	Backlog [4]time.Duration
+	// Runtimes the cell's workers offer, sorted.
+	Runtimes []string
+	// Warm lists function variants with a warm instance, "function/variant", sorted.
+	Warm []string
+
+	Prices Prices
+	// EgressUSDPerGiB from the home to this cell, and ReturnUSDPerGiB back.
+	EgressUSDPerGiB float64
+	ReturnUSDPerGiB float64
+	RTT             time.Duration // round trip from the home
+	Energy          Energy
+}
+
+// Prices of a cell's resources, USD an hour of use.
+type Prices struct {
+	CPUHour       float64 // one core
+	MemoryGiBHour float64
+	GPUHour       []ModelPrice // sorted by model
+}
+
+// ModelPrice is the price of one accelerator of a model, USD an hour.
+type ModelPrice struct {
+	Model string
+	USD   float64
+}
+
+// Energy says what a cell's power costs in carbon.
+type Energy struct {
+	Zone string
+	// WattsPerCPU is drawn by one busy core, WattsPerGPU by one accelerator.
+	WattsPerCPU float64
+	WattsPerGPU []ModelWatts // sorted by model
+	PUE         float64      // power usage effectiveness, 1 or more
+	// Known is false when no feed answers for the zone: Intensity is then the
+	// mean of the cells that are known, and the decision says so.
+	Known bool
+	// Intensity is gCO2eq/kWh of the hours from now on: [0] is the present hour.
+	Intensity []float64
+	// Kind is "average" or "marginal"; kinds are never compared.
+	Kind string
+}
+
+// ModelWatts is the power of one busy accelerator of a model.
+type ModelWatts struct {
+	Model string
+	Watts float64
+}
+
+// Policy prices what is not money. The zero value prices nothing.
+type Policy struct {
+	CarbonUSDPerTonne float64 // per tonne of CO2eq
+	LatencyUSDPerS    float64 // per second from now to the expected finish
+	QualityUSD        float64 // per task and 1.0 of quality below the best variant's
+}

@@ -1,0 +1,301 @@
+package registry
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/parser"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
+	"github.com/isobar-mesh/isobar/registry/digest"
+)
+
+// MaxManifest is the largest manifest, in bytes.
+const MaxManifest = 256 << 10
+
+// MaxModule is the largest module, and the most that the modules of one
+// manifest are together, in bytes.
+const MaxModule = 64 << 20
+
+// manifest is the YAML of a function. Pointers tell what was left out from
+// what was given as nothing.
+type manifest struct {
+	Tenant   string            `yaml:"tenant"`
+	Name     string            `yaml:"name"`
+	Timeout  *string           `yaml:"timeout"`
+	Retry    *manifestRetry    `yaml:"retry"`
+	Env      map[string]string `yaml:"env"`
+	Variants []manifestVariant `yaml:"variants"`
+}
+
+type manifestRetry struct {
+	MaxAttempts *uint32 `yaml:"max_attempts"`
+	Backoff     *string `yaml:"backoff"`
+	MaxBackoff  *string `yaml:"max_backoff"`
+}
+
+type manifestVariant struct {
+	Name          string             `yaml:"name"`
+	Runtime       string             `yaml:"runtime"`
+	Module        string             `yaml:"module"`
+	Command       []string           `yaml:"command"`
+	URL           string             `yaml:"url"`
+	Jurisdictions []string           `yaml:"jurisdictions"`
+	Resources     *manifestResources `yaml:"resources"`
+	Quality       *float64           `yaml:"quality"`
+	Cost          struct {
+		USD float64 `yaml:"usd"`
+	} `yaml:"cost"`
+	Latency struct {
+		Run  *string `yaml:"run"`
+		Cold *string `yaml:"cold"`
+	} `yaml:"latency"`
+}
+
+type manifestResources struct {
+	CPU       *float64 `yaml:"cpu"`
+	MemoryMiB *int64   `yaml:"memory_mib"`
+	GPUs      int64    `yaml:"gpus"`
+	GPUModel  string   `yaml:"gpu_model"`
+}
+
+// ParseManifest reads a manifest and the modules it names, relative to dir. It
+// returns the spec with its defaults, valid, each module named by digest, and
+// the modules, each once. Fields that no manifest has are errors; so are
+// fields that are given and would be taken for left out, such as a timeout of
+// nothing. Errors: an InvalidError with lines; or that of YAML, with its line;
+// or that of reading a module.
+func ParseManifest(text []byte, dir string) (spec *isobarv1.FunctionSpec, modules [][]byte, err error) {
+	m, file, err := decodeManifest(text)
+	if err != nil {
+		return nil, nil, fmt.Errorf("registry: parse manifest: %w", err)
+	}
+	c := converter{file: file}
+	spec = c.spec(m)
+	modules, err = loadModules(spec, dir)
+	if err != nil {
+		return nil, nil, fmt.Errorf("registry: parse manifest: %w", err)
+	}
+	spec = WithDefaults(spec)
+	var invalid *InvalidError
+	if errors.As(Validate(spec), &invalid) {
+		for _, f := range invalid.Fields {
+			if !c.has(f.Field) {
+				c.all = append(c.all, f)
+			}
+		}
+	}
+	for i := range c.all {
+		c.all[i].Line = c.line(c.all[i].Field)
+	}
+	if err := c.err(); err != nil {
+		return nil, nil, err
+	}
+	return spec, modules, nil
+}
+
+func decodeManifest(text []byte) (*manifest, *ast.File, error) {
+	if len(text) > MaxManifest {
+		return nil, nil, fmt.Errorf("%d bytes, at most %d", len(text), MaxManifest)
+	}
+	file, err := parser.ParseBytes(text, 0)
+	if err != nil {
+		return nil, nil, yamlError(err)
+	}
+	if err := oneMapping(file); err != nil {
+		return nil, nil, err
+	}
+	var m manifest
+	if err := yaml.NewDecoder(bytes.NewReader(text), yaml.Strict()).Decode(&m); err != nil {
+		return nil, nil, yamlError(err)
+	}
+	return &m, file, nil
+}
+
+func oneMapping(file *ast.File) error {
+	var bodies []ast.Node
+	for _, d := range file.Docs {
+		if d.Body != nil {
+			bodies = append(bodies, d.Body)
+		}
+	}
+	switch {
+	case len(bodies) == 0:
+		return errors.New("it is empty")
+	case len(bodies) > 1:
+		return fmt.Errorf("line %d: a second document begins; a manifest has one", bodies[1].GetToken().Position.Line)
+	}
+	switch bodies[0].(type) {
+	case *ast.MappingNode, *ast.MappingValueNode:
+		return nil
+	}
+	return fmt.Errorf("line %d: must be a mapping of fields", bodies[0].GetToken().Position.Line)
+}
+
+// yamlError puts the line in front of what the parser says.
+func yamlError(err error) error {
+	var y yaml.Error
+	if errors.As(err, &y) && y.GetToken() != nil {
+		return fmt.Errorf("line %d: %s", y.GetToken().Position.Line, y.GetMessage())
+	}
+	return err
+}
+
+// loadModules reads the files that wasm variants name, and names their digests
+// instead.
+func loadModules(spec *isobarv1.FunctionSpec, dir string) ([][]byte, error) {
+	var modules [][]byte
+	seen := map[string]bool{}
+	total := 0
+	for i, v := range spec.GetVariants() {
+		if v.GetRuntime() != RuntimeWasm || v.GetModule() == "" || digest.Valid(v.GetModule()) {
+			continue // wrong, or in the mesh already
+		}
+		path := v.GetModule()
+		if !filepath.IsAbs(path) {
+			path = filepath.Join(dir, path)
+		}
+		b, err := readModule(path)
+		if err != nil {
+			return nil, fmt.Errorf("variants[%d].module: %w", i, err)
+		}
+		v.Module = digest.Of(b)
+		if seen[v.Module] {
+			continue
+		}
+		seen[v.Module] = true
+		if total += len(b); total > MaxModule {
+			return nil, fmt.Errorf("variants[%d].module: modules are above %d MiB together", i, MaxModule>>20)
+		}
+		modules = append(modules, b)
+	}
+	return modules, nil
+}
+
+func readModule(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, MaxModule+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(b) > MaxModule {
+		return nil, fmt.Errorf("read %s: above %d MiB", path, MaxModule>>20)
+	}
+	return b, nil
+}
+
+// converter makes a spec of a manifest and notes what Validate could not see.
+type converter struct {
+	fieldErrors
+	file *ast.File
+}
+
+func (c *converter) spec(m *manifest) *isobarv1.FunctionSpec {
+	s := &isobarv1.FunctionSpec{Tenant: m.Tenant, Name: m.Name, Env: m.Env, Timeout: c.duration("timeout", m.Timeout)}
+	if m.Retry != nil {
+		s.Retry = &isobarv1.RetryPolicy{
+			Backoff:    c.duration("retry.backoff", m.Retry.Backoff),
+			MaxBackoff: c.duration("retry.max_backoff", m.Retry.MaxBackoff),
+		}
+		if n := m.Retry.MaxAttempts; n != nil {
+			s.Retry.MaxAttempts = *n
+			c.notZero("retry.max_attempts", *n == 0)
+		}
+	}
+	for i, v := range m.Variants {
+		s.Variants = append(s.Variants, c.variant(fmt.Sprintf("variants[%d].", i), v))
+	}
+	return s
+}
+
+func (c *converter) variant(path string, m manifestVariant) *isobarv1.Variant {
+	v := &isobarv1.Variant{
+		Name: m.Name, Runtime: m.Runtime, Module: m.Module, Command: m.Command,
+		Url: m.URL, Jurisdictions: m.Jurisdictions, Usd: m.Cost.USD,
+		Run:  c.duration(path+"run", m.Latency.Run),
+		Cold: c.duration(path+"cold", m.Latency.Cold),
+	}
+	if m.Quality != nil {
+		v.Quality = *m.Quality
+		c.notZero(path+"quality", *m.Quality == 0)
+	}
+	if r := m.Resources; r != nil {
+		v.Resources = &isobarv1.Resources{Gpus: r.GPUs, GpuModel: r.GPUModel}
+		if r.CPU != nil {
+			v.Resources.Cpu = *r.CPU
+			c.notZero(path+"resources.cpu", *r.CPU == 0)
+		}
+		if r.MemoryMiB != nil {
+			v.Resources.MemoryMib = *r.MemoryMiB
+			c.notZero(path+"resources.memory_mib", *r.MemoryMiB == 0)
+		}
+	}
+	return v
+}
+
+func (c *converter) notZero(field string, zero bool) {
+	if zero {
+		c.add(field, "must be above 0; leave it out for the default")
+	}
+}
+
+func (c *converter) duration(field string, s *string) *durationpb.Duration {
+	if s == nil {
+		return nil
+	}
+	d, err := time.ParseDuration(*s)
+	if err != nil {
+		c.add(field, "must be a duration such as 500ms, 30s or 1h30m, not %.80q", *s)
+		return nil
+	}
+	return durationpb.New(d)
+}
+
+func (c *converter) has(field string) bool {
+	for _, f := range c.all {
+		if f.Field == field {
+			return true
+		}
+	}
+	return false
+}
+
+// line is where the field stands in the manifest, or the nearest field around
+// it that is there.
+func (c *converter) line(field string) int {
+	// The manifest groups three fields that the spec does not.
+	if at, ok := strings.CutSuffix(field, ".usd"); ok {
+		field = at + ".cost.usd"
+	}
+	for _, f := range []string{"run", "cold"} {
+		if at, ok := strings.CutSuffix(field, "]."+f); ok {
+			field = at + "].latency." + f
+		}
+	}
+	for field != "" {
+		if p, err := yaml.PathString("$." + field); err == nil {
+			if n, err := p.FilterFile(c.file); err == nil && n != nil {
+				return n.GetToken().Position.Line
+			}
+		}
+		cut := strings.LastIndexAny(field, ".[")
+		if cut < 0 {
+			break
+		}
+		field = field[:cut]
+	}
+	return 1
+}

@@ -1,0 +1,337 @@
+package scheduler
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/isobar-mesh/isobar/internal/mesh"
+	"github.com/isobar-mesh/isobar/placement"
+	meshv1 "github.com/isobar-mesh/isobar/proto/isobar/mesh/v1"
+	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
+	"github.com/isobar-mesh/isobar/scheduler/fsm"
+)
+
+// startWithin is how long another cell may take to start what it accepted: it
+// accepts only what fits now, so more than a few round trips means trouble.
+const startWithin = 30 * time.Second
+
+// parkFirst and parkMost bound the pause before a task that nothing can run is
+// decided again; a change of the mesh's view decides it sooner.
+const (
+	parkFirst = time.Second
+	parkMost  = 30 * time.Second
+)
+
+// outcome of placing the head of a queue.
+type outcome uint8
+
+const (
+	taken   outcome = iota // leave it out of the window: granted, or gone
+	noRoom                 // the chosen place is full: the queue waits
+	nowhere                // no place is allowed: parked, the queue goes on
+)
+
+// parked is a task that nothing can run now.
+type parked struct {
+	key   queueKey
+	until time.Time
+	pause time.Duration
+	why   string
+}
+
+// dispatch places what waits until nothing more fits.
+func (l *leader) dispatch(now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.view.refresh(now, l)
+	l.waiting.unstick()
+	for range 4096 {
+		q := l.waiting.next()
+		if q == nil {
+			return
+		}
+		l.refill(q)
+		if len(q.items) == 0 {
+			continue
+		}
+		r := q.items[0]
+		var did outcome
+		if q.key.guest {
+			did = l.placeGuest(r, now)
+		} else {
+			did = l.place(q.key, r, now)
+		}
+		switch did {
+		case taken, nowhere:
+			q.items = q.items[1:]
+		case noRoom:
+			q.stuck = true
+		}
+	}
+	l.kick()
+}
+
+// refill moves the window on when it is used up.
+func (l *leader) refill(q *queue) {
+	if len(q.items) > 0 || !q.more {
+		return
+	}
+	q.more = false
+	for id := range fsm.Ready(l.State, q.key.Queue, "") {
+		if l.granting[id] || l.parked[id] != nil {
+			continue
+		}
+		if len(q.items) == window {
+			q.more = true
+			return
+		}
+		q.items = append(q.items, ref{task: id})
+	}
+}
+
+// place decides about one ready task and leases it where it should run.
+func (l *leader) place(key queueKey, r ref, now time.Time) outcome {
+	rec, ok := fsm.Task(l.State, r.task)
+	if !ok || rec.State != uint32(isobarv1.TaskState_TASK_STATE_READY) || l.granting[r.task] {
+		return taken // an effect brings it back if it is ready again
+	}
+	fn, err := l.Registry.Version(rec.Version)
+	if err != nil {
+		return l.park(key, r, now, "version: "+err.Error())
+	}
+	l.view.own(l)
+	task := l.placementTask(rec, fn)
+	d := l.view.decider.Decide(task, l.view.placement(), l.Policy, l.clock.wall(now), placement.Options{})
+	if d.Chosen == nil {
+		why := blockedBy(&d)
+		l.noteBlocked(rec, why)
+		return l.park(key, r, now, why)
+	}
+	delete(l.parked, r.task)
+	attempt := ref{r.task, rec.Attempt + 1}
+	if d.Chosen.Cell == l.Cell.ID {
+		return l.grantLocal(attempt, rec, fn, &d)
+	}
+	if d.Chosen.Free <= 0 {
+		return noRoom
+	}
+	l.grantCell(attempt, rec, &d)
+	return taken
+}
+
+// placementTask is the task as placement wants it.
+func (l *leader) placementTask(rec *meshv1.TaskRecord, fn *isobarv1.Function) placement.Task {
+	t := placement.Task{
+		ID: mesh.TaskID(rec.Id), Function: rec.Function, Lane: mesh.Lane(rec.Lane), Home: l.Cell.ID,
+		Variants: l.learned.variants(fn), InputBytes: int64(rec.PayloadBytes), OutputBytes: l.learned.output(fn.Version),
+		Residency: mesh.Residency{Allowed: rec.Allowed, Denied: rec.Denied}, MinQuality: rec.MinQuality,
+		Avoid: l.avoid[rec.Id],
+	}
+	if rec.DeadlineMs != 0 {
+		t.Deadline = time.UnixMilli(rec.DeadlineMs)
+	}
+	return t
+}
+
+// demandOf is what one attempt of a variant takes.
+func (l *leader) demandOf(version, variant string) mesh.Demand {
+	fn, err := l.Registry.Version(version)
+	if err != nil {
+		return mesh.Demand{}
+	}
+	if v := variantOf(fn, variant); v != nil {
+		return demand(v)
+	}
+	return mesh.Demand{}
+}
+
+func variantOf(fn *isobarv1.Function, name string) *isobarv1.Variant {
+	for _, v := range fn.GetSpec().GetVariants() {
+		if v.Name == name {
+			return v
+		}
+	}
+	return nil
+}
+
+func demand(v *isobarv1.Variant) mesh.Demand {
+	r := v.GetResources()
+	return mesh.Demand{
+		CPUMilli: int64(r.GetCpu()*1000 + 0.5), MemoryMiB: r.GetMemoryMib(),
+		GPUs: r.GetGpus(), GPUModel: r.GetGpuModel(),
+	}
+}
+
+// grantLocal leases the attempt to a worker of this cell.
+func (l *leader) grantLocal(r ref, rec *meshv1.TaskRecord, fn *isobarv1.Function, d *placement.Decision) outcome {
+	v := variantOf(fn, d.Chosen.Variant)
+	s := l.pickSession(rec.Function, v)
+	if s == nil {
+		return noRoom
+	}
+	run := l.occupy(s, r, rec.Function, v)
+	holder := &meshv1.Holder{Worker: s.worker, Session: s.id}
+	if s.poll != nil {
+		holder.RequestId = s.poll.request
+	}
+	ttl := l.WorkerLease
+	grant := l.grantCommand(r, holder, ttl, d)
+	grant.Started = s.poll == nil
+	l.granting[r.task] = true
+	go l.commitLocal(run, grant, fn, v, d)
+	return taken
+}
+
+func (l *leader) grantCommand(r ref, h *meshv1.Holder, ttl time.Duration, d *placement.Decision) *meshv1.Grant {
+	msg := DecisionMessage(d)
+	msg.Attempt = r.attempt
+	b, err := proto.Marshal(msg)
+	if err != nil {
+		l.Logger.Error("decision does not encode", "task", r.task, "error", err)
+	}
+	return &meshv1.Grant{
+		TaskId: r.task, Attempt: r.attempt, Holder: h, TtlMs: ttl.Milliseconds(), Variant: d.Chosen.Variant,
+		StartWithinMs: startWithin.Milliseconds(), Decision: b,
+	}
+}
+
+// commitLocal commits the grant, then hands the attempt to the worker.
+func (l *leader) commitLocal(run *running, grant *meshv1.Grant, fn *isobarv1.Function, v *isobarv1.Variant, d *placement.Decision) {
+	res, err := l.command(l.ctx, &meshv1.SchedulerCommand{Command: &meshv1.SchedulerCommand_Grant{Grant: grant}})
+	l.mu.Lock()
+	delete(l.granting, run.task)
+	if err != nil {
+		l.release(run)
+		l.mu.Unlock()
+		l.grantFailed(run.ref, err)
+		return
+	}
+	run.granted = time.Now()
+	l.mu.Unlock()
+	trace := l.openSpan(run.ref, LeaseInfo{
+		Name: "isobar.lease", Record: res.Task, Attempt: run.attempt, Cell: l.Cell.ID, Worker: run.session.worker, Variant: v.Name, Decision: d,
+	})
+	payload, err := l.payload(l.ctx, res.Task)
+	if err != nil {
+		l.payloadFailed(run.ref, res.Task, err)
+		return
+	}
+	l.deliver(run, &isobarv1.Assignment{
+		TaskId: run.task, Attempt: run.attempt, Tenant: res.Task.Tenant, Function: res.Task.Function, Version: res.Task.Version,
+		Variant: v, Env: fn.Spec.Env, Timeout: fn.Spec.Timeout, Deadline: timestampMs(res.Task.DeadlineMs),
+		Payload: payload, ContentType: res.Task.ContentType, Traceparent: trace,
+	})
+}
+
+// grantFailed brings a task back whose grant was not committed. A stale grant
+// needs nothing: the effect of what overtook it says what the task is now.
+func (l *leader) grantFailed(r ref, err error) {
+	if l.ctx.Err() == nil {
+		l.Logger.Debug("grant not committed", "task", r.task, "attempt", r.attempt, "error", err)
+	}
+	if rec, ok := fsm.Task(l.State, r.task); ok && rec.State == uint32(isobarv1.TaskState_TASK_STATE_READY) {
+		l.mu.Lock()
+		l.waiting.queue(queueKey{Queue: fsm.QueueOf(rec)}).add(ref{task: r.task})
+		l.mu.Unlock()
+		l.kick()
+	}
+}
+
+// payloadFailed ends a task whose bytes are gone; a broker that does not
+// answer only costs this attempt.
+func (l *leader) payloadFailed(r ref, rec *meshv1.TaskRecord, err error) {
+	status := "undelivered"
+	if isLost(err) {
+		status = "payload_lost"
+		l.Logger.Error("payload lost", "alarm", true, "task", r.task, "error", err)
+	}
+	l.endAttempt(r, &meshv1.Ended{Status: status, Message: fmt.Sprintf("payload of %s: %v", rec.Id, err)})
+}
+
+// endAttempt commits the failure of an attempt whose home is here.
+func (l *leader) endAttempt(r ref, ended *meshv1.Ended) fsm.Verdict {
+	cmd := &meshv1.SchedulerCommand{Command: &meshv1.SchedulerCommand_Fail{Fail: &meshv1.Fail{TaskId: r.task, Attempt: r.attempt, Ended: ended}}}
+	res, err := l.command(l.ctx, cmd)
+	if err != nil {
+		return ""
+	}
+	return res.Verdict
+}
+
+func (l *leader) openSpan(r ref, info LeaseInfo) string {
+	parent := info.Record.GetTraceparent()
+	if info.Guest != nil {
+		parent = info.Guest.Traceparent
+	}
+	trace, end := l.Tracer.Lease(parent, info)
+	l.mu.Lock()
+	l.spans[r] = end
+	l.mu.Unlock()
+	return trace
+}
+
+// maxParked bounds what is set aside; past it a queue waits at its head.
+const maxParked = 4096
+
+// park sets a task aside that nothing can run, with growing pauses.
+func (l *leader) park(key queueKey, r ref, now time.Time, why string) outcome {
+	p := l.parked[r.task]
+	if p == nil {
+		if len(l.parked) >= maxParked {
+			return noRoom
+		}
+		p = &parked{key: key, pause: parkFirst / 2}
+		l.parked[r.task] = p
+	}
+	p.pause = min(2*p.pause, parkMost)
+	p.until, p.why = now.Add(p.pause), why
+	return nowhere
+}
+
+// unparkAll decides everything again: the mesh or the registry changed.
+func (l *leader) unparkAll() {
+	for _, p := range l.parked {
+		p.until = time.Time{}
+	}
+}
+
+// unpark brings back what is due.
+func (l *leader) unpark(now time.Time) {
+	for id, p := range l.parked {
+		if now.After(p.until) {
+			l.waiting.queue(p.key).add(ref{task: id})
+			p.until = now.Add(p.pause)
+		}
+	}
+}
+
+// noteBlocked commits the constraint that blocks a task, once for each change.
+func (l *leader) noteBlocked(rec *meshv1.TaskRecord, why string) {
+	if rec.Blocked == why {
+		return
+	}
+	cmd := &meshv1.SchedulerCommand{Command: &meshv1.SchedulerCommand_Block{Block: &meshv1.Block{TaskId: rec.Id, Attempt: rec.Attempt, Constraint: why}}}
+	go func() { _, _ = l.command(l.ctx, cmd) }() // a hint: the next decision repeats it
+}
+
+func (l *leader) addAvoid(task string, cell mesh.CellID) {
+	if !slices.Contains(l.avoid[task], cell) {
+		l.avoid[task] = append(l.avoid[task], cell)
+	}
+}
+
+// blockedBy names the constraints that ruled every candidate out.
+func blockedBy(d *placement.Decision) string {
+	var names []string
+	for _, c := range d.Counts {
+		names = append(names, string(c.Constraint))
+	}
+	if d.Hint != "" {
+		return strings.Join(names, ", ") + ": " + d.Hint
+	}
+	return strings.Join(names, ", ")
+}

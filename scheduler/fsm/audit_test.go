@@ -1,0 +1,198 @@
+package fsm
+
+import (
+	"bytes"
+	"fmt"
+
+	"google.golang.org/protobuf/proto"
+
+	meshv1 "github.com/isobar-mesh/isobar/proto/isobar/mesh/v1"
+	"github.com/isobar-mesh/isobar/state"
+)
+
+// audit reads the whole state and compares every key with what the records
+// say must be there: an index entry missing, left over, or a counter that is
+// off is an error. It builds the expected keys from the records alone.
+func audit(r state.Reader) error {
+	want := map[string][]byte{}
+	queues := map[Queue]*meshv1.QueueRecord{}
+	for rec := range Tasks(r, "") {
+		if err := auditTask(rec, want, queues); err != nil {
+			return fmt.Errorf("task %s: %w", rec.Id, err)
+		}
+	}
+	for g := range Guests(r) {
+		if err := auditGuest(g, want); err != nil {
+			return fmt.Errorf("guest %s attempt %d: %w", g.TaskId, g.Attempt, err)
+		}
+	}
+	for q, n := range queues {
+		if n.Ready+n.Deferred+n.Leased+n.Bytes > 0 {
+			if got := QueueCounts(r, q); !proto.Equal(got, n) {
+				return fmt.Errorf("queue %s counts %v, its tasks say %v", q, got, n)
+			}
+			want[string(queueKey(q))] = nil
+		}
+	}
+	for k, v := range r.Scan(nil, nil) {
+		switch k[0] {
+		case 'b', 'c', 'T', 'n':
+			continue
+		}
+		w, ok := want[string(k)]
+		if !ok {
+			return fmt.Errorf("key %q belongs to no record", k)
+		}
+		if w != nil && !bytes.Equal(v, w) {
+			return fmt.Errorf("key %q holds %q, want %q", k, v, w)
+		}
+		delete(want, string(k))
+	}
+	for k := range want {
+		return fmt.Errorf("key %q is missing", k)
+	}
+	return auditTopics(r)
+}
+
+// auditTopics compares what is told of each topic with the payloads that live.
+func auditTopics(r state.Reader) error {
+	lowest, highest := map[string][]byte{}, map[string][]byte{}
+	for rec := range Tasks(r, "") {
+		topic, ref := QueueOf(rec).String(), rec.PayloadRef
+		if Ended(State(rec)) || len(ref) == 0 {
+			continue
+		}
+		if low, ok := lowest[topic]; !ok || bytes.Compare(ref, low) < 0 {
+			lowest[topic] = ref
+		}
+		if bytes.Compare(ref, highest[topic]) > 0 {
+			highest[topic] = ref
+		}
+		if bytes.Compare(ref, TrimPosition(r, topic)) < 0 {
+			return fmt.Errorf("topic %s is trimmed above the live payload %x", topic, ref)
+		}
+	}
+	for topic, told := range Topics(r) {
+		if !bytes.Equal(told.Lowest, lowest[topic]) || bytes.Compare(told.Highest, highest[topic]) < 0 {
+			return fmt.Errorf("topic %s is told to live from %x to %x, not %x to %x", topic, told.Lowest, told.Highest, lowest[topic], highest[topic])
+		}
+		delete(lowest, topic)
+	}
+	if len(lowest) > 0 {
+		return fmt.Errorf("topics with live payloads are not told: %v", lowest)
+	}
+	return nil
+}
+
+// auditTask adds the keys a task must have; a nil value is not compared.
+func auditTask(rec *meshv1.TaskRecord, want map[string][]byte, queues map[Queue]*meshv1.QueueRecord) error {
+	id, q := rec.Id, QueueOf(rec)
+	n := queues[q]
+	if n == nil {
+		n = &meshv1.QueueRecord{}
+		queues[q] = n
+	}
+	want[string(taskKey(id))] = nil
+	if rec.RequestId != "" {
+		want[string(requestKey(rec.Tenant, rec.RequestId))] = []byte(id)
+	}
+	if rec.IdempotencyKey != "" {
+		want[string(keyKey(rec.Tenant, rec.IdempotencyKey))] = append(bytes.Clone(rec.IdempotencyHash), id...)
+	}
+	if (rec.Lease != nil) != (State(rec) == leased) {
+		return fmt.Errorf("state %s with lease %v", State(rec), rec.Lease)
+	}
+	if (rec.FinalAttempt != 0) != (State(rec) == completed) {
+		return fmt.Errorf("state %s with final attempt %d", State(rec), rec.FinalAttempt)
+	}
+	if uint64(rec.Counted) > rec.Attempt {
+		return fmt.Errorf("%d attempts counted of %d granted", rec.Counted, rec.Attempt)
+	}
+	last := uint64(0)
+	for _, a := range rec.Attempts {
+		if a.Number <= last || a.Number > rec.Attempt {
+			return fmt.Errorf("attempt %d is recorded behind %d, %d granted", a.Number, last, rec.Attempt)
+		}
+		last = a.Number
+	}
+	if Ended(State(rec)) {
+		want[string(calendarKey(rec.EndedMs+rec.RetentionMs, kindRetention, id))] = nil
+		if State(rec) == completed {
+			want[string(resultKey(id))] = nil
+		}
+		return nil
+	}
+	if len(rec.PayloadRef) > 0 {
+		want[string(payloadKey(q.String(), rec.PayloadRef))] = []byte(id)
+	}
+	want[string(calendarKey(expiry(rec), kindExpire, id))] = nil
+	n.Bytes += rec.PayloadBytes
+	switch State(rec) {
+	case deferred:
+		n.Deferred++
+		want[string(calendarKey(rec.NextMs, kindNext, id))] = nil
+	case ready:
+		n.Ready++
+		want[string(readyKey(q, id))] = nil
+	case leased:
+		n.Leased++
+		want[string(leaseKey(rec.Lease.UntilLeaseMs, id))] = nil
+		if rec.Lease.UntilLeaseMs > rec.Lease.LimitLeaseMs {
+			return fmt.Errorf("lease until %d passes its limit %d", rec.Lease.UntilLeaseMs, rec.Lease.LimitLeaseMs)
+		}
+	default:
+		return fmt.Errorf("state %d", rec.State)
+	}
+	return nil
+}
+
+func auditGuest(g *meshv1.GuestRecord, want map[string][]byte) error {
+	want[string(guestKey(g.TaskId, g.Attempt))] = nil
+	want[string(guestDueKey(g))] = nil
+	switch {
+	case g.Ended != nil:
+		want[string(endedKey(g.TaskId, g.Attempt))] = nil
+	case !g.Started:
+		want[string(guestReadyKey(GuestQueue(g), g.TaskId, g.Attempt))] = nil
+		want[string(startByKey(g.StartByLeaseMs, g.TaskId, g.Attempt))] = nil
+	case g.Session == "" && g.Worker == "":
+		return fmt.Errorf("started on nothing")
+	}
+	return nil
+}
+
+// watch is what was seen of each task before; it says what may not change from
+// one command to the next.
+type watch map[string]*meshv1.TaskRecord
+
+func (w watch) see(r state.Reader) error {
+	seen := map[string]bool{}
+	for rec := range Tasks(r, "") {
+		seen[rec.Id] = true
+		old := w[rec.Id]
+		w[rec.Id] = rec
+		if old == nil {
+			continue
+		}
+		switch {
+		case rec.Attempt < old.Attempt || rec.Attempt > old.Attempt+1:
+			return fmt.Errorf("task %s: attempt %d after %d", rec.Id, rec.Attempt, old.Attempt)
+		case rec.Attempt == old.Attempt+1 && State(old) != ready:
+			return fmt.Errorf("task %s: attempt %d granted while %s", rec.Id, rec.Attempt, State(old))
+		case Ended(State(old)) && !proto.Equal(old, rec):
+			return fmt.Errorf("task %s: changed after it was %s", rec.Id, State(old))
+		case State(old) == leased && State(rec) == leased && (rec.Attempt != old.Attempt || !sameHolder(old.Lease.Holder, rec.Lease.Holder)):
+			return fmt.Errorf("task %s: lease went from one holder to another", rec.Id)
+		}
+	}
+	for id, old := range w {
+		if seen[id] {
+			continue
+		}
+		if !Ended(State(old)) {
+			return fmt.Errorf("task %s: forgotten while %s", id, State(old))
+		}
+		delete(w, id)
+	}
+	return nil
+}

@@ -1,0 +1,48 @@
+package fsm
+
+import (
+	"crypto/sha256"
+
+	meshv1 "github.com/isobar-mesh/isobar/proto/isobar/mesh/v1"
+)
+
+// submit t1 [tenant=] [function=] [lane=] [request=] [key= content=] [deadline=]
+// [not-before=] [lifetime=] [retention=] [timeout=] [attempts=] [backoff=]
+// [max-backoff=] [bytes=] [ref=] [cap=] [cap-bytes=]
+func (s *story) submit(a args) string {
+	rec := &meshv1.TaskRecord{
+		Id: a.first(), Tenant: a.str("tenant", "acme"), Function: a.str("function", "resize"), Lane: a.lane(),
+		RequestId: a.str("request", ""), IdempotencyKey: a.str("key", ""),
+		DeadlineMs: a.moment("deadline"), NotBeforeMs: a.moment("not-before"),
+		LifetimeMs: wallBase + a.span("lifetime", "168h"), RetentionMs: a.span("retention", "1h"),
+		TimeoutMs: a.span("timeout", "30s"), MaxAttempts: uint32(a.number("attempts", "3")),
+		BackoffMs: a.span("backoff", "1s"), MaxBackoffMs: a.span("max-backoff", "10s"),
+		PayloadBytes: a.number("bytes", "0"), PayloadRef: a.ref("ref"),
+	}
+	if rec.IdempotencyKey != "" {
+		sum := sha256.Sum256([]byte(a.str("content", "")))
+		rec.IdempotencyHash = sum[:]
+	}
+	return s.run(&meshv1.Accept{Task: rec, Cap: &meshv1.QueueCap{Count: a.number("cap", "0"), Bytes: a.number("cap-bytes", "0")}})
+}
+
+// cancel t1 [reason=]
+func (s *story) cancel(a args) string {
+	return s.run(&meshv1.Cancel{TaskId: a.first(), Reason: a.str("reason", "")})
+}
+
+// block t1/0 constraint=
+func (s *story) block(a args) string {
+	id, attempt := a.attempt()
+	return s.run(&meshv1.Block{TaskId: id, Attempt: attempt, Constraint: a.str("constraint", "")})
+}
+
+// trim acme/resize/standard ref=
+func (s *story) trim(a args) string {
+	return s.run(&meshv1.Trim{Topic: a.first(), Ref: a.ref("ref")})
+}
+
+// moved t1 from= to=
+func (s *story) moved(a args) string {
+	return s.run(&meshv1.Moved{TaskId: a.first(), OldRef: a.ref("from"), NewRef: a.ref("to")})
+}

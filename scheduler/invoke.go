@@ -1,0 +1,184 @@
+package scheduler
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/isobar-mesh/isobar/internal/mesh"
+	"github.com/isobar-mesh/isobar/placement"
+	meshv1 "github.com/isobar-mesh/isobar/proto/isobar/mesh/v1"
+	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
+)
+
+// Invoke is the other path: synchronous, not durable, for latency. It goes
+// through the same placement straight to a worker and touches neither the log
+// nor the disk.
+
+// invocation is one Invoke on a worker of this cell.
+type invocation struct {
+	done chan *isobarv1.Outcome
+}
+
+func (i *invocation) end(o *isobarv1.Outcome) {
+	select {
+	case i.done <- o:
+	default:
+	}
+}
+
+// Invocation is what Invoke is asked.
+type Invocation struct {
+	Function    *isobarv1.Function
+	Payload     []byte
+	ContentType string
+	Residency   mesh.Residency
+	MinQuality  float64
+	Timeout     time.Duration
+	Traceparent string
+}
+
+// Invoked is its answer.
+type Invoked struct {
+	Outcome *isobarv1.Outcome
+	Cell    mesh.CellID
+	Worker  string
+	Variant string
+	Why     string
+}
+
+// Invoke places and runs one call. A refused place is tried again once, at the
+// next candidate.
+func (s *Scheduler) Invoke(ctx context.Context, in Invocation) (*Invoked, error) {
+	l, err := s.leading()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, in.Timeout)
+	defer cancel()
+	var avoid []mesh.CellID
+	for try := 0; ; try++ {
+		l.mu.Lock()
+		d := l.decideInvoke(in, avoid)
+		l.mu.Unlock()
+		if d.Chosen == nil {
+			return nil, infeasible(&d)
+		}
+		out, err := l.invokeAt(ctx, in, &d)
+		if err == nil {
+			out.Why = d.Summary()
+			return out, nil
+		}
+		if try == 1 || ctx.Err() != nil {
+			return nil, err
+		}
+		avoid = append(avoid, d.Chosen.Cell)
+	}
+}
+
+func (l *leader) decideInvoke(in Invocation, avoid []mesh.CellID) placement.Decision {
+	now := time.Now()
+	l.view.refresh(now, l)
+	l.view.own(l)
+	t := placement.Task{
+		Function: in.Function.Spec.Name, Lane: mesh.Interactive, Home: l.Cell.ID, Variants: l.learned.variants(in.Function),
+		InputBytes: int64(len(in.Payload)), OutputBytes: l.learned.output(in.Function.Version), Residency: in.Residency,
+		MinQuality: in.MinQuality, Avoid: avoid,
+	}
+	return l.view.decider.Decide(t, l.view.placement(), l.Policy, l.clock.wall(now), placement.Options{})
+}
+
+func (l *leader) invokeAt(ctx context.Context, in Invocation, d *placement.Decision) (*Invoked, error) {
+	a := &isobarv1.Assignment{
+		TaskId: "invoke-" + newULID(), Attempt: 1, Tenant: in.Function.Spec.Tenant, Function: in.Function.Spec.Name,
+		Version: in.Function.Version, Variant: variantOf(in.Function, d.Chosen.Variant), Env: in.Function.Spec.Env,
+		Timeout: durationpb.New(in.Timeout), Payload: in.Payload, ContentType: in.ContentType, Traceparent: in.Traceparent, Invoke: true,
+	}
+	if dl, ok := ctx.Deadline(); ok {
+		a.Deadline = timestamppb.New(dl)
+	}
+	out := &Invoked{Cell: d.Chosen.Cell, Variant: d.Chosen.Variant}
+	if d.Chosen.Cell == l.Cell.ID {
+		var err error
+		out.Outcome, out.Worker, err = l.invokeLocal(ctx, a)
+		return out, err
+	}
+	res, err := l.Peers.Invoke(ctx, d.Chosen.Cell, &meshv1.CellInvokeRequest{
+		Home: string(l.Cell.ID), Assignment: a, Allowed: in.Residency.Allowed, Denied: in.Residency.Denied,
+	})
+	if err != nil {
+		return nil, err
+	}
+	out.Outcome, out.Worker = res.Outcome, res.Worker
+	return out, nil
+}
+
+// invokeLocal runs one call on a worker of this cell.
+func (l *leader) invokeLocal(ctx context.Context, a *isobarv1.Assignment) (*isobarv1.Outcome, string, error) {
+	l.mu.Lock()
+	s := l.pickSession(a.Function, a.Variant)
+	if s == nil || s.out == nil {
+		l.mu.Unlock()
+		return nil, "", &Refusal{
+			Reason: NoRoom, Message: "no worker of " + string(l.Cell.ID) + " is free for " + a.Function,
+			Hint: "submit it as a task, which waits, or add workers", RetryAfter: 200 * time.Millisecond,
+		}
+	}
+	inv := &invocation{done: make(chan *isobarv1.Outcome, 1)}
+	l.invokes[a.TaskId] = inv
+	run := l.occupy(s, ref{a.TaskId, a.Attempt}, a.Function, a.Variant)
+	run.invoke = true
+	worker := s.worker
+	l.mu.Unlock()
+	defer func() {
+		l.mu.Lock()
+		delete(l.invokes, a.TaskId)
+		l.release(run)
+		l.mu.Unlock()
+	}()
+	l.deliver(run, a)
+	select {
+	case o := <-inv.done:
+		if o == nil {
+			return nil, worker, fmt.Errorf("scheduler: invoke %s: %w", a.Function, ErrNotLeader)
+		}
+		l.learned.add(a.Version, a.Variant.Name, o.GetRunTime().AsDuration(), o.GetColdStart().AsDuration(), len(o.GetResult()), o.GetStatus() == "done")
+		return o, worker, nil
+	case <-ctx.Done():
+		l.mu.Lock()
+		run.session.send(stopMessage(run.ref))
+		l.mu.Unlock()
+		return nil, worker, fmt.Errorf("scheduler: invoke %s: %w", a.Function, ctx.Err())
+	}
+}
+
+func (l *leader) endInvoke(id string, o *isobarv1.Outcome) {
+	if inv := l.invokes[id]; inv != nil {
+		inv.end(o)
+	}
+}
+
+// GuestInvoke runs another cell's synchronous call here.
+func (s *Scheduler) GuestInvoke(ctx context.Context, r *meshv1.CellInvokeRequest) (*meshv1.CellInvokeResponse, error) {
+	l, err := s.leading()
+	if err != nil {
+		return nil, err
+	}
+	if !l.Cell.Within(mesh.Residency{Allowed: r.Allowed, Denied: r.Denied}) {
+		return nil, &Refusal{Reason: ResidencyForbids, Message: string(l.Cell.ID) + " lies outside the call's residency"}
+	}
+	a := r.GetAssignment()
+	if a.GetVariant() == nil || !a.Invoke {
+		return nil, &Refusal{Reason: BadRequest, Message: "not an invocation"}
+	}
+	o, worker, err := l.invokeLocal(ctx, a)
+	if err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return &meshv1.CellInvokeResponse{Outcome: o, Worker: worker, Digest: l.digestLocked(time.Now())}, nil
+}

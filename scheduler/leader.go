@@ -1,0 +1,295 @@
+package scheduler
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/isobar-mesh/isobar/consensus"
+	"github.com/isobar-mesh/isobar/internal/mesh"
+	meshv1 "github.com/isobar-mesh/isobar/proto/isobar/mesh/v1"
+	"github.com/isobar-mesh/isobar/scheduler/fsm"
+)
+
+// ref names one attempt.
+type ref struct {
+	task    string
+	attempt uint64
+}
+
+// leader is the memory of one term of leadership. Nothing in it is truth: all
+// can be rebuilt from the state, by rebuild and by holders announcing what
+// they hold.
+type leader struct {
+	*Scheduler
+	ctx         context.Context
+	term        uint64
+	incarnation string
+	clock       clock
+
+	// One loop dispatches; effects wait for it in order.
+	kicked  chan struct{}
+	effects struct {
+		sync.Mutex
+		list []fsm.Effect
+	}
+
+	mu       sync.Mutex
+	waiting  dispatchSet               // ready tasks and confirmed guests
+	granting map[string]bool           // tasks whose grant is being committed
+	guests   map[ref]*guest            // guests this cell holds
+	links    map[mesh.CellID]*homeLink // to the homes of guests
+	outboxes map[mesh.CellID]*outbox   // offers to other cells
+	placed   map[ref]*placed           // attempts leased to other cells
+	sessions map[string]*session       // workers, by session id
+	running  map[ref]*running          // attempts on workers of this cell
+	invokes  map[string]*invocation
+	parked   map[string]*parked // tasks nothing can run now
+	waiters  map[string][]chan struct{}
+	spans    map[ref]func(string)
+	avoid    map[string][]mesh.CellID // cells that refused or lost a task
+	view     *view
+	inflight inflightRefs
+}
+
+func newLeader(ctx context.Context, s *Scheduler, term uint64, incarnation string) *leader {
+	leaseMs, wallMs := fsm.ReadClocks(s.State)
+	return &leader{
+		Scheduler: s, ctx: ctx, term: term, incarnation: incarnation,
+		clock:    newClock(leaseMs, wallMs, time.Now()),
+		kicked:   make(chan struct{}, 1),
+		waiting:  newDispatchSet(),
+		granting: map[string]bool{},
+		avoid:    map[string][]mesh.CellID{},
+		guests:   map[ref]*guest{},
+		links:    map[mesh.CellID]*homeLink{},
+		outboxes: map[mesh.CellID]*outbox{},
+		placed:   map[ref]*placed{},
+		sessions: map[string]*session{},
+		running:  map[ref]*running{},
+		invokes:  map[string]*invocation{},
+		parked:   map[string]*parked{},
+		waiters:  map[string][]chan struct{}{},
+		spans:    map[ref]func(string){},
+		view:     newView(s),
+		inflight: newInflightRefs(),
+	}
+}
+
+// command stamps the clocks and proposes.
+func (l *leader) command(ctx context.Context, cmd *meshv1.SchedulerCommand) (*fsm.Result, error) {
+	cmd.Clocks = l.clock.read(time.Now())
+	return l.propose(ctx, cmd)
+}
+
+// rebuild finds in the state what has to happen: ready tasks, offers that may
+// not have arrived, guests to start and outcomes to report.
+func (l *leader) rebuild() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for q, counts := range fsm.Queues(l.State) {
+		if counts.Ready > 0 {
+			l.waiting.queue(queueKey{Queue: q}).more = true
+		}
+	}
+	for rec := range fsm.Leases(l.State) {
+		cell := mesh.CellID(rec.Lease.Holder.GetCell())
+		r := ref{rec.Id, rec.Attempt}
+		if cell == "" {
+			// A worker of this cell announces what it holds, or the lease runs out.
+			continue
+		}
+		l.placed[r] = &placed{cell: cell, demand: l.demandOf(rec.Version, rec.Lease.Variant)}
+		if !rec.Lease.Started {
+			l.outboxTo(cell).add(r)
+		}
+	}
+	for g := range fsm.Guests(l.State) {
+		l.adoptGuest(g)
+	}
+}
+
+func (l *leader) observe(effects []fsm.Effect) {
+	l.effects.Lock()
+	l.effects.list = append(l.effects.list, effects...)
+	l.effects.Unlock()
+	l.kick()
+}
+
+// kick wakes the loop.
+func (l *leader) kick() {
+	select {
+	case l.kicked <- struct{}{}:
+	default:
+	}
+}
+
+// run is the leader's loop; it ends with the term.
+func (l *leader) run() error {
+	g, ctx := errgroup.WithContext(l.ctx)
+	l.mu.Lock()
+	l.ctx = ctx
+	l.mu.Unlock()
+	g.Go(func() error { return l.watch(ctx) })
+	g.Go(func() error { return l.dispatchLoop(ctx) })
+	g.Go(func() error { return l.tickLoop(ctx) })
+	g.Go(func() error { return l.trimLoop(ctx) })
+	err := g.Wait()
+	l.close()
+	return err
+}
+
+// watch ends the term when the log says so.
+func (l *leader) watch(ctx context.Context) error {
+	for {
+		if st := l.Log.Status(); st.Role != consensus.Leader || st.Term != l.term {
+			return consensus.ErrNotLeader
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-l.Log.Changes():
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// close lets go of everyone who waits for this leader.
+func (l *leader) close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, s := range l.sessions {
+		s.close()
+	}
+	for _, list := range l.waiters {
+		for _, ch := range list {
+			close(ch)
+		}
+	}
+	l.waiters = map[string][]chan struct{}{}
+	for _, inv := range l.invokes {
+		inv.end(nil)
+	}
+	for _, end := range l.spans {
+		end("leader changed")
+	}
+}
+
+func (l *leader) dispatchLoop(ctx context.Context) error {
+	ticker := time.NewTicker(l.Renew / 8)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-l.kicked:
+		case <-l.Neighbours.Changed():
+		case <-ticker.C:
+			l.housekeep(time.Now())
+		}
+		l.runEffects()
+		l.dispatch(time.Now())
+	}
+}
+
+// housekeep drops lost workers and tries again what was parked.
+func (l *leader) housekeep(now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.loseSessions(now)
+	l.unpark(now)
+}
+
+// runEffects takes the effects seen since the last time, in log order.
+func (l *leader) runEffects() {
+	l.effects.Lock()
+	list := l.effects.list
+	l.effects.list = nil
+	l.effects.Unlock()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, e := range list {
+		l.effect(e)
+	}
+}
+
+func (l *leader) effect(e fsm.Effect) {
+	r := ref{e.TaskID, e.Attempt}
+	switch e.Kind {
+	case fsm.TaskReady:
+		l.waiting.queue(queueKey{Queue: e.Queue}).add(ref{task: e.TaskID})
+	case fsm.TaskUnready:
+		l.waiting.queue(queueKey{Queue: e.Queue}).remove(ref{task: e.TaskID})
+		delete(l.parked, e.TaskID)
+	case fsm.TaskEnded:
+		delete(l.avoid, e.TaskID)
+		for _, ch := range l.waiters[e.TaskID] {
+			close(ch)
+		}
+		delete(l.waiters, e.TaskID)
+	case fsm.LeaseGone:
+		l.leaseGone(r, e)
+	case fsm.GuestReady:
+		// Dispatched once its home has confirmed the lease.
+	case fsm.GuestEnded:
+		if g := l.guests[r]; g != nil {
+			g.ended = true
+			l.linkTo(g.home).report(r)
+		}
+	case fsm.GuestGone:
+		l.forgetGuest(r)
+	}
+}
+
+// leaseGone frees what the lease held and tells a worker to stop.
+func (l *leader) leaseGone(r ref, e fsm.Effect) {
+	if end, ok := l.spans[r]; ok {
+		end(stateName(e))
+		delete(l.spans, r)
+	}
+	if p, ok := l.placed[r]; ok {
+		l.view.freed(p.cell, p.demand)
+		delete(l.placed, r)
+	}
+	if run, ok := l.running[r]; ok {
+		l.release(run)
+		run.session.send(stopMessage(r))
+	}
+}
+
+func stateName(e fsm.Effect) string {
+	if e.State == 0 {
+		return "released"
+	}
+	return e.State.String()
+}
+
+// tickLoop commits time: when something is due, and once a second while
+// leases are out, so that lease time goes on.
+func (l *leader) tickLoop(ctx context.Context) error {
+	elected := time.Now()
+	ticker := time.NewTicker(100 * time.Millisecond)
+	defer ticker.Stop()
+	last := elected
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-ticker.C:
+		}
+		now := time.Now()
+		clocks := l.clock.read(now)
+		expire := now.Sub(elected) > l.Renew
+		due, leases := fsm.Due(l.State, clocks.LeaseMs, clocks.WallMs, expire)
+		if !due && (!leases || now.Sub(last) < time.Second) {
+			continue
+		}
+		last = now
+		cmd := &meshv1.SchedulerCommand{Command: &meshv1.SchedulerCommand_Tick{Tick: &meshv1.Tick{Limit: 512, ExpireLeases: expire}}}
+		if _, err := l.command(ctx, cmd); err != nil && ctx.Err() == nil {
+			l.Logger.Warn("tick failed", "error", err)
+		}
+	}
+}

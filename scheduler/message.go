@@ -1,0 +1,127 @@
+package scheduler
+
+import (
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/isobar-mesh/isobar/internal/mesh"
+	"github.com/isobar-mesh/isobar/placement"
+	meshv1 "github.com/isobar-mesh/isobar/proto/isobar/mesh/v1"
+	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
+)
+
+// DecisionMessage writes a decision as it is stored and sent.
+func DecisionMessage(d *placement.Decision) *isobarv1.Decision {
+	m := &isobarv1.Decision{
+		At: timestamppb.New(d.At), Home: string(d.Home), CarbonPrice: d.Policy.CarbonUSDPerTonne,
+		LatencyPrice: d.Policy.LatencyUSDPerS, QualityPrice: d.Policy.QualityUSD, Notes: d.Notes, Hint: d.Hint, Summary: d.Summary(),
+	}
+	for i := range d.Candidates {
+		m.Candidates = append(m.Candidates, CandidateMessage(&d.Candidates[i]))
+	}
+	for _, c := range d.Counts {
+		m.Counts = append(m.Counts, &isobarv1.ConstraintCount{Constraint: string(c.Constraint), Count: uint32(c.Count)})
+	}
+	for _, r := range d.RuledOut {
+		m.RuledOut = append(m.RuledOut, &isobarv1.RuledOut{
+			Cell: string(r.Cell), Region: r.Region, Variant: r.Variant, Constraint: string(r.Constraint), Detail: r.Detail,
+		})
+	}
+	for _, f := range d.Flips {
+		m.Flips = append(m.Flips, &isobarv1.Flip{Weight: f.Weight, Now: f.Now, At: f.At, Cell: string(f.Cell), Variant: f.Variant})
+	}
+	return m
+}
+
+// CandidateMessage writes one candidate.
+func CandidateMessage(c *placement.Candidate) *isobarv1.Candidate {
+	if c == nil {
+		return nil
+	}
+	return &isobarv1.Candidate{
+		Cell: string(c.Cell), Region: c.Region, Variant: c.Variant, Start: timestamppb.New(c.Start), Finish: timestamppb.New(c.Finish),
+		Score: c.Score, Compute: c.Terms.Compute, Egress: c.Terms.Egress, Carbon: c.Terms.Carbon, Latency: c.Terms.Latency,
+		ColdStart: c.Terms.Cold, QualityLost: c.Terms.Quality, Kwh: c.KWh, Gco2Eq: c.GCO2eq, Intensity: c.Intensity, Usd: c.USD,
+		Quality: c.Quality, Wait: durationpb.New(c.Wait), Cold: durationpb.New(c.Cold), Run: durationpb.New(c.Run), Rtt: durationpb.New(c.RTT),
+		Warm: c.Warm, Free: c.Free, DigestVersion: c.DigestVersion, DigestAge: durationpb.New(c.DigestAge),
+	}
+}
+
+// TaskMessage writes a record as the API shows it, without its result.
+func TaskMessage(rec *meshv1.TaskRecord) *isobarv1.Task {
+	t := &isobarv1.Task{
+		Id: rec.Id, State: isobarv1.TaskState(rec.State), Tenant: rec.Tenant, Function: rec.Function, Version: rec.Version,
+		Lane: mesh.Lane(rec.Lane).String(), Home: homeOf(rec.Id), IdempotencyKey: rec.IdempotencyKey, CorrelationId: rec.CorrelationId,
+		Submitted: timestampMs(rec.SubmittedMs), Deadline: timestampMs(rec.DeadlineMs), NotBefore: timestampMs(rec.NotBeforeMs),
+		Next: timestampMs(rec.NextMs), Ended: timestampMs(rec.EndedMs), MinQuality: rec.MinQuality, Attempt: rec.Attempt,
+		Reason: rec.Reason, PayloadBytes: rec.PayloadBytes, PayloadSha256: rec.PayloadSha256, ResultSha256: rec.ResultSha256,
+		Traceparent: rec.Traceparent,
+		Retry: &isobarv1.RetryPolicy{
+			MaxAttempts: rec.MaxAttempts, Backoff: durationpb.New(time.Duration(rec.BackoffMs) * time.Millisecond),
+			MaxBackoff: durationpb.New(time.Duration(rec.MaxBackoffMs) * time.Millisecond),
+		},
+	}
+	if len(rec.Allowed)+len(rec.Denied) > 0 {
+		t.Residency = &isobarv1.Residency{Allowed: rec.Allowed, Denied: rec.Denied}
+	}
+	if rec.Blocked != "" && rec.Reason == "" {
+		t.Reason = "waits: " + rec.Blocked
+	}
+	for _, a := range rec.Attempts {
+		t.Attempts = append(t.Attempts, attemptMessage(rec, a))
+	}
+	if l := rec.Lease; l != nil {
+		outcome := "leased"
+		if l.Started {
+			outcome = "running"
+		}
+		t.Attempts = append(t.Attempts, &isobarv1.Attempt{
+			Number: rec.Attempt, Cell: orHome(l.Holder.Cell, rec.Id), Worker: l.Worker, Variant: l.Variant,
+			Leased: timestampMs(l.GrantedMs), Outcome: outcome, Counted: l.Started,
+		})
+	}
+	describeAttempts(t, rec)
+	return t
+}
+
+// describeAttempts adds what the stored decisions know: region and reason. A
+// decision that does not parse was written by another version; the task is
+// shown without it.
+func describeAttempts(t *isobarv1.Task, rec *meshv1.TaskRecord) {
+	decisions, err := Decisions(rec)
+	if err != nil {
+		return
+	}
+	for _, d := range decisions {
+		for _, a := range t.Attempts {
+			if a.Number == d.Attempt && len(d.Candidates) > 0 {
+				a.Decision, a.Region = d.Summary, d.Candidates[0].Region
+			}
+		}
+	}
+}
+
+func attemptMessage(rec *meshv1.TaskRecord, a *meshv1.AttemptRecord) *isobarv1.Attempt {
+	return &isobarv1.Attempt{
+		Number: a.Number, Cell: orHome(a.Cell, rec.Id), Worker: a.Worker, Variant: a.Variant, Leased: timestampMs(a.LeasedMs),
+		Started: timestampMs(a.StartedMs), Ended: timestampMs(a.EndedMs), Outcome: a.Outcome, Counted: a.Counted, ExitCode: a.ExitCode,
+		Message: a.Message, StderrTail: a.StderrTail, RunTime: durationpb.New(time.Duration(a.RunUs) * time.Microsecond), Cold: a.Cold,
+	}
+}
+
+func homeOf(id string) string {
+	home, _, err := mesh.TaskID(id).Home()
+	if err != nil {
+		return ""
+	}
+	return string(home)
+}
+
+func orHome(cell, id string) string {
+	if cell != "" {
+		return cell
+	}
+	return homeOf(id)
+}

@@ -1,0 +1,146 @@
+package scheduler
+
+import (
+	"cmp"
+	"slices"
+
+	"github.com/isobar-mesh/isobar/internal/mesh"
+	"github.com/isobar-mesh/isobar/scheduler/fsm"
+)
+
+// window is how many ready tasks of a queue are kept in memory; the rest stays
+// in the state's index, so a new leader starts in a time that does not grow
+// with the backlog.
+const window = 512
+
+// queueKey names a queue of the dispatcher. Guests of a function wait apart
+// from the cell's own tasks and share the lane with them.
+type queueKey struct {
+	fsm.Queue
+	guest bool
+}
+
+// queue is the window onto one queue: the first refs in order.
+type queue struct {
+	key   queueKey
+	items []ref
+	more  bool // the state's index holds tasks behind the window
+	stuck bool // its head found no room in this round
+}
+
+func compareRefs(a, b ref) int {
+	return cmp.Or(cmp.Compare(a.task, b.task), cmp.Compare(a.attempt, b.attempt))
+}
+
+func (q *queue) add(r ref) {
+	i, found := slices.BinarySearchFunc(q.items, r, compareRefs)
+	switch {
+	case found:
+	case q.more && i == len(q.items):
+		// Behind the window: it is found when the window moves on.
+	default:
+		q.items = slices.Insert(q.items, i, r)
+		if !q.key.guest && len(q.items) > 2*window {
+			q.items, q.more = q.items[:window], true
+		}
+	}
+}
+
+func (q *queue) remove(r ref) {
+	if i, found := slices.BinarySearchFunc(q.items, r, compareRefs); found {
+		q.items = slices.Delete(q.items, i, i+1)
+	}
+}
+
+func (q *queue) empty() bool { return len(q.items) == 0 && !q.more }
+
+// dispatchSet orders the queues: lanes share by weight (smooth weighted round
+// robin, so a light lane is never starved), queues of a lane take turns.
+type dispatchSet struct {
+	queues map[queueKey]*queue
+	lanes  [4][]*queue
+	credit [4]int
+}
+
+func newDispatchSet() dispatchSet { return dispatchSet{queues: map[queueKey]*queue{}} }
+
+// queue returns the queue, made on first use.
+func (d *dispatchSet) queue(k queueKey) *queue {
+	q := d.queues[k]
+	if q == nil {
+		q = &queue{key: k}
+		d.queues[k] = q
+		d.lanes[k.Lane] = append(d.lanes[k.Lane], q)
+	}
+	return q
+}
+
+// next picks the queue to serve, nil when each is empty or stuck. Empty queues
+// are dropped on the way.
+func (d *dispatchSet) next() *queue {
+	var ready [4]*queue
+	total := 0
+	for _, lane := range mesh.Lanes() {
+		if ready[lane] = d.turn(lane); ready[lane] != nil {
+			total += lane.Weight()
+		}
+	}
+	best := -1
+	for _, lane := range mesh.Lanes() {
+		if ready[lane] == nil {
+			continue
+		}
+		d.credit[lane] += lane.Weight()
+		if best < 0 || d.credit[lane] > d.credit[best] {
+			best = int(lane)
+		}
+	}
+	if best < 0 {
+		return nil
+	}
+	d.credit[best] -= total
+	return ready[best]
+}
+
+// turn is the lane's next queue with work that is not stuck; it moves to the
+// end of the line.
+func (d *dispatchSet) turn(lane mesh.Lane) *queue {
+	list := d.lanes[lane]
+	for range len(list) {
+		q := list[0]
+		list = append(list[1:], q)
+		if q.empty() {
+			list = list[:len(list)-1]
+			delete(d.queues, q.key)
+			continue
+		}
+		if !q.stuck {
+			d.lanes[lane] = list
+			return q
+		}
+	}
+	d.lanes[lane] = list
+	return nil
+}
+
+// unstick lets every queue try again.
+func (d *dispatchSet) unstick() {
+	for _, lane := range d.lanes {
+		for _, q := range lane {
+			q.stuck = false
+		}
+	}
+}
+
+// waitingByLane counts what the windows hold; the state knows the rest.
+func (d *dispatchSet) guestsByLane() [4]int64 {
+	var n [4]int64
+	for _, lane := range mesh.Lanes() {
+		for _, q := range d.lanes[lane] {
+			if q.key.guest {
+				n[lane] += int64(len(q.items))
+			}
+		}
+	}
+	return n
+}

@@ -1,0 +1,376 @@
+package scheduler
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/isobar-mesh/isobar/broker"
+	"github.com/isobar-mesh/isobar/consensus"
+	"github.com/isobar-mesh/isobar/internal/mesh"
+	"github.com/isobar-mesh/isobar/placement"
+	meshv1 "github.com/isobar-mesh/isobar/proto/isobar/mesh/v1"
+	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
+	"github.com/isobar-mesh/isobar/scheduler/fsm"
+	"github.com/isobar-mesh/isobar/state"
+)
+
+// Submission is one task to accept, its input already turned into bytes.
+type Submission struct {
+	Spec        *isobarv1.TaskSpec
+	Payload     []byte
+	ContentType string
+	Traceparent string
+}
+
+// Receipt says what became of it.
+type Receipt struct {
+	TaskID    string
+	State     isobarv1.TaskState
+	Duplicate bool
+	// Decision is provisional: the one that binds is taken at the lease.
+	Decision *placement.Decision
+}
+
+// Submit accepts one task: its payload in the broker and its record in the log,
+// both before it returns. Errors are a *Refusal, or ErrNotLeader.
+func (s *Scheduler) Submit(ctx context.Context, sub Submission) (*Receipt, error) {
+	l, err := s.leading()
+	if err != nil {
+		return nil, err
+	}
+	if s.Full != nil && s.Full() {
+		return nil, &Refusal{
+			Reason: DiskFull, Message: "the disk of " + string(s.Cell.ID) + " is past its cap; the rest is kept for work already accepted",
+			Hint: "free space, raise disk_cap, or submit to another region", RetryAfter: 10 * time.Second,
+		}
+	}
+	rec, fn, err := l.record(sub)
+	if err != nil {
+		return nil, err
+	}
+	d := l.decideProvisional(rec, fn, false)
+	if d.Chosen == nil {
+		if r := impossible(l.decideProvisional(rec, fn, true)); r != nil {
+			return nil, r
+		}
+	}
+	res, err := l.accept(ctx, rec, sub.Payload)
+	if err != nil {
+		return l.notAccepted(rec, err)
+	}
+	return &Receipt{TaskID: rec.Id, State: fsm.State(res.Task), Decision: d}, nil
+}
+
+// impossible refuses what no cell of the mesh could ever run as it stands; a
+// cell that is only away or without workers may come back.
+func impossible(d *placement.Decision) *Refusal {
+	for _, r := range d.RuledOut {
+		switch r.Constraint {
+		case placement.Residency, placement.Accelerator, placement.MinQuality, placement.Resources, placement.DeadlineOver:
+		default:
+			return nil
+		}
+	}
+	if len(d.RuledOut) == 0 {
+		return nil
+	}
+	return infeasible(d)
+}
+
+// record validates the submission and makes the task's record.
+func (l *leader) record(sub Submission) (*meshv1.TaskRecord, *isobarv1.Function, error) {
+	spec := sub.Spec
+	lane, err := mesh.ParseLane(spec.Lane)
+	if err != nil {
+		return nil, nil, &Refusal{Reason: UnknownLane, Field: "lane", Message: fmt.Sprintf("there is no lane %q", spec.Lane), Hint: "use critical, interactive, standard or batch"}
+	}
+	if n := len(sub.Payload); n > mesh.MaxPayload {
+		return nil, nil, &Refusal{
+			Reason: PayloadTooLarge, Field: "payload", Message: fmt.Sprintf("a payload of %d bytes is above %d", n, mesh.MaxPayload),
+			Hint: "put large inputs where the function can read them and pass the place",
+		}
+	}
+	tenant, err := l.Registry.Residency(spec.Tenant)
+	if err != nil {
+		return nil, nil, err
+	}
+	fn, err := l.Registry.Function(spec.Tenant, spec.Function)
+	if err != nil {
+		return nil, nil, err
+	}
+	now := time.Now()
+	wall := l.clock.wall(now)
+	if dl := spec.GetDeadline(); dl != nil && !dl.AsTime().After(wall) {
+		return nil, nil, &Refusal{Reason: DeadlinePast, Field: "deadline", Message: "the deadline " + dl.AsTime().Format(time.RFC3339) + " has passed", Hint: "leave it out, or set a later one"}
+	}
+	res := stricter(residencyOf(spec.Residency), tenant)
+	if !l.Cell.Within(res) {
+		return nil, nil, l.elsewhere(res)
+	}
+	sum := sha256.Sum256(sub.Payload)
+	rec := &meshv1.TaskRecord{
+		Id:     string(mesh.NewTaskID(newULID(), l.Cell.ID, l.incarnation)),
+		Tenant: spec.Tenant, Function: spec.Function, Version: fn.Version, Lane: uint32(lane), ContentType: sub.ContentType,
+		PayloadBytes: uint64(len(sub.Payload)), PayloadSha256: sum[:], IdempotencyKey: spec.IdempotencyKey, RequestId: spec.RequestId,
+		CorrelationId: spec.CorrelationId, LifetimeMs: wall.Add(l.Lifetime).UnixMilli(), RetentionMs: l.Retention.Milliseconds(),
+		TimeoutMs: fn.Spec.Timeout.AsDuration().Milliseconds(), Allowed: res.Allowed, Denied: res.Denied,
+		MinQuality: spec.MinQuality, Traceparent: sub.Traceparent,
+	}
+	if dl := spec.GetDeadline(); dl != nil {
+		rec.DeadlineMs = dl.AsTime().UnixMilli()
+	}
+	if nb := spec.GetNotBefore(); nb != nil {
+		rec.NotBeforeMs = nb.AsTime().UnixMilli()
+		if rec.DeadlineMs != 0 && rec.NotBeforeMs >= rec.DeadlineMs {
+			return nil, nil, &Refusal{Reason: BadRequest, Field: "notBefore", Message: "not-before is not before the deadline", Hint: "start earlier or allow more time"}
+		}
+		if rec.NotBeforeMs >= rec.LifetimeMs {
+			return nil, nil, &Refusal{Reason: BadRequest, Field: "notBefore", Message: "not-before is beyond the lifetime of a task, " + l.Lifetime.String(), Hint: "submit it nearer to its time"}
+		}
+	}
+	retry := fn.Spec.GetRetry()
+	if spec.Retry != nil {
+		retry = spec.Retry
+	}
+	if err := applyRetry(rec, retry); err != nil {
+		return nil, nil, err
+	}
+	rec.IdempotencyHash = sameness(rec, spec)
+	return rec, fn, nil
+}
+
+// Defaults of a retry policy, and its bounds.
+const (
+	defaultAttempts   = 4
+	maxAttempts       = 100
+	defaultBackoff    = time.Second
+	defaultMaxBackoff = 5 * time.Minute
+)
+
+func applyRetry(rec *meshv1.TaskRecord, p *isobarv1.RetryPolicy) error {
+	rec.MaxAttempts, rec.BackoffMs, rec.MaxBackoffMs = defaultAttempts, defaultBackoff.Milliseconds(), defaultMaxBackoff.Milliseconds()
+	if n := p.GetMaxAttempts(); n > maxAttempts {
+		return &Refusal{Reason: BadRequest, Field: "retry.maxAttempts", Message: fmt.Sprintf("%d attempts are above %d", n, maxAttempts), Hint: "at most 100"}
+	} else if n > 0 {
+		rec.MaxAttempts = n
+	}
+	if b := p.GetBackoff(); b != nil {
+		if b.AsDuration() < 0 {
+			return &Refusal{Reason: BadRequest, Field: "retry.backoff", Message: "a pause can't be negative", Hint: "0s or more"}
+		}
+		rec.BackoffMs = b.AsDuration().Milliseconds()
+	}
+	if b := p.GetMaxBackoff(); b != nil {
+		if b.AsDuration() < 0 {
+			return &Refusal{Reason: BadRequest, Field: "retry.maxBackoff", Message: "a pause can't be negative", Hint: "0s or more"}
+		}
+		rec.MaxBackoffMs = b.AsDuration().Milliseconds()
+	}
+	return nil
+}
+
+// sameness hashes all that makes two submits under one key the same task.
+func sameness(rec *meshv1.TaskRecord, spec *isobarv1.TaskSpec) []byte {
+	h := sha256.New()
+	field := func(b []byte) {
+		_, _ = h.Write(binary.AppendUvarint(nil, uint64(len(b))))
+		_, _ = h.Write(b)
+	}
+	field([]byte(spec.Function))
+	field(rec.PayloadSha256)
+	scheduling := &isobarv1.TaskSpec{
+		ContentType: rec.ContentType, Lane: mesh.Lane(rec.Lane).String(), Deadline: spec.Deadline, NotBefore: spec.NotBefore,
+		Residency: spec.Residency, MinQuality: spec.MinQuality, Retry: spec.Retry,
+	}
+	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(scheduling)
+	if err == nil {
+		field(b)
+	}
+	return h.Sum(nil)
+}
+
+// accept commits payload and record in one group.
+func (l *leader) accept(ctx context.Context, rec *meshv1.TaskRecord, payload []byte) (*fsm.Result, error) {
+	topic := broker.Topic{Tenant: rec.Tenant, Function: rec.Function, Lane: mesh.Lane(rec.Lane)}
+	msg := broker.Message{Topic: topic, TaskID: mesh.TaskID(rec.Id), SHA256: [32]byte(rec.PayloadSha256), Payload: payload}
+	done := l.inflight.begin(topic.String())
+	defer done()
+	prepared, err := l.Broker.Prepare(ctx, []broker.Message{msg})
+	if err != nil {
+		return nil, err
+	}
+	rec.PayloadRef = prepared[0].Ref
+	cmd := &meshv1.SchedulerCommand{
+		Clocks:  l.clock.read(time.Now()),
+		Command: &meshv1.SchedulerCommand_Accept{Accept: &meshv1.Accept{Task: rec, Cap: l.QueueCap}},
+	}
+	var before []state.Command
+	if prepared[0].Command != nil {
+		before = append(before, state.Command{Machine: state.BrokerMachine, Body: prepared[0].Command})
+	}
+	return l.propose(ctx, cmd, before...)
+}
+
+// notAccepted turns a failed accept into a receipt (it is known already) or a
+// refusal that says whether the task may exist.
+func (l *leader) notAccepted(rec *meshv1.TaskRecord, err error) (*Receipt, error) {
+	var dup *fsm.DuplicateError
+	var conflict *fsm.ConflictError
+	var full *fsm.QueueFullError
+	switch {
+	case errors.As(err, &dup):
+		r := &Receipt{TaskID: dup.ID, Duplicate: true}
+		if first, ok := fsm.Task(l.State, dup.ID); ok {
+			r.State = fsm.State(first)
+		}
+		return r, nil
+	case errors.As(err, &conflict):
+		return nil, &Refusal{
+			Reason: KeyConflict, Field: "idempotencyKey", TaskID: conflict.ID, Message: "the idempotency key belongs to " + conflict.ID + ", whose content differs",
+			Hint: "use another key for another task, or repeat the first one unchanged",
+		}
+	case errors.As(err, &full):
+		return nil, &Refusal{
+			Reason: QueueFull, Message: full.Error(), RetryAfter: time.Second,
+			Hint: "wait and try again, add workers, or raise queue_cap",
+		}
+	case errors.Is(err, broker.ErrFull):
+		return nil, &Refusal{Reason: DiskFull, Message: "the broker is at its cap", RetryAfter: 5 * time.Second, Hint: "wait until tasks end, or raise the cap"}
+	case errors.Is(err, fsm.ErrDeadlinePast):
+		return nil, &Refusal{Reason: DeadlinePast, Field: "deadline", Message: "the deadline has passed"}
+	case errors.Is(err, consensus.ErrNotLeader):
+		return nil, fmt.Errorf("scheduler: accept %s: %w", rec.Id, ErrNotLeader)
+	case errors.Is(err, fsm.ErrTrimmed), errors.Is(err, broker.ErrUnavailable), errors.Is(err, consensus.ErrClosed):
+		return nil, &Refusal{Reason: Unavailable, Message: "the task was not accepted", RetryAfter: time.Second, Hint: "try again", Err: err}
+	default:
+		return nil, &Refusal{
+			Reason: OutcomeUnknown, Message: "the answer was lost; the task may have been accepted", Unknown: true, Err: err,
+			Hint: "repeat it at this cell with the same request id",
+		}
+	}
+}
+
+// decideProvisional answers where it would run if it started now.
+func (l *leader) decideProvisional(rec *meshv1.TaskRecord, fn *isobarv1.Function, explain bool) *placement.Decision {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	l.view.refresh(now, l)
+	l.view.own(l)
+	d := l.view.decider.Decide(l.placementTask(rec, fn), l.view.placement(), l.Policy, l.clock.wall(now), placement.Options{Explain: explain})
+	return &d
+}
+
+// elsewhere refuses a task whose residency leaves this cell out, and says
+// where it may be submitted.
+func (l *leader) elsewhere(res mesh.Residency) *Refusal {
+	r := &Refusal{
+		Reason: ResidencyForbids, Field: "residency",
+		Message: fmt.Sprintf("%s lies in %v, which the residency leaves out", l.Cell.ID, l.Cell.Jurisdictions),
+		Hint:    "no known cell lies within it; allow more, or start a cell there",
+	}
+	for _, n := range l.Neighbours.All() {
+		if n.Verified && n.Within(res) {
+			r.Cell, r.Hint = n.ID, "submit it to "+string(n.ID)
+			if n.Reachable {
+				break
+			}
+		}
+	}
+	return r
+}
+
+func residencyOf(r *isobarv1.Residency) mesh.Residency {
+	out := mesh.Residency{Allowed: slices.Clone(r.GetAllowed()), Denied: slices.Clone(r.GetDenied())}
+	slices.Sort(out.Allowed)
+	slices.Sort(out.Denied)
+	return out
+}
+
+// stricter joins two residencies: what both allow, less what either denies.
+func stricter(a, b mesh.Residency) mesh.Residency {
+	out := mesh.Residency{Denied: append(slices.Clone(a.Denied), b.Denied...)}
+	slices.Sort(out.Denied)
+	out.Denied = slices.Compact(out.Denied)
+	switch {
+	case len(a.Allowed) == 0:
+		out.Allowed = b.Allowed
+	case len(b.Allowed) == 0:
+		out.Allowed = a.Allowed
+	default:
+		for _, j := range a.Allowed {
+			if slices.Contains(b.Allowed, j) {
+				out.Allowed = append(out.Allowed, j)
+			}
+		}
+		if len(out.Allowed) == 0 {
+			out.Allowed = []string{"nowhere"} // the two exclude each other
+		}
+	}
+	return out
+}
+
+// payload reads a task's bytes and checks them against its record.
+func (l *leader) payload(ctx context.Context, rec *meshv1.TaskRecord) ([]byte, error) {
+	topic := broker.Topic{Tenant: rec.Tenant, Function: rec.Function, Lane: mesh.Lane(rec.Lane)}
+	m, err := l.Broker.Fetch(ctx, topic, rec.PayloadRef)
+	if err == nil {
+		err = m.Err
+	}
+	if err != nil {
+		return nil, fmt.Errorf("scheduler: read payload of %s: %w", rec.Id, err)
+	}
+	if string(m.TaskID) != rec.Id || !bytes.Equal(m.SHA256[:], rec.PayloadSha256) {
+		return nil, fmt.Errorf("scheduler: read payload of %s: another message lies there: %w", rec.Id, broker.ErrLost)
+	}
+	return m.Payload, nil
+}
+
+// newULID is a lower-case-able ULID: sortable by time, 80 random bits.
+func newULID() string { return ulid.Make().String() }
+
+func timestampMs(ms int64) *timestamppb.Timestamp {
+	if ms == 0 {
+		return nil
+	}
+	return timestamppb.New(time.UnixMilli(ms))
+}
+
+// inflightRefs counts accepts that have a payload's reference and no record
+// yet; no trim may pass them.
+type inflightRefs struct {
+	mu sync.Mutex
+	n  map[string]int
+}
+
+func newInflightRefs() inflightRefs { return inflightRefs{n: map[string]int{}} }
+
+func (f *inflightRefs) begin(topic string) (done func()) {
+	f.mu.Lock()
+	f.n[topic]++
+	f.mu.Unlock()
+	return func() {
+		f.mu.Lock()
+		if f.n[topic]--; f.n[topic] == 0 {
+			delete(f.n, topic)
+		}
+		f.mu.Unlock()
+	}
+}
+
+func (f *inflightRefs) idle(topic string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.n[topic] == 0
+}

@@ -1,0 +1,110 @@
+package scheduler
+
+import (
+	"bytes"
+	"context"
+	"time"
+
+	"github.com/isobar-mesh/isobar/broker"
+	"github.com/isobar-mesh/isobar/internal/mesh"
+	meshv1 "github.com/isobar-mesh/isobar/proto/isobar/mesh/v1"
+	"github.com/isobar-mesh/isobar/scheduler/fsm"
+	"github.com/isobar-mesh/isobar/state"
+)
+
+// trimEvery is how often payloads of ended tasks are dropped.
+const trimEvery = 5 * time.Second
+
+// moveAfter is the age at which a payload still needed is appended again, so
+// that one slow task does not keep a topic's whole tail.
+const moveAfter = time.Hour
+
+// trimLoop trims what ended and moves what stays long.
+func (l *leader) trimLoop(ctx context.Context) error {
+	ticker := time.NewTicker(trimEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-ticker.C:
+		}
+		for topic, live := range fsm.Topics(l.State) {
+			if err := l.trimTopic(ctx, topic, live); err != nil && ctx.Err() == nil {
+				l.Logger.Warn("trim failed", "topic", topic, "error", err)
+			}
+		}
+	}
+}
+
+// trimTopic raises the trim position to the lowest payload that is live. With
+// none live it goes past the last one, but only while no accept is under way.
+func (l *leader) trimTopic(ctx context.Context, topic string, t fsm.TopicState) error {
+	q, ok := fsm.ParseTopic(topic)
+	if !ok {
+		return nil
+	}
+	to := t.Lowest
+	if to == nil {
+		to = append(bytes.Clone(t.Highest), 0) // the least reference above it
+	}
+	if !l.inflight.idle(topic) {
+		return nil // an accept under way may hold any reference: next round
+	}
+	if t.Lowest != nil {
+		if err := l.move(ctx, topic, q, t.Lowest); err != nil {
+			return err
+		}
+	}
+	if bytes.Compare(to, fsm.TrimPosition(l.State, topic)) <= 0 {
+		return nil
+	}
+	bt := broker.Topic{Tenant: q.Tenant, Function: q.Function, Lane: q.Lane}
+	command, err := l.Broker.Trim(ctx, bt, to)
+	if err != nil {
+		return err
+	}
+	trim := &meshv1.SchedulerCommand{
+		Clocks:  l.clock.read(time.Now()),
+		Command: &meshv1.SchedulerCommand_Trim{Trim: &meshv1.Trim{Topic: topic, Ref: to}},
+	}
+	var before []state.Command
+	if command != nil {
+		before = append(before, state.Command{Machine: state.BrokerMachine, Body: command})
+	}
+	_, err = l.propose(ctx, trim, before...)
+	return err
+}
+
+// move appends a payload again that has been live for long.
+func (l *leader) move(ctx context.Context, topic string, q fsm.Queue, low []byte) error {
+	id, ok := fsm.PayloadOwner(l.State, topic, low)
+	if !ok {
+		return nil
+	}
+	rec, ok := fsm.Task(l.State, id)
+	if !ok || l.clock.wall(time.Now()).UnixMilli()-rec.AppendedMs < moveAfter.Milliseconds() {
+		return nil
+	}
+	payload, err := l.payload(ctx, rec)
+	if err != nil {
+		return err
+	}
+	prepared, err := l.Broker.Prepare(ctx, []broker.Message{{
+		Topic:  broker.Topic{Tenant: q.Tenant, Function: q.Function, Lane: q.Lane},
+		TaskID: mesh.TaskID(rec.Id), SHA256: [32]byte(rec.PayloadSha256), Payload: payload,
+	}})
+	if err != nil {
+		return err
+	}
+	cmd := &meshv1.SchedulerCommand{
+		Clocks:  l.clock.read(time.Now()),
+		Command: &meshv1.SchedulerCommand_Moved{Moved: &meshv1.Moved{TaskId: rec.Id, OldRef: rec.PayloadRef, NewRef: prepared[0].Ref}},
+	}
+	var before []state.Command
+	if prepared[0].Command != nil {
+		before = append(before, state.Command{Machine: state.BrokerMachine, Body: prepared[0].Command})
+	}
+	_, err = l.propose(ctx, cmd, before...)
+	return err
+}

@@ -1,0 +1,403 @@
+package scheduler
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/binary"
+	"slices"
+	"time"
+
+	"github.com/isobar-mesh/isobar/internal/mesh"
+	"github.com/isobar-mesh/isobar/placement"
+	meshv1 "github.com/isobar-mesh/isobar/proto/isobar/mesh/v1"
+	"github.com/isobar-mesh/isobar/scheduler/fsm"
+)
+
+// view is the mesh as this leader sees it, in the form placement wants. A
+// digest is old when it is read; what this home placed since is corrected for,
+// so that many decisions on one digest do not stampede onto one cell.
+type view struct {
+	s       *Scheduler
+	decider placement.Decider
+	cells   []placement.Cell
+	index   map[mesh.CellID]int
+	remote  map[mesh.CellID]*remote
+	built   time.Time
+	seq     uint64
+}
+
+// remote is what is remembered of another cell between digests.
+type remote struct {
+	digest   *meshv1.Digest
+	received time.Time
+	heldThen mesh.Capacity // what this home held there when the digest came
+	held     mesh.Capacity // what it holds now, offered and not yet answered included
+}
+
+func newView(s *Scheduler) *view {
+	return &view{s: s, index: map[mesh.CellID]int{}, remote: map[mesh.CellID]*remote{}}
+}
+
+func (v *view) placement() placement.View { return placement.View{Cells: v.cells} }
+
+// maxViewAge is how long a view is used before ages and health are read again.
+const maxViewAge = 200 * time.Millisecond
+
+// refresh brings the view up to date; the caller holds the leader's lock.
+func (v *view) refresh(now time.Time, l *leader) {
+	if now.Sub(v.built) < maxViewAge {
+		return
+	}
+	v.built = now
+	cells := []placement.Cell{v.ownCell(now)}
+	for _, n := range v.s.Neighbours.All() {
+		if n.Digest != nil {
+			v.learn(n.Digest, n.Received)
+		}
+		r := v.remote[n.ID]
+		if r == nil || r.digest == nil {
+			continue
+		}
+		cells = append(cells, v.cell(n, r, now))
+	}
+	slices.SortFunc(cells, func(a, b placement.Cell) int { return cmp.Compare(a.ID, b.ID) })
+	v.cells = cells
+	clear(v.index)
+	for i, c := range cells {
+		v.index[c.ID] = i
+	}
+	for id := range v.remote {
+		v.correct(id)
+	}
+	v.own(l)
+}
+
+// learn takes a digest if it is newer than the one known.
+func (v *view) learn(d *meshv1.Digest, received time.Time) {
+	if d == nil || mesh.CellID(d.Cell) == v.s.Cell.ID {
+		return
+	}
+	r := v.at(mesh.CellID(d.Cell))
+	if r.digest != nil && d.Incarnation == r.digest.Incarnation &&
+		cmp.Or(cmp.Compare(d.Term, r.digest.Term), cmp.Compare(d.Sequence, r.digest.Sequence)) <= 0 {
+		return
+	}
+	r.digest, r.received, r.heldThen = d, received, r.held
+	v.built = time.Time{}
+}
+
+func (v *view) at(id mesh.CellID) *remote {
+	r := v.remote[id]
+	if r == nil {
+		r = &remote{}
+		v.remote[id] = r
+	}
+	return r
+}
+
+func (v *view) took(id mesh.CellID, d mesh.Demand) {
+	r := v.at(id)
+	r.held = r.held.Give(d)
+	v.correct(id)
+}
+
+func (v *view) freed(id mesh.CellID, d mesh.Demand) {
+	r := v.at(id)
+	r.held, _ = r.held.Take(d)
+	v.correct(id)
+}
+
+// correct sets the cell's free room: the digest's, plus what this home held
+// there then, less what it holds now.
+func (v *view) correct(id mesh.CellID) {
+	i, ok := v.index[id]
+	r := v.remote[id]
+	if !ok || r == nil || r.digest == nil {
+		return
+	}
+	free := capacityOf(r.digest.Free, r.digest.Gpus).Plus(r.heldThen)
+	free, _ = free.Take(mesh.Demand{CPUMilli: r.held.CPUMilli, MemoryMiB: r.held.MemoryMiB})
+	for _, g := range r.held.GPUs {
+		free, _ = free.Take(mesh.Demand{GPUs: g.Count, GPUModel: g.Model})
+	}
+	v.cells[i].Free = free
+}
+
+func (v *view) incarnation(id mesh.CellID) string {
+	if r := v.remote[id]; r != nil && r.digest != nil {
+		return r.digest.Incarnation
+	}
+	return ""
+}
+
+// cell is another cell's row, without its free room.
+func (v *view) cell(n Neighbour, r *remote, now time.Time) placement.Cell {
+	d := r.digest
+	link := v.s.Links(n.Region)
+	c := placement.Cell{
+		Cell: n.Cell, Unhealthy: d.Health, Verified: n.Verified, Version: d.Sequence, Age: now.Sub(r.received),
+		Total: capacityOf(d.Total, d.Gpus), Runtimes: d.Runtimes, RTT: cmp.Or(link.RTT, n.RTT),
+		EgressUSDPerGiB: link.EgressUSDPerGiB, ReturnUSDPerGiB: link.ReturnUSDPerGiB,
+		Prices: placement.Prices{CPUHour: micro(d.CpuHour), MemoryGiBHour: micro(d.MemoryGibHour)},
+		Energy: placement.Energy{
+			Zone: d.Zone, WattsPerCPU: float64(d.MilliwattsPerCpu) / 1000, PUE: float64(d.PueMilli) / 1000,
+			Known: d.CarbonKind != 0 && len(d.Carbon) > 0, Kind: carbonKind(d.CarbonKind),
+		},
+	}
+	if !n.Reachable {
+		c.Unhealthy = cmp.Or(c.Unhealthy, "not reachable")
+	}
+	if c.Age > staleAfter {
+		c.Unhealthy = cmp.Or(c.Unhealthy, "not heard of for "+c.Age.Round(time.Second).String())
+	}
+	for _, g := range d.Gpus {
+		c.Prices.GPUHour = append(c.Prices.GPUHour, placement.ModelPrice{Model: g.Model, USD: micro(g.Hour)})
+		c.Energy.WattsPerGPU = append(c.Energy.WattsPerGPU, placement.ModelWatts{Model: g.Model, Watts: float64(g.Milliwatts) / 1000})
+	}
+	for _, x := range d.Carbon {
+		c.Energy.Intensity = append(c.Energy.Intensity, float64(x))
+	}
+	for i := range min(len(d.WaitMs), len(c.Backlog)) {
+		c.Backlog[i] = time.Duration(d.WaitMs[i]) * time.Millisecond
+	}
+	c.Warm = v.warmNames(d)
+	return c
+}
+
+// staleAfter is the age past which a digest no longer speaks for its cell: five
+// to ten publications missed.
+const staleAfter = 10 * time.Second
+
+// warmNames finds which function variants the digest's hashes mean.
+func (v *view) warmNames(d *meshv1.Digest) []string {
+	var names []string
+	for _, h := range d.Warm {
+		if name, ok := v.s.learned.named(h); ok {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// ownCell is this cell's row but for what changes with each dispatch.
+func (v *view) ownCell(time.Time) placement.Cell {
+	return placement.Cell{Cell: v.s.Cell, Verified: true, Prices: v.s.Prices, Energy: v.s.Carbon()}
+}
+
+// own brings this cell's room, backlog and warm variants up to date. Free is
+// the widest worker's, since one attempt runs on one worker.
+func (v *view) own(l *leader) {
+	i, ok := v.index[v.s.Cell.ID]
+	if !ok {
+		return
+	}
+	c := &v.cells[i]
+	c.Total, c.Free, c.Unhealthy = mesh.Capacity{}, mesh.Capacity{}, ""
+	c.Runtimes, c.Warm = c.Runtimes[:0], c.Warm[:0]
+	for _, s := range l.sessions {
+		if s.out == nil && s.poll == nil {
+			continue
+		}
+		c.Total, c.Free = widest(c.Total, s.total), widest(c.Free, s.free)
+		c.Runtimes = append(c.Runtimes, s.runtimes...)
+		for w := range s.warm {
+			c.Warm = append(c.Warm, w)
+		}
+	}
+	slices.Sort(c.Runtimes)
+	c.Runtimes = slices.Compact(c.Runtimes)
+	slices.Sort(c.Warm)
+	c.Backlog = l.waits()
+}
+
+// widest takes the larger of each amount.
+func widest(a, b mesh.Capacity) mesh.Capacity {
+	a.CPUMilli, a.MemoryMiB = max(a.CPUMilli, b.CPUMilli), max(a.MemoryMiB, b.MemoryMiB)
+	for _, g := range b.GPUs {
+		if have := a.GPU(g.Model); g.Count > have {
+			a = a.Plus(mesh.Capacity{GPUs: []mesh.Accelerators{{Model: g.Model, Count: g.Count - have}}})
+		}
+	}
+	return a
+}
+
+// waits estimates how long a new task waits in each lane when nothing is free:
+// the work that waits ahead of it, at the rate this cell's workers do it.
+func (l *leader) waits() [4]time.Duration {
+	var slots float64
+	for _, s := range l.sessions {
+		slots += float64(s.total.CPUMilli) / 1000
+	}
+	slots = max(slots, 1)
+	var work [4]float64
+	for k, q := range l.waiting.queues {
+		n := float64(len(q.items))
+		if q.more {
+			n = float64(fsm.QueueCounts(l.State, k.Queue).Ready)
+		}
+		work[k.Lane] += n * l.meanRun(k.Queue)
+	}
+	var out [4]time.Duration
+	ahead := 0.0
+	for _, lane := range mesh.Lanes() {
+		ahead += work[lane]
+		out[lane] = time.Duration(ahead / slots * float64(time.Second))
+	}
+	return out
+}
+
+// meanRun is the expected run time of a function's first variant, in seconds.
+func (l *leader) meanRun(q fsm.Queue) float64 {
+	fn, err := l.Registry.Function(q.Tenant, q.Function)
+	if err != nil || len(fn.Spec.Variants) == 0 {
+		return 0.1
+	}
+	return max(l.learned.run(fn.Version, fn.Spec.Variants[0]).Seconds(), 0.001)
+}
+
+// Digest is what this cell says about itself; nil when this server does not
+// lead.
+func (s *Scheduler) Digest() *meshv1.Digest {
+	l := s.current()
+	if l == nil {
+		return nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.digestLocked(time.Now())
+}
+
+func (l *leader) digestLocked(now time.Time) *meshv1.Digest {
+	l.view.seq++
+	e := l.Carbon()
+	d := &meshv1.Digest{
+		Cell: string(l.Cell.ID), Region: l.Cell.Region, Incarnation: l.incarnation, Term: l.term, Sequence: l.view.seq,
+		CpuHour: toMicro(l.Prices.CPUHour), MemoryGibHour: toMicro(l.Prices.MemoryGiBHour),
+		Zone: e.Zone, CarbonKind: carbonNumber(e), MilliwattsPerCpu: uint64(e.WattsPerCPU*1000 + 0.5), PueMilli: uint32(e.PUE*1000 + 0.5),
+		Registry: l.Registry.Hash(), Workers: uint32(len(l.sessions)), Leased: uint64(len(l.placed) + len(l.running)),
+	}
+	if l.Full != nil && l.Full() {
+		d.Health = "disk is full"
+	}
+	for _, x := range e.Intensity {
+		d.Carbon = append(d.Carbon, uint32(x+0.5))
+	}
+	var total, free mesh.Capacity
+	warm := map[string]bool{}
+	for _, s := range l.sessions {
+		if s.out == nil && s.poll == nil {
+			continue
+		}
+		total, free = total.Plus(s.total), free.Plus(s.free)
+		d.Runtimes = append(d.Runtimes, s.runtimes...)
+		for w := range s.warm {
+			warm[w] = true
+		}
+	}
+	for _, g := range l.guests {
+		if !g.started && !g.ended {
+			free, _ = free.Take(g.demand)
+		}
+	}
+	slices.Sort(d.Runtimes)
+	d.Runtimes = slices.Compact(d.Runtimes)
+	for _, g := range total.GPUs {
+		d.Gpus = append(d.Gpus, &meshv1.ModelDigest{Model: g.Model, Hour: toMicro(gpuPrice(l.Prices, g.Model)), Milliwatts: uint64(gpuWatts(e, g.Model)*1000 + 0.5)})
+	}
+	d.Total, d.Free = digestOf(total, d.Gpus), digestOf(free, d.Gpus)
+	waits := l.waits()
+	counts := l.backlog()
+	for _, lane := range mesh.Lanes() {
+		d.Backlog = append(d.Backlog, counts[lane])
+		d.WaitMs = append(d.WaitMs, uint64(waits[lane].Milliseconds()))
+	}
+	for w := range warm {
+		d.Warm = append(d.Warm, WarmHash(w))
+	}
+	slices.Sort(d.Warm)
+	return d
+}
+
+func (l *leader) backlog() [4]uint64 {
+	var n [4]uint64
+	for q, c := range fsm.Queues(l.State) {
+		n[q.Lane] += c.Ready
+	}
+	for lane, g := range l.waiting.guestsByLane() {
+		n[lane] += uint64(g)
+	}
+	return n
+}
+
+// WarmHash shortens "function/variant" for a digest.
+func WarmHash(name string) uint64 {
+	sum := sha256.Sum256([]byte(name))
+	return binary.BigEndian.Uint64(sum[:8])
+}
+
+// named finds a variant this server knows by its hash.
+func (m *learned) named(h uint64) (string, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	name, ok := m.names[h]
+	return name, ok
+}
+
+func capacityOf(c *meshv1.CapacityDigest, models []*meshv1.ModelDigest) mesh.Capacity {
+	out := mesh.Capacity{CPUMilli: c.GetCpuMilli(), MemoryMiB: c.GetMemoryMib()}
+	for i, n := range c.GetGpus() {
+		if i < len(models) {
+			out.GPUs = append(out.GPUs, mesh.Accelerators{Model: models[i].Model, Count: n})
+		}
+	}
+	return out
+}
+
+func digestOf(c mesh.Capacity, models []*meshv1.ModelDigest) *meshv1.CapacityDigest {
+	out := &meshv1.CapacityDigest{CpuMilli: c.CPUMilli, MemoryMib: c.MemoryMiB}
+	for _, m := range models {
+		out.Gpus = append(out.Gpus, c.GPU(m.Model))
+	}
+	return out
+}
+
+func gpuPrice(p placement.Prices, model string) float64 {
+	for _, g := range p.GPUHour {
+		if g.Model == model {
+			return g.USD
+		}
+	}
+	return 0
+}
+
+func gpuWatts(e placement.Energy, model string) float64 {
+	for _, g := range e.WattsPerGPU {
+		if g.Model == model {
+			return g.Watts
+		}
+	}
+	return 0
+}
+
+func micro(n uint64) float64 { return float64(n) / 1e6 }
+
+func toMicro(usd float64) uint64 { return uint64(usd*1e6 + 0.5) }
+
+func carbonNumber(e placement.Energy) uint32 {
+	switch {
+	case !e.Known:
+		return 0
+	case e.Kind == "marginal":
+		return 2
+	default:
+		return 1
+	}
+}
+
+func carbonKind(n uint32) string {
+	if n == 2 {
+		return "marginal"
+	}
+	return "average"
+}
