@@ -174,7 +174,7 @@ func Validate(d *meshv1.Digest) error {
 }
 
 func validateLists(d *meshv1.Digest, bad func(string, ...any) error) error {
-	lanes := len(mesh.Lanes())
+	const lanes = int(mesh.Batch) + 1
 	if len(d.Backlog) > lanes || len(d.WaitMs) > lanes {
 		return bad("backlog of %d and wait of %d lanes, there are %d", len(d.Backlog), len(d.WaitMs), lanes)
 	}

@@ -208,7 +208,9 @@ type Snapshot struct {
 	// Cells with an accepted incarnation and a digest of it, sorted by cell.
 	Cells []Entry
 	// Held are digests of incarnations that are not accepted, sorted by cell,
-	// then incarnation. Verify them with the cell itself, then Accept.
+	// then incarnation. Ask the cell itself, then Accept what it answers. After
+	// a restore the old incarnation stays here, since peers still tell of it:
+	// ask once for each.
 	Held []Entry
 }
 

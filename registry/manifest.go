@@ -143,6 +143,10 @@ func oneMapping(file *ast.File) error {
 
 // yamlError puts the line in front of what the parser says.
 func yamlError(err error) error {
+	var wrong *yaml.TypeError
+	if errors.As(err, &wrong) && wrong.Token != nil {
+		return fmt.Errorf("line %d: must be of type %v, not %v", wrong.Token.Position.Line, wrong.DstType, wrong.SrcType)
+	}
 	var y yaml.Error
 	if errors.As(err, &y) && y.GetToken() != nil {
 		return fmt.Errorf("line %d: %s", y.GetToken().Position.Line, y.GetMessage())

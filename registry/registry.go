@@ -136,7 +136,7 @@ func (r *Registry) function(d *meshv1.Document) (*isobarv1.Function, error) {
 	if err != nil {
 		return nil, fmt.Errorf("registry: read function %s: %w", d.GetName(), err)
 	}
-	spec, err := r.Version(a.GetDigest())
+	spec, err := r.version(a.GetDigest())
 	if err != nil {
 		return nil, fmt.Errorf("registry: read function %s: %w", d.GetName(), err)
 	}
@@ -193,6 +193,14 @@ func (r *Registry) functionNames(tenant string) ([]string, error) {
 
 // Version returns the spec with that digest. The error is ErrUnknownVersion.
 func (r *Registry) Version(digest string) (*isobarv1.FunctionSpec, error) {
+	spec, err := r.version(digest)
+	if err != nil {
+		return nil, fmt.Errorf("registry: read %w", err)
+	}
+	return spec, nil
+}
+
+func (r *Registry) version(digest string) (*isobarv1.FunctionSpec, error) {
 	r.mu.Lock()
 	spec := r.specs.get(digest)
 	r.mu.Unlock()
@@ -201,14 +209,14 @@ func (r *Registry) Version(digest string) (*isobarv1.FunctionSpec, error) {
 	}
 	d, err := loadDocument(r.reader, KindVersion, digest)
 	if err != nil {
-		return nil, fmt.Errorf("registry: read version %s: %w", digest, err)
+		return nil, fmt.Errorf("version %s: %w", digest, err)
 	}
 	if d == nil || d.GetDeleted() {
-		return nil, fmt.Errorf("registry: read version %.80q: %w", digest, ErrUnknownVersion)
+		return nil, fmt.Errorf("version %.80q: %w", digest, ErrUnknownVersion)
 	}
 	var f isobarv1.Function
 	if err := proto.Unmarshal(d.GetContent(), &f); err != nil {
-		return nil, fmt.Errorf("registry: read version %s: %w", digest, err)
+		return nil, fmt.Errorf("version %s: %w", digest, err)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

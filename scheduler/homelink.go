@@ -209,7 +209,10 @@ func (h *homeLink) send(ctx context.Context, items []*meshv1.ReportItem) {
 	l := h.l
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	res, err := l.Peers.Report(ctx, h.home, &meshv1.ReportRequest{Guest: string(l.Cell.ID), Incarnation: l.incarnation, Items: items})
+	l.mu.Lock()
+	digest := l.digestLocked(time.Now())
+	l.mu.Unlock()
+	res, err := l.Peers.Report(ctx, h.home, &meshv1.ReportRequest{Guest: string(l.Cell.ID), Incarnation: l.incarnation, Items: items, Digest: digest})
 	if err != nil {
 		// Those who try again must not spin while home is away.
 		select {

@@ -182,3 +182,29 @@ func (s *Scheduler) GuestInvoke(ctx context.Context, r *meshv1.CellInvokeRequest
 	defer l.mu.Unlock()
 	return &meshv1.CellInvokeResponse{Outcome: o, Worker: worker, Digest: l.digestLocked(time.Now())}, nil
 }
+
+// Invocation validates a call that is to be run now.
+func (s *Scheduler) Invocation(sub Submission) (*Invocation, error) {
+	if n := len(sub.Payload); n > mesh.MaxPayload {
+		return nil, &Refusal{
+			Reason: PayloadTooLarge, Field: "payload", Message: fmt.Sprintf("a payload of %d bytes is above %d", n, mesh.MaxPayload),
+			Hint: "put large inputs where the function can read them and pass the place",
+		}
+	}
+	tenant, err := s.Registry.Residency(sub.Spec.Tenant)
+	if err != nil {
+		return nil, err
+	}
+	fn, err := s.Registry.Function(sub.Spec.Tenant, sub.Spec.Function)
+	if err != nil {
+		return nil, err
+	}
+	res := stricter(residencyOf(sub.Spec.Residency), tenant)
+	if !s.Cell.Within(res) {
+		return nil, s.elsewhere(res)
+	}
+	return &Invocation{
+		Function: fn, Payload: sub.Payload, ContentType: sub.ContentType, Residency: res, MinQuality: sub.Spec.MinQuality,
+		Timeout: fn.Spec.Timeout.AsDuration(), Traceparent: sub.Traceparent,
+	}, nil
+}

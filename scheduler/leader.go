@@ -250,7 +250,7 @@ func (l *leader) leaseGone(r ref, e fsm.Effect) {
 		delete(l.spans, r)
 	}
 	if p, ok := l.placed[r]; ok {
-		l.view.freed(p.cell, p.demand)
+		l.view.freed(p.cell, r)
 		delete(l.placed, r)
 	}
 	if run, ok := l.running[r]; ok {

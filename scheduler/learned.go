@@ -4,6 +4,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/isobar-mesh/isobar/gossip"
 	"github.com/isobar-mesh/isobar/placement"
 	meshv1 "github.com/isobar-mesh/isobar/proto/isobar/mesh/v1"
 	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
@@ -98,7 +99,7 @@ func (m *learned) variants(fn *isobarv1.Function) []placement.Variant {
 			Name: v.Name, Runtime: v.Runtime, Demand: demand(v), Quality: v.Quality, Duration: v.Run.AsDuration(),
 			ColdStart: v.Cold.AsDuration(), USD: v.Usd, Code: v.Module, EndpointJurisdictions: v.Jurisdictions,
 		}
-		m.names[WarmHash(fn.Spec.Name+"/"+v.Name)] = fn.Spec.Name + "/" + v.Name
+		m.names[gossip.Key(fn.Spec.Name+"/"+v.Name)] = fn.Spec.Name + "/" + v.Name
 		x := m.runs[fn.Version+"/"+v.Name]
 		if x == nil || x.runs < learnAfter {
 			continue

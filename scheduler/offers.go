@@ -27,16 +27,14 @@ const (
 type placed struct {
 	cell   mesh.CellID
 	demand mesh.Demand
-	acked  bool // the other cell accepted it
-	since  time.Time
 }
 
 // grantCell commits the lease to another cell and leaves the offer to its outbox.
 func (l *leader) grantCell(r ref, rec *meshv1.TaskRecord, d *placement.Decision) {
-	p := &placed{cell: d.Chosen.Cell, demand: l.demandOf(rec.Version, d.Chosen.Variant), since: time.Now()}
+	p := &placed{cell: d.Chosen.Cell, demand: l.demandOf(rec.Version, d.Chosen.Variant)}
 	l.placed[r] = p
 	l.granting[r.task] = true
-	l.view.took(p.cell, p.demand)
+	l.view.took(p.cell, r, p.demand, time.Now())
 	go l.commitCell(r, p, l.grantCommand(r, &meshv1.Holder{Cell: string(p.cell)}, l.CellLease, d), d)
 }
 
@@ -47,7 +45,7 @@ func (l *leader) commitCell(r ref, p *placed, grant *meshv1.Grant, d *placement.
 	if err != nil {
 		if l.placed[r] == p {
 			delete(l.placed, r)
-			l.view.freed(p.cell, p.demand)
+			l.view.freed(p.cell, r)
 		}
 		l.mu.Unlock()
 		l.grantFailed(r, err)
@@ -218,17 +216,16 @@ func (b *outbox) send(ctx context.Context, items []*meshv1.OfferItem, refs []ref
 	l.mu.Unlock()
 	for i, r := range refs {
 		b.forget(r)
-		b.answered(r, res.Results[i])
+		b.answered(r, res.Results[i], res.Digest)
 	}
 }
 
-func (b *outbox) answered(r ref, res *meshv1.OfferResult) {
+func (b *outbox) answered(r ref, res *meshv1.OfferResult, digest *meshv1.Digest) {
 	l := b.l
 	l.mu.Lock()
-	if p := l.placed[r]; p != nil && res.Accepted {
-		p.acked = true
-	}
-	if !res.Accepted {
+	if res.Accepted {
+		l.view.acknowledged(b.cell, r, digest)
+	} else {
 		l.addAvoid(r.task, b.cell)
 	}
 	l.mu.Unlock()
@@ -268,11 +265,9 @@ func (s *Scheduler) GuestExtend(ctx context.Context, from mesh.CellID, r *meshv1
 			out.Results = append(out.Results, g)
 		}
 	}
-	if r.Digest != nil {
-		l.mu.Lock()
-		l.view.learn(r.Digest, time.Now())
-		l.mu.Unlock()
-	}
+	l.mu.Lock()
+	l.view.learn(r.Digest, time.Now())
+	l.mu.Unlock()
 	return out, nil
 }
 
@@ -283,6 +278,9 @@ func (s *Scheduler) GuestReport(ctx context.Context, from mesh.CellID, r *meshv1
 	if err != nil {
 		return nil, err
 	}
+	l.mu.Lock()
+	l.view.learn(r.Digest, time.Now())
+	l.mu.Unlock()
 	out := &meshv1.ReportResponse{Verdicts: make([]string, len(r.Items))}
 	var wait sync.WaitGroup
 	for i, it := range r.Items {

@@ -21,6 +21,9 @@ const (
 	UnknownTask      Reason = "unknown_task"
 	UnknownLane      Reason = "unknown_lane"
 	UnknownRegion    Reason = "unknown_region"
+	UnknownModule    Reason = "unknown_module"
+	BadFunction      Reason = "bad_function"
+	BadModule        Reason = "bad_module"
 	PayloadTooLarge  Reason = "payload_too_large"
 	ResultTooLarge   Reason = "result_too_large"
 	DeadlinePast     Reason = "deadline_past"
@@ -36,6 +39,10 @@ const (
 	NotHolder        Reason = "not_holder"
 	OutcomeUnknown   Reason = "outcome_unknown"
 	Unavailable      Reason = "unavailable"
+	HomesDiffer      Reason = "homes_differ"
+	TimedOut         Reason = "timed_out"
+	FunctionFailed   Reason = "function_failed"
+	Internal         Reason = "internal"
 )
 
 // Refusal is an error meant for whoever asked: what, why, and what to do.

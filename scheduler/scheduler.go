@@ -79,13 +79,17 @@ type Options struct {
 	// QueueCap bounds each queue (tenant, function, lane). Default 100,000
 	// tasks and 1 GiB of payloads.
 	QueueCap *meshv1.QueueCap
+	// OnLead runs when a term of leadership begins, before anything is accepted
+	// in it; OnResign when it has ended. Either may be nil.
+	OnLead   func(term uint64) error
+	OnResign func()
 	// Full reports whether the disk is too full to accept; nil never is.
 	Full func() bool
 }
 
 // Link is what lies between this region and another.
 type Link struct {
-	RTT             time.Duration // 0: use what Neighbours measured
+	RTT             time.Duration // used until Neighbours have measured it
 	EgressUSDPerGiB float64
 	ReturnUSDPerGiB float64
 }
@@ -241,6 +245,14 @@ func (s *Scheduler) lead(ctx context.Context) error {
 	incarnation, err := s.bootstrap(ctx)
 	if err != nil {
 		return err
+	}
+	if s.OnLead != nil {
+		if err := s.OnLead(term); err != nil {
+			return fmt.Errorf("scheduler: take the lead: %w", err)
+		}
+	}
+	if s.OnResign != nil {
+		defer s.OnResign()
 	}
 	l := newLeader(ctx, s, term, incarnation)
 	// Effects of commands applied from here on are observed; what was applied

@@ -274,13 +274,13 @@ func (l *leader) decideProvisional(rec *meshv1.TaskRecord, fn *isobarv1.Function
 
 // elsewhere refuses a task whose residency leaves this cell out, and says
 // where it may be submitted.
-func (l *leader) elsewhere(res mesh.Residency) *Refusal {
+func (s *Scheduler) elsewhere(res mesh.Residency) *Refusal {
 	r := &Refusal{
 		Reason: ResidencyForbids, Field: "residency",
-		Message: fmt.Sprintf("%s lies in %v, which the residency leaves out", l.Cell.ID, l.Cell.Jurisdictions),
+		Message: fmt.Sprintf("%s lies in %v, which the residency leaves out", s.Cell.ID, s.Cell.Jurisdictions),
 		Hint:    "no known cell lies within it; allow more, or start a cell there",
 	}
-	for _, n := range l.Neighbours.All() {
+	for _, n := range s.Neighbours.All() {
 		if n.Verified && n.Within(res) {
 			r.Cell, r.Hint = n.ID, "submit it to "+string(n.ID)
 			if n.Reachable {

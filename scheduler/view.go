@@ -2,11 +2,10 @@ package scheduler
 
 import (
 	"cmp"
-	"crypto/sha256"
-	"encoding/binary"
 	"slices"
 	"time"
 
+	"github.com/isobar-mesh/isobar/gossip"
 	"github.com/isobar-mesh/isobar/internal/mesh"
 	"github.com/isobar-mesh/isobar/placement"
 	meshv1 "github.com/isobar-mesh/isobar/proto/isobar/mesh/v1"
@@ -17,25 +16,20 @@ import (
 // digest is old when it is read; what this home placed since is corrected for,
 // so that many decisions on one digest do not stampede onto one cell.
 type view struct {
-	s       *Scheduler
-	decider placement.Decider
-	cells   []placement.Cell
-	index   map[mesh.CellID]int
-	remote  map[mesh.CellID]*remote
-	built   time.Time
-	seq     uint64
-}
-
-// remote is what is remembered of another cell between digests.
-type remote struct {
-	digest   *meshv1.Digest
-	received time.Time
-	heldThen mesh.Capacity // what this home held there when the digest came
-	held     mesh.Capacity // what it holds now, offered and not yet answered included
+	s        *Scheduler
+	decider  placement.Decider
+	cells    []placement.Cell
+	index    map[mesh.CellID]int
+	digests  map[mesh.CellID]gossip.Entry
+	inflight *gossip.Inflight
+	built    time.Time
+	seq      uint64
 }
 
 func newView(s *Scheduler) *view {
-	return &view{s: s, index: map[mesh.CellID]int{}, remote: map[mesh.CellID]*remote{}}
+	return &view{
+		s: s, index: map[mesh.CellID]int{}, digests: map[mesh.CellID]gossip.Entry{}, inflight: gossip.NewInflight(s.CellLease),
+	}
 }
 
 func (v *view) placement() placement.View { return placement.View{Cells: v.cells} }
@@ -54,11 +48,9 @@ func (v *view) refresh(now time.Time, l *leader) {
 		if n.Digest != nil {
 			v.learn(n.Digest, n.Received)
 		}
-		r := v.remote[n.ID]
-		if r == nil || r.digest == nil {
-			continue
+		if e, ok := v.digests[n.ID]; ok {
+			cells = append(cells, v.cell(n, e, now))
 		}
-		cells = append(cells, v.cell(n, r, now))
 	}
 	slices.SortFunc(cells, func(a, b placement.Cell) int { return cmp.Compare(a.ID, b.ID) })
 	v.cells = cells
@@ -66,10 +58,11 @@ func (v *view) refresh(now time.Time, l *leader) {
 	for i, c := range cells {
 		v.index[c.ID] = i
 	}
-	for id := range v.remote {
-		v.correct(id)
+	for id := range v.digests {
+		v.correct(id, now)
 	}
 	v.own(l)
+	v.built = now
 }
 
 // learn takes a digest if it is newer than the one known.
@@ -77,66 +70,61 @@ func (v *view) learn(d *meshv1.Digest, received time.Time) {
 	if d == nil || mesh.CellID(d.Cell) == v.s.Cell.ID {
 		return
 	}
-	r := v.at(mesh.CellID(d.Cell))
-	if r.digest != nil && d.Incarnation == r.digest.Incarnation &&
-		cmp.Or(cmp.Compare(d.Term, r.digest.Term), cmp.Compare(d.Sequence, r.digest.Sequence)) <= 0 {
+	known, ok := v.digests[mesh.CellID(d.Cell)]
+	if ok && d.Incarnation == known.Incarnation() && gossip.VersionOf(d).Compare(known.Version()) <= 0 {
 		return
 	}
-	r.digest, r.received, r.heldThen = d, received, r.held
+	v.digests[mesh.CellID(d.Cell)] = gossip.Entry{Digest: d, At: received}
 	v.built = time.Time{}
 }
 
-func (v *view) at(id mesh.CellID) *remote {
-	r := v.remote[id]
-	if r == nil {
-		r = &remote{}
-		v.remote[id] = r
+// took counts an attempt against a cell until a digest of it does.
+func (v *view) took(id mesh.CellID, r ref, d mesh.Demand, now time.Time) {
+	v.inflight.Placed(id, placementOf(r), d, now)
+	v.correct(id, now)
+}
+
+// acknowledged says from which digest on the cell itself counts the attempt.
+func (v *view) acknowledged(id mesh.CellID, r ref, d *meshv1.Digest) {
+	if d != nil {
+		v.inflight.Acknowledged(id, placementOf(r), gossip.VersionOf(d))
 	}
-	return r
 }
 
-func (v *view) took(id mesh.CellID, d mesh.Demand) {
-	r := v.at(id)
-	r.held = r.held.Give(d)
-	v.correct(id)
+// freed stops counting an attempt.
+func (v *view) freed(id mesh.CellID, r ref) {
+	v.inflight.Released(id, placementOf(r))
+	v.correct(id, time.Now())
 }
 
-func (v *view) freed(id mesh.CellID, d mesh.Demand) {
-	r := v.at(id)
-	r.held, _ = r.held.Take(d)
-	v.correct(id)
+func placementOf(r ref) gossip.Placement {
+	return gossip.Placement{Task: mesh.TaskID(r.task), Attempt: r.attempt}
 }
 
-// correct sets the cell's free room: the digest's, plus what this home held
-// there then, less what it holds now.
-func (v *view) correct(id mesh.CellID) {
+// correct sets the cell's free room: the digest's, less what it does not show.
+func (v *view) correct(id mesh.CellID, now time.Time) {
 	i, ok := v.index[id]
-	r := v.remote[id]
-	if !ok || r == nil || r.digest == nil {
-		return
+	e, known := v.digests[id]
+	if ok && known {
+		v.cells[i].Free = v.inflight.Corrected(e, now).Free
 	}
-	free := capacityOf(r.digest.Free, r.digest.Gpus).Plus(r.heldThen)
-	free, _ = free.Take(mesh.Demand{CPUMilli: r.held.CPUMilli, MemoryMiB: r.held.MemoryMiB})
-	for _, g := range r.held.GPUs {
-		free, _ = free.Take(mesh.Demand{GPUs: g.Count, GPUModel: g.Model})
-	}
-	v.cells[i].Free = free
 }
 
 func (v *view) incarnation(id mesh.CellID) string {
-	if r := v.remote[id]; r != nil && r.digest != nil {
-		return r.digest.Incarnation
+	e, ok := v.digests[id]
+	if !ok {
+		return ""
 	}
-	return ""
+	return e.Incarnation()
 }
 
 // cell is another cell's row, without its free room.
-func (v *view) cell(n Neighbour, r *remote, now time.Time) placement.Cell {
-	d := r.digest
+func (v *view) cell(n Neighbour, e gossip.Entry, now time.Time) placement.Cell {
+	d := e.Digest
 	link := v.s.Links(n.Region)
 	c := placement.Cell{
-		Cell: n.Cell, Unhealthy: d.Health, Verified: n.Verified, Version: d.Sequence, Age: now.Sub(r.received),
-		Total: capacityOf(d.Total, d.Gpus), Runtimes: d.Runtimes, RTT: cmp.Or(link.RTT, n.RTT),
+		Cell: n.Cell, Unhealthy: d.Health, Verified: n.Verified, Version: d.Sequence, Age: e.Age(now),
+		Total: gossip.CapacitiesOf(d).Total, Backlog: gossip.WaitOf(d), Runtimes: d.Runtimes, RTT: cmp.Or(n.RTT, link.RTT),
 		EgressUSDPerGiB: link.EgressUSDPerGiB, ReturnUSDPerGiB: link.ReturnUSDPerGiB,
 		Prices: placement.Prices{CPUHour: micro(d.CpuHour), MemoryGiBHour: micro(d.MemoryGibHour)},
 		Energy: placement.Energy{
@@ -156,9 +144,6 @@ func (v *view) cell(n Neighbour, r *remote, now time.Time) placement.Cell {
 	}
 	for _, x := range d.Carbon {
 		c.Energy.Intensity = append(c.Energy.Intensity, float64(x))
-	}
-	for i := range min(len(d.WaitMs), len(c.Backlog)) {
-		c.Backlog[i] = time.Duration(d.WaitMs[i]) * time.Millisecond
 	}
 	c.Warm = v.warmNames(d)
 	return c
@@ -283,13 +268,13 @@ func (l *leader) digestLocked(now time.Time) *meshv1.Digest {
 	for _, x := range e.Intensity {
 		d.Carbon = append(d.Carbon, uint32(x+0.5))
 	}
-	var total, free mesh.Capacity
+	var total, free, wide mesh.Capacity
 	warm := map[string]bool{}
 	for _, s := range l.sessions {
 		if s.out == nil && s.poll == nil {
 			continue
 		}
-		total, free = total.Plus(s.total), free.Plus(s.free)
+		total, free, wide = total.Plus(s.total), free.Plus(s.free), widest(wide, s.free)
 		d.Runtimes = append(d.Runtimes, s.runtimes...)
 		for w := range s.warm {
 			warm[w] = true
@@ -305,7 +290,7 @@ func (l *leader) digestLocked(now time.Time) *meshv1.Digest {
 	for _, g := range total.GPUs {
 		d.Gpus = append(d.Gpus, &meshv1.ModelDigest{Model: g.Model, Hour: toMicro(gpuPrice(l.Prices, g.Model)), Milliwatts: uint64(gpuWatts(e, g.Model)*1000 + 0.5)})
 	}
-	d.Total, d.Free = digestOf(total, d.Gpus), digestOf(free, d.Gpus)
+	gossip.SetCapacities(d, gossip.Capacities{Total: total, Free: free, Widest: wide})
 	waits := l.waits()
 	counts := l.backlog()
 	for _, lane := range mesh.Lanes() {
@@ -313,7 +298,7 @@ func (l *leader) digestLocked(now time.Time) *meshv1.Digest {
 		d.WaitMs = append(d.WaitMs, uint64(waits[lane].Milliseconds()))
 	}
 	for w := range warm {
-		d.Warm = append(d.Warm, WarmHash(w))
+		d.Warm = append(d.Warm, gossip.Key(w))
 	}
 	slices.Sort(d.Warm)
 	return d
@@ -330,36 +315,12 @@ func (l *leader) backlog() [4]uint64 {
 	return n
 }
 
-// WarmHash shortens "function/variant" for a digest.
-func WarmHash(name string) uint64 {
-	sum := sha256.Sum256([]byte(name))
-	return binary.BigEndian.Uint64(sum[:8])
-}
-
 // named finds a variant this server knows by its hash.
 func (m *learned) named(h uint64) (string, bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	name, ok := m.names[h]
 	return name, ok
-}
-
-func capacityOf(c *meshv1.CapacityDigest, models []*meshv1.ModelDigest) mesh.Capacity {
-	out := mesh.Capacity{CPUMilli: c.GetCpuMilli(), MemoryMiB: c.GetMemoryMib()}
-	for i, n := range c.GetGpus() {
-		if i < len(models) {
-			out.GPUs = append(out.GPUs, mesh.Accelerators{Model: models[i].Model, Count: n})
-		}
-	}
-	return out
-}
-
-func digestOf(c mesh.Capacity, models []*meshv1.ModelDigest) *meshv1.CapacityDigest {
-	out := &meshv1.CapacityDigest{CpuMilli: c.CPUMilli, MemoryMib: c.MemoryMiB}
-	for _, m := range models {
-		out.Gpus = append(out.Gpus, c.GPU(m.Model))
-	}
-	return out
 }
 
 func gpuPrice(p placement.Prices, model string) float64 {

@@ -3,7 +3,7 @@ package scheduler
 import (
 	"cmp"
 	"context"
-	"errors"
+
 	"fmt"
 	"slices"
 	"time"
@@ -409,6 +409,3 @@ func OfferOf(c mesh.Capacity, runtimes []string) *isobarv1.Offer {
 	}
 	return o
 }
-
-// errNoSession is wrapped where a call names a session the leader doesn't know.
-var errNoSession = errors.New("unknown session")

@@ -31,8 +31,16 @@ type server struct {
 	isobarv1.UnimplementedWorkerServiceHandler
 	streams chan *stream
 	code    func(digest string, send func([]byte) error) error
-	// refuse ends a stream at once.
-	refuse func() error
+	mu      sync.Mutex
+	// turn, when set, ends a stream at once.
+	turn func() error
+}
+
+// refuse makes the server end each stream at once.
+func (s *server) refuse(turn func() error) {
+	s.mu.Lock()
+	s.turn = turn
+	s.mu.Unlock()
 }
 
 func newServer() *server { return &server{streams: make(chan *stream, 64)} }
@@ -68,9 +76,12 @@ func (s *server) Work(ctx context.Context, ws isobarv1.WorkerServiceWorkServerSt
 	if err != nil {
 		return err
 	}
-	if s.refuse != nil {
+	s.mu.Lock()
+	turn := s.turn
+	s.mu.Unlock()
+	if turn != nil {
 		s.streams <- &stream{hello: first.GetHello()}
-		return s.refuse()
+		return turn()
 	}
 	st := &stream{
 		hello: first.GetHello(),

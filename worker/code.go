@@ -1,65 +1,67 @@
 package worker
 
 import (
+	"bytes"
+	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"slices"
-	"strings"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect/v2"
-	"github.com/google/renameio/v2"
-	"golang.org/x/sync/singleflight"
 
 	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
+	"github.com/isobar-mesh/isobar/registry/code"
+	"github.com/isobar-mesh/isobar/worker/attempt"
 )
 
 const (
-	// maxModule is the largest module, in bytes; Deploy takes no larger one.
-	maxModule = 64 << 20
-	// fetchTimeout bounds the fetch of one module from one server.
-	fetchTimeout = 30 * time.Second
-
 	defaultCodeBytes = 1 << 30
+	// fresh modules are never evicted: a fetch and its first use are not one
+	// step.
+	fresh = time.Minute
 )
 
 // CodeOptions say where code is kept and where it comes from.
 type CodeOptions struct {
-	// Dir holds the modules, one file each; it is made if missing. Required.
+	// Dir holds the modules; it is made if missing and is this process's
+	// alone. Required.
 	Dir string
 	// Addresses are the API addresses of the cell's servers, as in Options.
 	Addresses []string
-	// MaxBytes bounds Dir; the modules used longest ago go first. Default 1
-	// GiB. A module being fetched may pass it.
+	// MaxBytes bounds Dir; above it the modules used longest ago go, but none
+	// stored within the last minute. Default 1 GiB.
 	MaxBytes int64
 	// Logger and Transport as in Options.
 	Logger    *slog.Logger
 	Transport func(address string) connect.Transport
 }
 
-// Code is a cache of modules by digest, filled from the cell. It is an
-// attempt.Code. Bytes are verified each time they are read: a damaged file is
-// dropped and fetched again. Safe for concurrent use; one digest is fetched
-// once at a time.
+// Code keeps modules by digest, filled from the cell and verified: a damaged
+// file is dropped and fetched again. It is an attempt.Code, safe for concurrent
+// use. Close it when the runtimes that read from it are closed.
 type Code struct {
-	opts   CodeOptions
-	flight singleflight.Group
+	store     *code.Store
+	maxBytes  int64
+	log       *slog.Logger
+	closeIdle func()
+
+	mu   sync.Mutex
+	used map[string]use
 }
 
-// ErrDigest is wrapped by Open for a digest that is not "sha256:" and 64 lower
-// case hexadecimal digits.
-var ErrDigest = errors.New("not a sha256 digest")
+// use is a module's size and when it was opened last; the zero time for what
+// was found at the start.
+type use struct {
+	bytes int64
+	last  time.Time
+}
 
-// ErrNoCode is wrapped by Open when no server gave bytes with the digest.
-var ErrNoCode = errors.New("no server has it")
+var _ attempt.Code = (*Code)(nil)
 
 // NewCode opens the cache.
 func NewCode(opts CodeOptions) (*Code, error) {
@@ -69,145 +71,148 @@ func NewCode(opts CodeOptions) (*Code, error) {
 	if err := checkAddresses(opts.Addresses); err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(opts.Dir, 0o700); err != nil {
-		return nil, fmt.Errorf("worker: make code directory: %w", err)
+	c := &Code{maxBytes: opts.MaxBytes, log: opts.Logger, closeIdle: func() {}, used: map[string]use{}}
+	if c.maxBytes <= 0 {
+		c.maxBytes = defaultCodeBytes
 	}
-	if opts.MaxBytes <= 0 {
-		opts.MaxBytes = defaultCodeBytes
+	if c.log == nil {
+		c.log = slog.New(slog.DiscardHandler)
 	}
-	if opts.Logger == nil {
-		opts.Logger = slog.New(slog.DiscardHandler)
+	transport := opts.Transport
+	if transport == nil {
+		transport, c.closeIdle = dialer()
 	}
-	if opts.Transport == nil {
-		opts.Transport, _ = dialer()
+	var sources []code.Source
+	for _, a := range opts.Addresses {
+		address, err := baseURL(a)
+		if err != nil {
+			return nil, fmt.Errorf("worker: check addresses: %w: %w", err, ErrOptions)
+		}
+		calls := isobarv1.NewWorkerServiceClient(connect.NewClient(transport(address)))
+		sources = append(sources, code.Source{Name: address, Fetch: func(ctx context.Context, digest string) (io.ReadCloser, error) {
+			s, err := calls.Code(ctx, &isobarv1.CodeRequest{Digest: digest})
+			if err != nil {
+				return nil, fmt.Errorf("worker: ask for code: %w", err)
+			}
+			return &codeReader{stream: s}, nil
+		}})
 	}
-	return &Code{opts: opts}, nil
+	var err error
+	c.store, err = code.New(opts.Dir, code.Options{Sources: func() []code.Source { return sources }, Log: c.log})
+	if err != nil {
+		return nil, fmt.Errorf("worker: open code: %w", err)
+	}
+	return c, nil
 }
 
 // Open returns the bytes of the digest, from disk or from the cell. The caller
-// must not change them.
+// must not change them. Errors wrap digest.ErrMalformed, or code.ErrMissing
+// with what each server said.
 func (c *Code) Open(ctx context.Context, digest string) ([]byte, error) {
-	name, ok := strings.CutPrefix(digest, "sha256:")
-	if raw, err := hex.DecodeString(name); !ok || err != nil || len(raw) != sha256.Size || strings.ToLower(name) != name {
-		return nil, fmt.Errorf("worker: open code %.80q: %w", digest, ErrDigest)
-	}
-	// The fetch is shared, so it must outlive the caller that began it.
-	shared := context.WithoutCancel(ctx)
-	got := c.flight.DoChan(name, func() (any, error) { return c.open(shared, name) })
-	select {
-	case <-ctx.Done():
-		return nil, fmt.Errorf("worker: open code %s: %w", digest, context.Cause(ctx))
-	case r := <-got:
-		if r.Err != nil {
-			return nil, fmt.Errorf("worker: open code %s: %w", digest, r.Err)
-		}
-		return r.Val.([]byte), nil
-	}
-}
-
-func (c *Code) open(ctx context.Context, name string) ([]byte, error) {
-	path := filepath.Join(c.opts.Dir, name)
-	b, err := os.ReadFile(path)
-	switch {
-	case err == nil && digestIs(b, name):
-		// The time of use decides what goes first; it is only that.
-		now := time.Now()
-		_ = os.Chtimes(path, now, now)
-		return b, nil
-	case err == nil:
-		c.opts.Logger.Warn("code is damaged on disk, fetch again", "digest", name)
-	case !errors.Is(err, fs.ErrNotExist):
-		c.opts.Logger.Warn("read code", "digest", name, "error", err)
-	}
-	if b, err = c.fetch(ctx, name); err != nil {
-		return nil, err
-	}
-	if err := renameio.WriteFile(path, b, 0o600); err != nil {
-		// The attempt can run without the cache.
-		c.opts.Logger.Warn("keep code", "digest", name, "error", err)
-		return b, nil
-	}
-	c.evict(name)
-	return b, nil
-}
-
-func digestIs(b []byte, name string) bool {
-	sum := sha256.Sum256(b)
-	return hex.EncodeToString(sum[:]) == name
-}
-
-// fetch asks the servers in turn until one gives bytes with the digest.
-func (c *Code) fetch(ctx context.Context, name string) ([]byte, error) {
-	var errs []error
-	for _, a := range c.opts.Addresses {
-		address, err := baseURL(a)
-		if err != nil {
-			return nil, err // NewCode checked it
-		}
-		b, err := c.fetchFrom(ctx, address, name)
-		if err == nil {
-			return b, nil
-		}
-		errs = append(errs, fmt.Errorf("from %s: %w", address, err))
-	}
-	return nil, fmt.Errorf("%w: %w", ErrNoCode, errors.Join(errs...))
-}
-
-func (c *Code) fetchFrom(ctx context.Context, address, name string) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
-	defer cancel()
-	calls := isobarv1.NewWorkerServiceClient(connect.NewClient(c.opts.Transport(address)))
-	stream, err := calls.Code(ctx, &isobarv1.CodeRequest{Digest: "sha256:" + name})
+	b, err := c.store.Read(ctx, digest)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("worker: open code: %w", err)
 	}
-	defer func() { _ = stream.Close() }()
-	var b []byte
-	for {
-		m, err := stream.Receive()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return nil, err
-		}
-		if len(b)+len(m.GetChunk()) > maxModule {
-			return nil, fmt.Errorf("more than %d bytes", maxModule)
-		}
-		b = append(b, m.GetChunk()...)
-	}
-	if !digestIs(b, name) {
-		return nil, fmt.Errorf("%d bytes with another digest", len(b))
+	if c.note(digest, int64(len(b))) {
+		c.evict(digest)
 	}
 	return b, nil
 }
 
-// evict removes the modules used longest ago until Dir is within its bound.
-// The one just stored stays.
+// Close ends the fetches under way and lets go of connections.
+func (c *Code) Close() error {
+	defer c.closeIdle()
+	if err := c.store.Close(); err != nil {
+		return fmt.Errorf("worker: close code: %w", err)
+	}
+	return nil
+}
+
+// note records a use; it reports whether it is the first one.
+func (c *Code) note(digest string, size int64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	before, known := c.used[digest]
+	c.used[digest] = use{size, time.Now()}
+	return !known || before.last.IsZero()
+}
+
+// evict removes what was used longest ago until the rest is within the bound.
 func (c *Code) evict(keep string) {
-	entries, err := os.ReadDir(c.opts.Dir)
+	all, err := c.store.List()
 	if err != nil {
-		c.opts.Logger.Warn("list code", "error", err)
+		c.log.Warn("list code", "error", err)
 		return
 	}
-	var files []fs.FileInfo
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	set := make(map[string]struct{}, len(all))
 	var total int64
-	for _, e := range entries {
-		if info, err := e.Info(); err == nil && info.Mode().IsRegular() {
-			files = append(files, info)
-			total += info.Size()
+	for _, d := range all {
+		u, known := c.used[d]
+		if !known {
+			u = use{bytes: c.sizeOf(d)}
+			c.used[d] = u
+		}
+		set[d] = struct{}{}
+		total += u.bytes
+	}
+	slices.SortFunc(all, func(a, b string) int {
+		return cmp.Or(c.used[a].last.Compare(c.used[b].last), cmp.Compare(a, b))
+	})
+	for _, d := range all {
+		if total <= c.maxBytes {
+			break
+		}
+		if d != keep {
+			delete(set, d)
+			total -= c.used[d].bytes
+			delete(c.used, d)
 		}
 	}
-	slices.SortFunc(files, func(a, b fs.FileInfo) int { return a.ModTime().Compare(b.ModTime()) })
-	for _, f := range files {
-		if total <= c.opts.MaxBytes {
-			return
-		}
-		if f.Name() == keep {
-			continue
-		}
-		if err := os.Remove(filepath.Join(c.opts.Dir, f.Name())); err == nil {
-			total -= f.Size()
-		}
+	if len(set) == len(all) {
+		return
+	}
+	if _, err := c.store.Keep(set, time.Now().Add(-fresh)); err != nil {
+		c.log.Warn("evict code", "error", err)
 	}
 }
+
+// sizeOf reads the size of a module on disk; 0 when it is not there, or not
+// sound, and so will be fetched when it is needed.
+func (c *Code) sizeOf(digest string) int64 {
+	nobody, cancel := context.WithCancel(context.Background())
+	cancel()
+	f, err := c.store.Open(nobody, digest)
+	if err != nil {
+		return 0
+	}
+	defer func() { _ = f.Close() }()
+	n, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+// codeReader reads a module from its stream. The store bounds and checks it.
+type codeReader struct {
+	stream isobarv1.WorkerServiceCodeClientStream
+	chunk  bytes.Reader
+}
+
+func (r *codeReader) Read(p []byte) (int, error) {
+	for r.chunk.Len() == 0 {
+		m, err := r.stream.Receive()
+		if errors.Is(err, io.EOF) {
+			return 0, io.EOF
+		}
+		if err != nil {
+			return 0, err
+		}
+		r.chunk.Reset(m.GetChunk())
+	}
+	return r.chunk.Read(p)
+}
+
+func (r *codeReader) Close() error { return r.stream.Close() }

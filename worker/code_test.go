@@ -3,8 +3,6 @@ package worker
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"os"
 	"path/filepath"
@@ -17,13 +15,10 @@ import (
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connectinprocess"
 
+	"github.com/isobar-mesh/isobar/registry/code"
+	"github.com/isobar-mesh/isobar/registry/digest"
 	"github.com/isobar-mesh/isobar/worker/attempt"
 )
-
-func digestOf(b []byte) string {
-	sum := sha256.Sum256(b)
-	return "sha256:" + hex.EncodeToString(sum[:])
-}
 
 // library is a cell that gives the same bytes for each digest.
 type library struct {
@@ -33,9 +28,9 @@ type library struct {
 
 func newLibrary(books map[string][]byte) *library {
 	l := &library{}
-	l.code = func(digest string, send func([]byte) error) error {
+	l.code = func(d string, send func([]byte) error) error {
 		l.asked.Add(1)
-		b, ok := books[digest]
+		b, ok := books[d]
 		if !ok {
 			return connect.NewError(connect.CodeNotFound, "no such code")
 		}
@@ -71,19 +66,24 @@ func newCode(t *testing.T, dir string, libraries map[string]*library, change fun
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	return c
 }
 
 func TestCodeIsFetchedOnceAndKept(t *testing.T) {
 	t.Parallel()
 	module := bytes.Repeat([]byte("code"), 5000)
-	lib := newLibrary(map[string][]byte{digestOf(module): module})
+	lib := newLibrary(map[string][]byte{digest.Of(module): module})
 	dir := filepath.Join(t.TempDir(), "new")
 	c := newCode(t, dir, map[string]*library{"http://a": lib}, nil)
 	var all sync.WaitGroup
 	for range 8 {
 		all.Go(func() {
-			if b, err := c.Open(t.Context(), digestOf(module)); err != nil || !bytes.Equal(b, module) {
+			if b, err := c.Open(t.Context(), digest.Of(module)); err != nil || !bytes.Equal(b, module) {
 				t.Errorf("open: %d bytes, %v", len(b), err)
 			}
 		})
@@ -91,7 +91,7 @@ func TestCodeIsFetchedOnceAndKept(t *testing.T) {
 	all.Wait()
 	// Another process finds it on disk, without any server.
 	again := newCode(t, dir, nil, nil)
-	if b, err := again.Open(t.Context(), digestOf(module)); err != nil || !bytes.Equal(b, module) {
+	if b, err := again.Open(t.Context(), digest.Of(module)); err != nil || !bytes.Equal(b, module) {
 		t.Errorf("open again: %d bytes, %v", len(b), err)
 	}
 	if n := lib.asked.Load(); n < 1 || n > 8 {
@@ -102,15 +102,15 @@ func TestCodeIsFetchedOnceAndKept(t *testing.T) {
 func TestDamagedCodeIsRepaired(t *testing.T) {
 	t.Parallel()
 	module := []byte("the module")
-	lib := newLibrary(map[string][]byte{digestOf(module): module})
+	lib := newLibrary(map[string][]byte{digest.Of(module): module})
 	dir := t.TempDir()
 	c := newCode(t, dir, map[string]*library{"http://a": lib}, nil)
-	path := filepath.Join(dir, strings.TrimPrefix(digestOf(module), "sha256:"))
+	path := filepath.Join(dir, strings.TrimPrefix(digest.Of(module), "sha256:"))
 	for _, damage := range []string{"the modulf", "", "the module and more"} {
 		if err := os.WriteFile(path, []byte(damage), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if b, err := c.Open(t.Context(), digestOf(module)); err != nil || !bytes.Equal(b, module) {
+		if b, err := c.Open(t.Context(), digest.Of(module)); err != nil || !bytes.Equal(b, module) {
 			t.Errorf("open after %q: %q, %v", damage, b, err)
 		}
 		if b, _ := os.ReadFile(path); !bytes.Equal(b, module) {
@@ -127,14 +127,14 @@ func TestCodeFromAServerThatHasIt(t *testing.T) {
 	module := []byte("the module")
 	c := newCode(t, t.TempDir(), map[string]*library{
 		// a is down, b lies, c has it.
-		"http://b": newLibrary(map[string][]byte{digestOf(module): []byte("another")}),
-		"http://c": newLibrary(map[string][]byte{digestOf(module): module}),
+		"http://b": newLibrary(map[string][]byte{digest.Of(module): []byte("another")}),
+		"http://c": newLibrary(map[string][]byte{digest.Of(module): module}),
 	}, nil)
-	if b, err := c.Open(t.Context(), digestOf(module)); err != nil || !bytes.Equal(b, module) {
+	if b, err := c.Open(t.Context(), digest.Of(module)); err != nil || !bytes.Equal(b, module) {
 		t.Errorf("open: %q, %v", b, err)
 	}
-	_, err := c.Open(t.Context(), digestOf([]byte("unknown")))
-	if !errors.Is(err, ErrNoCode) || !strings.Contains(err.Error(), "http://b") || !strings.Contains(err.Error(), "connection refused") {
+	_, err := c.Open(t.Context(), digest.Of([]byte("unknown")))
+	if !errors.Is(err, code.ErrMissing) || !strings.Contains(err.Error(), "http://b") || !strings.Contains(err.Error(), "connection refused") {
 		t.Errorf("open unknown: %v", err)
 	}
 }
@@ -144,13 +144,13 @@ func TestCodeBoundsAndDigests(t *testing.T) {
 	lib := newLibrary(nil)
 	dir := t.TempDir()
 	c := newCode(t, dir, map[string]*library{"http://a": lib}, nil)
-	good := digestOf([]byte("x"))
-	for _, digest := range []string{
+	good := digest.Of([]byte("x"))
+	for _, d := range []string{
 		"", "sha256:", "x", good[7:], strings.ToUpper(good[:7]) + good[7:], "sha256:" + strings.ToUpper(good[7:]),
 		good[:len(good)-1], good + "0", "sha256:../../../../etc/passwd", "md5:" + good[7:],
 	} {
-		if _, err := c.Open(t.Context(), digest); !errors.Is(err, ErrDigest) {
-			t.Errorf("open %q: %v", digest, err)
+		if _, err := c.Open(t.Context(), d); !errors.Is(err, digest.ErrMalformed) {
+			t.Errorf("open %q: %v", d, err)
 		}
 	}
 	if n := lib.asked.Load(); n != 0 {
@@ -165,7 +165,7 @@ func TestCodeBoundsAndDigests(t *testing.T) {
 			}
 		}
 	}
-	if _, err := c.Open(t.Context(), good); !errors.Is(err, ErrNoCode) || !strings.Contains(err.Error(), "more than") {
+	if _, err := c.Open(t.Context(), good); !errors.Is(err, code.ErrMissing) || !strings.Contains(err.Error(), "too large") {
 		t.Errorf("open endless: %v", err)
 	}
 	// A caller that gives up does not wait for the fetch.
@@ -189,22 +189,22 @@ func TestCodeUsedLongestAgoGoesFirst(t *testing.T) {
 	for i := range 4 {
 		m := bytes.Repeat([]byte{byte(i)}, 100)
 		modules = append(modules, m)
-		books[digestOf(m)] = m
+		books[digest.Of(m)] = m
 	}
 	dir := t.TempDir()
 	c := newCode(t, dir, map[string]*library{"http://a": newLibrary(books)}, func(o *CodeOptions) { o.MaxBytes = 250 })
 	has := func(i int) bool {
-		_, err := os.Stat(filepath.Join(dir, digestOf(modules[i])[7:]))
+		_, err := os.Stat(filepath.Join(dir, digest.Of(modules[i])[7:]))
 		return err == nil
 	}
 	age := func(i int, by time.Duration) {
 		at := time.Now().Add(-by)
-		if err := os.Chtimes(filepath.Join(dir, digestOf(modules[i])[7:]), at, at); err != nil {
+		if err := os.Chtimes(filepath.Join(dir, digest.Of(modules[i])[7:]), at, at); err != nil {
 			t.Fatal(err)
 		}
 	}
 	open := func(i int) {
-		if _, err := c.Open(t.Context(), digestOf(modules[i])); err != nil {
+		if _, err := c.Open(t.Context(), digest.Of(modules[i])); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -82,7 +82,7 @@ func TestDrainWithoutACell(t *testing.T) {
 		st := r.start("a")
 		st.assign(assignment("task-1", 1))
 		r.script.next(t)
-		r.servers["a"].refuse = func() error { return errors.New("down") }
+		r.servers["a"].refuse(func() error { return errors.New("down") })
 		st.end <- errors.New("crash")
 		synctest.Wait()
 		begin := time.Now()
@@ -133,8 +133,8 @@ func TestRedirectsAreBounded(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, []string{"a", "b"}, nil)
-		r.servers["a"].refuse = func() error { return notLeader("http://b") }
-		r.servers["b"].refuse = func() error { return notLeader("a") }
+		r.servers["a"].refuse(func() error { return notLeader("http://b") })
+		r.servers["b"].refuse(func() error { return notLeader("a") })
 		<-time.After(30 * time.Second)
 		synctest.Wait()
 		n := len(r.servers["a"].streams) + len(r.servers["b"].streams)
@@ -152,7 +152,7 @@ func TestAServerThatNamesNoUsableLeader(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				r := newRig(t, []string{"a", "b"}, nil)
-				r.servers["a"].refuse = func() error { return notLeader(address) }
+				r.servers["a"].refuse(func() error { return notLeader(address) })
 				st := r.start("b")
 				st.assign(assignment("task-1", 1))
 				r.script.next(t)

@@ -11,6 +11,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/isobar-mesh/isobar/internal/mesh"
+	"github.com/isobar-mesh/isobar/registry/digest"
 	"github.com/isobar-mesh/isobar/worker/attempt"
 )
 
@@ -19,7 +20,7 @@ import (
 func TestOverHTTP2(t *testing.T) { //nolint:paralleltest // looks for leaked goroutines
 	before := goleak.IgnoreCurrent()
 	module := []byte("the module")
-	lib := newLibrary(map[string][]byte{digestOf(module): module})
+	lib := newLibrary(map[string][]byte{digest.Of(module): module})
 	lib.streams = make(chan *stream, 64)
 	mux := http.NewServeMux()
 	connecthttp.Mount(mux, lib.connect())
@@ -28,15 +29,16 @@ func TestOverHTTP2(t *testing.T) { //nolint:paralleltest // looks for leaked gor
 	srv.Config.Protocols.SetUnencryptedHTTP2(true)
 	srv.Start()
 
-	transport, closeIdle := dialer()
-	code, err := NewCode(CodeOptions{Dir: t.TempDir(), Addresses: []string{srv.URL}, Transport: transport})
+	cache, err := NewCode(CodeOptions{Dir: t.TempDir(), Addresses: []string{srv.URL}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if b, err := code.Open(t.Context(), digestOf(module)); err != nil || string(b) != "the module" {
+	if b, err := cache.Open(t.Context(), digest.Of(module)); err != nil || string(b) != "the module" {
 		t.Errorf("open: %q, %v", b, err)
 	}
-	closeIdle()
+	if err := cache.Close(); err != nil {
+		t.Error(err)
+	}
 
 	runtime := newScript()
 	w, err := New(Options{

@@ -13,6 +13,7 @@ import (
 	"math/big"
 	"net"
 	"net/url"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -167,6 +168,7 @@ type cluster struct {
 	machine func(testing.TB, string) consensustest.Machine
 	tune    func(*Options)
 	nodes   []*node
+	dir     string
 }
 
 func memoryRecorder(t testing.TB, _ string) consensustest.Machine {
@@ -177,7 +179,7 @@ func memoryRecorder(t testing.TB, _ string) consensustest.Machine {
 // join, and returns once all vote.
 func newCluster(t testing.TB, n int, machine func(testing.TB, string) consensustest.Machine, tune func(*Options)) *cluster {
 	t.Helper()
-	c := &cluster{t: t, auth: newAuthority(t), net: newNetwork(), machine: machine, tune: tune}
+	c := &cluster{t: t, auth: newAuthority(t), net: newNetwork(), machine: machine, tune: tune, dir: t.TempDir()}
 	t.Cleanup(func() {
 		for _, nd := range c.nodes {
 			c.stop(nd)
@@ -198,8 +200,8 @@ func newCluster(t testing.TB, n int, machine func(testing.TB, string) consensust
 // add makes a server with empty directories.
 func (c *cluster) add(bootstrap bool) *node {
 	c.t.Helper()
-	nd := &node{machDir: c.t.TempDir()}
-	dir := c.t.TempDir()
+	dir := filepath.Join(c.dir, fmt.Sprint(len(c.nodes)), "log")
+	nd := &node{machDir: filepath.Join(c.dir, fmt.Sprint(len(c.nodes)), "data")}
 	id, err := LoadServerID(dir)
 	if err != nil {
 		c.t.Fatal(err)
@@ -207,7 +209,7 @@ func (c *cluster) add(bootstrap bool) *node {
 	nd.opts = Options{
 		Dir: dir, ServerID: id, Bind: "127.0.0.1:0", Bootstrap: bootstrap,
 		TLS: c.auth.tls("eu-1"), VerifyPeer: sameCell("eu-1"), Dial: c.net.dialer(id),
-		HeartbeatTimeout: 300 * time.Millisecond,
+		HeartbeatTimeout: 500 * time.Millisecond,
 		SegmentBytes:     1 << 20,
 		Logger:           testLogger(),
 	}

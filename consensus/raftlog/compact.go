@@ -66,11 +66,25 @@ func (l *Log) Snapshot() error {
 		return fmt.Errorf("raftlog: snapshot: %w", err)
 	}
 	err := l.raft.Snapshot().Error()
+	for range snapshotRetries {
+		if err == nil || errors.Is(err, raft.ErrNothingNewToSnapshot) || errors.Is(err, raft.ErrRaftShutdown) {
+			break
+		}
+		// Raft takes none between the commit and the apply of a change of
+		// members, and has no name for that error.
+		select {
+		case <-time.After(20 * time.Millisecond):
+			err = l.raft.Snapshot().Error()
+		case <-l.gone:
+		}
+	}
 	if err != nil && !errors.Is(err, raft.ErrNothingNewToSnapshot) {
 		return fmt.Errorf("raftlog: snapshot: %w", err)
 	}
 	return nil
 }
+
+const snapshotRetries = 5
 
 // Stats are a server's numbers for metrics. The counts are since Open.
 type Stats struct {

@@ -78,6 +78,20 @@ func (s *entryStore) count(l *raft.Log) {
 	s.chunks = append(s.chunks, chunk{first: l.Index, last: l.Index, bytes: n})
 }
 
+// GetLog reads one entry. The log below would still find entries that were
+// trimmed, while they are in its last file; that depends on where files end,
+// so such entries are refused here.
+func (s *entryStore) GetLog(index uint64, l *raft.Log) error {
+	first, err := s.FirstIndex()
+	if err != nil {
+		return err
+	}
+	if index < first {
+		return raft.ErrLogNotFound
+	}
+	return s.WAL.GetLog(index, l)
+}
+
 // StoreLog appends one entry.
 func (s *entryStore) StoreLog(l *raft.Log) error { return s.StoreLogs([]*raft.Log{l}) }
 

@@ -52,6 +52,9 @@ func (f *machine) Apply(log *raft.Log) any {
 	if err != nil {
 		panic(fmt.Sprintf("raftlog: apply entry %d: %v", log.Index, err))
 	}
+	if len(groups) == 0 { // of a Barrier or a Verify
+		return []any(nil)
+	}
 	results := f.inner.Apply(consensus.Position{Index: log.Index, Term: log.Term}, groups)
 	f.applied.Store(log.Index)
 	return results

@@ -61,14 +61,17 @@ type Options struct {
 	// Default HeartbeatTimeout; at least that.
 	ElectionTimeout time.Duration
 	// LeaderLease is how long a leader that hears no majority stays one.
-	// Default half of HeartbeatTimeout; at most that.
+	// Nothing is safe because of it (Verify asks the majority), so it need not
+	// be short; a short one deposes leaders for a stall. Default
+	// HeartbeatTimeout; at most that.
 	LeaderLease time.Duration
 	// TransportTimeout bounds one exchange of the raft port, and per 256 KiB
 	// the sending of a snapshot. Default 10 s.
 	TransportTimeout time.Duration
 
 	// InFlight is how many entries may be proposed and not yet applied; while
-	// that many are, groups gather for the next. Default 8, from 1 to 64.
+	// that many are, groups gather for the next. Default 4, from 1 to 64: fewer
+	// leave the disk idle, more make small entries.
 	InFlight int
 	// SnapshotBytes of log since the last snapshot start the next. Default
 	// 64 MiB. It bounds what a start applies again, and with TrailingBytes
@@ -112,9 +115,9 @@ func setDefault[T comparable](v *T, def T) {
 func (o *Options) complete() error {
 	setDefault(&o.HeartbeatTimeout, time.Second)
 	setDefault(&o.ElectionTimeout, o.HeartbeatTimeout)
-	setDefault(&o.LeaderLease, o.HeartbeatTimeout/2)
+	setDefault(&o.LeaderLease, o.HeartbeatTimeout)
 	setDefault(&o.TransportTimeout, 10*time.Second)
-	setDefault(&o.InFlight, 8)
+	setDefault(&o.InFlight, 4)
 	setDefault(&o.SnapshotBytes, 64<<20)
 	setDefault(&o.TrailingBytes, 16<<20)
 	setDefault(&o.KeepSnapshots, 2)

@@ -19,32 +19,63 @@ func (l *Log) Propose(ctx context.Context, group []byte) (any, error) {
 	if len(group) > consensus.MaxGroup {
 		return nil, fmt.Errorf("raftlog: propose %d bytes: %w", len(group), consensus.ErrTooLarge)
 	}
-	if l.raft.State() != raft.Leader && !l.batch.isClosed() {
-		return nil, wrap("propose", consensus.ErrNotLeader)
-	}
 	p := &proposal{group: group, done: make(chan struct{})}
-	if err := l.batch.add(p); err != nil {
+	if err := l.commit(ctx, p); err != nil {
 		return nil, wrap("propose", err)
+	}
+	return p.result, nil
+}
+
+// commit gives the proposal to the batcher and waits. p.result may be read
+// when it returns nil.
+func (l *Log) commit(ctx context.Context, p *proposal) error {
+	if l.raft.State() != raft.Leader && !l.batch.isClosed() {
+		return consensus.ErrNotLeader
+	}
+	if err := l.batch.add(p); err != nil {
+		return err
 	}
 	select {
 	case <-p.done:
-		return p.result, wrap("propose", outcome(p.err))
+		return outcome(p.err)
 	case <-ctx.Done():
 		p.abandoned.Store(true)
-		return nil, wrap("propose", fmt.Errorf("%w: %w", consensus.ErrOutcomeUnknown, context.Cause(ctx)))
+		return fmt.Errorf("%w: %w", consensus.ErrOutcomeUnknown, context.Cause(ctx))
 	case <-l.gone:
-		return nil, wrap("propose", consensus.ErrOutcomeUnknown)
+		return consensus.ErrOutcomeUnknown
 	}
 }
 
-// proposal is one group on its way. result and err are set before done closes.
+// Barrier returns when everything committed before the call is applied here.
+// It rides on an entry of the proposals, or on one of its own without groups.
+func (l *Log) Barrier(ctx context.Context) error {
+	return wrap("barrier", l.commit(ctx, newMark()))
+}
+
+// Verify returns nil when a majority confirmed, after the call began, that
+// this server leads, by taking an entry. Raft's own VerifyLeader also counts
+// answers to what was sent before the call: a leader that was paused could
+// take one for a confirmation.
+func (l *Log) Verify(ctx context.Context) error {
+	err := l.commit(ctx, newMark())
+	if errors.Is(err, raft.ErrLeadershipLost) {
+		err = fmt.Errorf("%w: %w", consensus.ErrNotLeader, raft.ErrLeadershipLost) // nothing was proposed
+	}
+	return wrap("verify", err)
+}
+
+// proposal is one group on its way, or a mark, which has no group and waits
+// for an entry to be applied. result and err are set before done closes.
 type proposal struct {
 	group     []byte
+	mark      bool
 	done      chan struct{}
 	result    any
 	err       error
 	abandoned atomic.Bool // nobody waits; drop it if it has not left yet
 }
+
+func newMark() *proposal { return &proposal{mark: true, done: make(chan struct{})} }
 
 func (p *proposal) finish(result any, err error) {
 	p.result, p.err = result, err
@@ -153,14 +184,17 @@ func (b *batcher) run() {
 func (b *batcher) take() (batch []*proposal, ended bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	size, n := 1, 0
+	size, packed, n := 1, 0, 0
 	for _, p := range b.queue {
 		if p.abandoned.Load() {
 			n++
 			continue
 		}
-		if size += entrySize(p.group); size > packBytes && len(batch) > 0 {
-			break
+		if !p.mark {
+			if size += entrySize(p.group); size > packBytes && packed > 0 {
+				break
+			}
+			packed++
 		}
 		batch = append(batch, p)
 		n++
@@ -173,15 +207,17 @@ func (b *batcher) take() (batch []*proposal, ended bool) {
 }
 
 func (b *batcher) send(batch []*proposal) {
-	groups := make([][]byte, len(batch))
-	for i, p := range batch {
-		groups[i] = p.group
+	groups := make([][]byte, 0, len(batch))
+	for _, p := range batch {
+		if !p.mark {
+			groups = append(groups, p.group)
+		}
 	}
 	data := encodeEntry(groups)
 	b.entries.Add(1)
-	b.groups.Add(uint64(len(batch)))
+	b.groups.Add(uint64(len(groups)))
 	b.bytes.Add(uint64(len(data)))
-	b.largest.Store(max(b.largest.Load(), uint64(len(batch))))
+	b.largest.Store(max(b.largest.Load(), uint64(len(groups))))
 	// flying has room: its size is that of slots.
 	b.flying <- inflight{future: b.raft.ApplyLog(raft.Log{Data: data}, 0), proposals: batch}
 }
@@ -195,15 +231,16 @@ func (b *batcher) complete() {
 		var results []any
 		if err == nil {
 			results, _ = f.future.Response().([]any)
-			if len(results) != len(f.proposals) {
-				err = errNoResults
-			}
 		}
-		for i, p := range f.proposals {
-			if err != nil {
+		for _, p := range f.proposals {
+			switch {
+			case err != nil || p.mark:
 				p.finish(nil, err)
-			} else {
-				p.finish(results[i], nil)
+			case len(results) == 0:
+				p.finish(nil, errNoResults)
+			default:
+				p.finish(results[0], nil)
+				results = results[1:]
 			}
 		}
 		<-b.slots

@@ -346,23 +346,6 @@ func (l *Log) await(ctx context.Context, begin func() raft.Future) error {
 	}
 }
 
-// Barrier returns when everything committed before the call is applied here.
-func (l *Log) Barrier(ctx context.Context) error {
-	err := l.await(ctx, func() raft.Future { return l.raft.Barrier(0) })
-	return wrap("barrier", outcome(err))
-}
-
-// Verify returns nil when a majority confirmed that this server leads. A
-// leader that has just been elected must have passed a Barrier before what
-// its machine holds is everything committed.
-func (l *Log) Verify(ctx context.Context) error {
-	err := l.await(ctx, l.raft.VerifyLeader)
-	if errors.Is(err, raft.ErrLeadershipLost) {
-		err = consensus.ErrNotLeader // nothing was proposed
-	}
-	return wrap("verify", outcome(err))
-}
-
 // outcome maps raft's errors to those of consensus.Log. What is not known to
 // have been refused may have been committed.
 func outcome(err error) error {

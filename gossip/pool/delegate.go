@@ -142,7 +142,7 @@ func (p *Pool) note(n *memberlist.Node, desc Member, state State) (moved bool) {
 	defer p.mu.Unlock()
 	m := p.members[n.Name]
 	if m == nil {
-		m = &Status{}
+		m = &peer{}
 		p.members[n.Name] = m
 	}
 	if m.State != state {
@@ -152,7 +152,7 @@ func (p *Pool) note(n *memberlist.Node, desc Member, state State) (moved bool) {
 		delete(p.byAddr, m.GossipAddress)
 	}
 	if state != Alive {
-		m.RTT = 0 // it may come back elsewhere
+		m.RTT, m.samples = 0, 0 // it may come back elsewhere
 	}
 	m.Member, m.GossipAddress = desc, n.Address()
 	p.byAddr[m.GossipAddress] = n.Name
@@ -168,8 +168,12 @@ func (d delegate) NotifyPingComplete(n *memberlist.Node, rtt time.Duration, _ []
 	d.p.measured(n.Name, rtt)
 }
 
-// measured takes in one round trip: a quarter of it, and three quarters of what
-// was.
+// settled is how many round trips it takes until they are smoothed. Before, the
+// latest counts: the first may meet a peer that is still busy starting, or one
+// that does not know yet how far away it should be.
+const settled = 3
+
+// measured takes in one round trip; later ones count for a quarter.
 func (p *Pool) measured(id string, rtt time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -177,7 +181,8 @@ func (p *Pool) measured(id string, rtt time.Duration) {
 	if m == nil || m.State != Alive || rtt <= 0 {
 		return
 	}
-	if m.RTT == 0 {
+	if m.samples < settled {
+		m.samples++
 		m.RTT = rtt
 		p.changed()
 		return

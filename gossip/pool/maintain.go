@@ -103,14 +103,14 @@ func (p *Pool) join(addresses ...string) {
 	}
 }
 
-// measure probes members without a round-trip time at once, since memberlist's
+// measure probes members whose round-trip time is not settled, since memberlist's
 // own probes may take a while to come to them.
 func (p *Pool) measure() {
 	type target struct{ id, addr string }
 	var targets []target
 	p.mu.Lock()
 	for id, m := range p.members {
-		if m.State == Alive && m.RTT == 0 && id != p.opt.Self.ID {
+		if m.State == Alive && m.samples < settled && id != p.opt.Self.ID {
 			targets = append(targets, target{id, m.GossipAddress})
 		}
 	}

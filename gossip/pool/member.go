@@ -61,6 +61,12 @@ type Status struct {
 	RTT           time.Duration // smoothed; 0 while not measured
 }
 
+// peer is a Status with what only the pool needs.
+type peer struct {
+	Status
+	samples int // round trips measured since it is alive, up to settled
+}
+
 // The encoding of a member, at most memberlist.MetaMaxSize bytes: a version, a
 // byte of flags, seven texts each behind its length in one byte, and the
 // process id as a varint. A reader refuses another version, other flags and

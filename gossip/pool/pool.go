@@ -63,16 +63,16 @@ type Pool struct {
 	counts    counters
 
 	stopping chan struct{} // closed by Close
-	kick     chan struct{} // capacity 1: a member without a round-trip time is there
+	kick     chan struct{} // capacity 1: a member came or went
 	done     chan struct{} // closed when the maintenance has ended
 
 	// mu is a leaf: memberlist calls in with its own locks held, so it is never
 	// called with mu held.
 	mu       sync.Mutex
 	view     *gossip.View
-	snapshot *gossip.Snapshot   // of view, nil when it changed since
-	members  map[string]*Status // by id
-	byAddr   map[string]string  // gossip address → member id
+	snapshot *gossip.Snapshot  // of view, nil when it changed since
+	members  map[string]*peer  // by id
+	byAddr   map[string]string // gossip address → member id
 	watchers map[chan struct{}]struct{}
 	leaving  bool
 
@@ -92,7 +92,7 @@ func New(opt Options) (*Pool, error) {
 		opt: opt, log: opt.Logger,
 		stopping: make(chan struct{}), kick: make(chan struct{}, 1), done: make(chan struct{}),
 		view:     gossip.NewView(),
-		members:  map[string]*Status{},
+		members:  map[string]*peer{},
 		byAddr:   map[string]string{},
 		watchers: map[chan struct{}]struct{}{},
 	}
@@ -241,7 +241,7 @@ func (p *Pool) Members() []Status {
 	defer p.mu.Unlock()
 	out := make([]Status, 0, len(p.members))
 	for _, m := range p.members {
-		out = append(out, *m)
+		out = append(out, m.Status)
 	}
 	slices.SortFunc(out, func(a, b Status) int {
 		return cmp.Or(strings.Compare(string(a.Cell), string(b.Cell)),

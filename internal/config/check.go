@@ -54,6 +54,7 @@ func checkServer(s *Server, src source) []error {
 	c.within("retention.dedup", s.Retention.Dedup, time.Minute, 90*24*time.Hour)
 	c.within("lifetime", s.Lifetime, time.Minute, 90*24*time.Hour)
 	c.queue(s)
+	c.homes(s.Homes)
 	c.money(s)
 	c.carbon(s.Carbon)
 	if s.Broker != "embedded" {
@@ -216,6 +217,16 @@ func (c *checker) queue(s *Server) {
 	}
 	if s.Disk.Bytes != 0 && s.Disk.Bytes < 64<<20 {
 		c.fail("disk.bytes", "must be 0 or at least 64MiB, got %s", s.Disk.Bytes)
+	}
+}
+
+func (c *checker) homes(homes []string) {
+	for i, h := range homes {
+		at := "homes[" + strconv.Itoa(i) + "]"
+		c.name(at, h)
+		if slices.Contains(homes[:i], h) {
+			c.fail(at, "is given twice: %q", h)
+		}
 	}
 }
 

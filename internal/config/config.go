@@ -56,6 +56,7 @@ func DefaultServer() Server {
 		EgressUSDPerGiB: map[string]float64{},
 		ReturnUSDPerGiB: map[string]float64{},
 		RTTMs:           map[string]float64{},
+		Homes:           []string{},
 		Broker:          "embedded",
 		OTLP:            OTLP{Protocol: "http"},
 		Log:             Log{Level: "info", Format: "text"},
@@ -116,6 +117,21 @@ func LoadWorker(path string, env Lookup, override func(*Worker)) (Worker, error)
 		override(&cfg)
 	}
 	return cfg, errors.Join(checkWorker(&cfg, src)...)
+}
+
+// ReadServer is LoadServer without the check of the values, for printing what
+// is in effect while it is still being filled in.
+func ReadServer(path string, env Lookup) (Server, error) {
+	cfg := DefaultServer()
+	_, err := load(path, env, &cfg)
+	return cfg, err
+}
+
+// ReadWorker is LoadWorker without the check of the values.
+func ReadWorker(path string, env Lookup) (Worker, error) {
+	cfg := DefaultWorker()
+	_, err := load(path, env, &cfg)
+	return cfg, err
 }
 
 // source says where each value came from, for errors.

@@ -92,6 +92,7 @@ func TestServerRefuses(t *testing.T) {
 		{name: "feed without zone", add: "carbon: {generate: true}\n", want: "carbon.zone: is required"},
 		{name: "negative price", add: "prices: {gpus: {H100: -1}}\n", want: ":7: prices.gpus.H100: must be 0 or more"},
 		{name: "pue", add: "energy: {pue: 0.9}\n", want: "energy.pue: must be 1 or more"},
+		{name: "home twice", add: "homes: [eu-north-1, eu-north-1]\n", want: "homes[1]: is given twice"},
 		{name: "broker", add: "broker: kafka\n", want: "broker: must be embedded"},
 		{name: "emulation without figures", add: "emulate_rtt: true\n", want: "emulate_rtt: needs rtt_ms"},
 		{name: "name", env: map[string]string{"ISOBAR_NAME": "S/1"}, want: "ISOBAR_NAME: must be 1 to 63"},

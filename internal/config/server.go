@@ -73,6 +73,11 @@ type Server struct {
 	// EmulateRTT delays what this server sends to other regions so that the
 	// round trip is rtt_ms. For meshes on one machine; shown as emulated.
 	EmulateRTT bool `yaml:"emulate_rtt"`
+	// Homes are the cells that own tasks with an idempotency key: each key has
+	// one home among them, wherever it is submitted. The list must be the same
+	// on every server of the mesh and must not change while keys are kept.
+	// Empty: the cell that is asked owns the key.
+	Homes []string `yaml:"homes"`
 	// Broker keeps the payloads: embedded, which needs nothing installed.
 	Broker string `yaml:"broker"`
 	// OTLP is where traces go.
@@ -203,6 +208,9 @@ type Carbon struct {
 	// Clock is the feed's time at the start of the process; the feed alone has
 	// it. Default: the present.
 	Clock *time.Time `yaml:"clock,omitempty"`
+	// Epoch is the wall time at which the feed stands at clock; servers that are
+	// to see one carbon share it. Default: the start of the process.
+	Epoch *time.Time `yaml:"epoch,omitempty"`
 	// Speed is how many seconds of the feed pass in one second.
 	Speed float64 `yaml:"speed"`
 }

@@ -50,7 +50,7 @@ type conn struct {
 // send carries bytes from the outgoing line to the connection, and closes it
 // behind the last of them.
 func (d *conn) send() {
-	defer d.Conn.Close()
+	defer func() { _ = d.Conn.Close() }() // nobody is left to tell
 	for {
 		b, err := d.out.next()
 		if err != nil {

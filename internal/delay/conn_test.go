@@ -282,8 +282,10 @@ func TestEndIsDelayed(t *testing.T) {
 func TestNoDelayIsTheConnectionItself(t *testing.T) {
 	t.Parallel()
 	a, b := net.Pipe()
-	defer a.Close()
-	defer b.Close()
+	defer func() {
+		_ = a.Close()
+		_ = b.Close()
+	}()
 	if delay.Conn(a, 0) != a || delay.Conn(a, -1) != a {
 		t.Error("wrapped")
 	}
@@ -353,7 +355,7 @@ func loopback(t *testing.T, oneWay time.Duration) (near, far net.Conn) {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
-	defer ln.Close()
+	defer func() { _ = ln.Close() }()
 	accepted := make(chan net.Conn, 1)
 	go func() {
 		c, err := ln.Accept()

@@ -24,6 +24,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
@@ -357,13 +358,32 @@ func (s *Store) Close() error {
 	g := s.live
 	s.mu.Unlock()
 
-	flushed := g.db.Flush()
+	flushed := flushWithin(g.db, closeFlush)
 	g.release()
 	<-g.done
 	if err := errors.Join(flushed, g.err); err != nil {
 		return fmt.Errorf("pebblestore: close: %w", err)
 	}
 	return nil
+}
+
+// closeFlush bounds the flush of Close, which only saves the log work.
+const closeFlush = 20 * time.Second
+
+var errFlushTimeout = errors.New("flush took too long")
+
+// flushWithin gives up on a disk that fails: Pebble tries for ever.
+func flushWithin(db *pebble.DB, limit time.Duration) error {
+	done, err := db.AsyncFlush()
+	if err != nil {
+		return err
+	}
+	select {
+	case <-done:
+		return nil
+	case <-time.After(limit):
+		return errFlushTimeout
+	}
 }
 
 // logger hands Pebble's messages to slog.

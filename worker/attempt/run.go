@@ -46,7 +46,7 @@ func KillOf(ctx context.Context) *Kill {
 	if errors.Is(cause, context.DeadlineExceeded) {
 		return &Kill{Timeout, "ran past its time"}
 	}
-	if cause == nil || cause == context.Canceled {
+	if cause == nil || cause.Error() == context.Canceled.Error() { // A wrapped one says more.
 		return &Kill{Cancelled, "was cancelled"}
 	}
 	return &Kill{Cancelled, "was cancelled: " + cause.Error()}

@@ -75,10 +75,10 @@ func TestRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	for in, want := range map[string]string{
-		"":                          "not a PNG or JPEG",
-		"GIF89a":                    "not a PNG or JPEG",
-		large.String():              "more than 16000000 pixels",
-		large.String()[:40]:         "more than 16000000 pixels",
+		"":                           "not a PNG or JPEG",
+		"GIF89a":                     "not a PNG or JPEG",
+		large.String():               "more than 16000000 pixels",
+		large.String()[:40]:          "more than 16000000 pixels",
 		"\x89PNG\r\n\x1a\n" + "\x00": "not a PNG or JPEG",
 	} {
 		if err := run(strings.NewReader(in), &bytes.Buffer{}); err == nil || !strings.Contains(err.Error(), want) {

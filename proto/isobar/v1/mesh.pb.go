@@ -313,6 +313,7 @@ type ServerInfo struct {
 	Leader        bool                   `protobuf:"varint,4,opt,name=leader,proto3" json:"leader,omitempty"`
 	Voter         bool                   `protobuf:"varint,5,opt,name=voter,proto3" json:"voter,omitempty"`
 	Pid           int64                  `protobuf:"varint,6,opt,name=pid,proto3" json:"pid,omitempty"`
+	Alive         bool                   `protobuf:"varint,7,opt,name=alive,proto3" json:"alive,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -387,6 +388,13 @@ func (x *ServerInfo) GetPid() int64 {
 		return x.Pid
 	}
 	return 0
+}
+
+func (x *ServerInfo) GetAlive() bool {
+	if x != nil {
+		return x.Alive
+	}
+	return false
 }
 
 type WorkersRequest struct {
@@ -767,7 +775,7 @@ const file_isobar_v1_mesh_proto_rawDesc = "" +
 	"\frtt_emulated\x18\x11 \x01(\bR\vrttEmulated\x12\x1c\n" +
 	"\taddresses\x18\x12 \x03(\tR\taddresses\x12/\n" +
 	"\aservers\x18\x13 \x03(\v2\x15.isobar.v1.ServerInfoR\aservers\x12\x18\n" +
-	"\aworkers\x18\x14 \x01(\x03R\aworkers\"\x8a\x01\n" +
+	"\aworkers\x18\x14 \x01(\x03R\aworkers\"\xa0\x01\n" +
 	"\n" +
 	"ServerInfo\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -775,7 +783,8 @@ const file_isobar_v1_mesh_proto_rawDesc = "" +
 	"\aaddress\x18\x03 \x01(\tR\aaddress\x12\x16\n" +
 	"\x06leader\x18\x04 \x01(\bR\x06leader\x12\x14\n" +
 	"\x05voter\x18\x05 \x01(\bR\x05voter\x12\x10\n" +
-	"\x03pid\x18\x06 \x01(\x03R\x03pid\"\x10\n" +
+	"\x03pid\x18\x06 \x01(\x03R\x03pid\x12\x14\n" +
+	"\x05alive\x18\a \x01(\bR\x05alive\"\x10\n" +
 	"\x0eWorkersRequest\"B\n" +
 	"\x0fWorkersResponse\x12/\n" +
 	"\aworkers\x18\x01 \x03(\v2\x15.isobar.v1.WorkerInfoR\aworkers\"\xfe\x01\n" +

@@ -115,8 +115,8 @@ type TaskSpec struct {
 	ContentType string `protobuf:"bytes,6,opt,name=content_type,json=contentType,proto3" json:"content_type,omitempty"`
 	// critical, interactive, standard (default) or batch.
 	Lane string `protobuf:"bytes,7,opt,name=lane,proto3" json:"lane,omitempty"`
-	// Two tasks of one tenant and function with one key are one task, for 24
-	// hours after it ended.
+	// Two tasks of one tenant with one key are one task, for as long as the
+	// first one's record is kept; with another content the second is refused.
 	IdempotencyKey string `protobuf:"bytes,8,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
 	// Made by the client for each Submit of this task and repeated on a retry, so
 	// that a lost answer makes no second task. Made by the server if empty.

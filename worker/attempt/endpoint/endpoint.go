@@ -146,7 +146,7 @@ func cause(err error) string {
 
 // read turns an answer into an outcome. The error is of the connection.
 func read(out *attempt.Outcome, res *http.Response, limit int, now time.Time) error {
-	defer res.Body.Close()
+	defer func() { _ = res.Body.Close() }() // Reading told all there is to know.
 	out.ExitCode = res.StatusCode
 	if res.StatusCode >= 200 && res.StatusCode < 300 {
 		// A body whose announced length is above the cap is not read at all.

@@ -111,9 +111,9 @@ func TestRequest(t *testing.T) {
 	deadline := time.Now().Add(5 * time.Second).Round(0)
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
 		body, _ := io.ReadAll(q.Body)
-		fmt.Fprintf(w, "%s %s %s\n", q.Method, q.URL, body)
+		_, _ = fmt.Fprintf(w, "%s %s %s\n", q.Method, q.URL, body)
 		for _, h := range []string{"Isobar-Task-Id", "Isobar-Attempt", "Isobar-Deadline", "traceparent", "Content-Type", "Accept-Encoding"} {
-			fmt.Fprintln(w, h, q.Header.Get(h))
+			_, _ = fmt.Fprintln(w, h, q.Header.Get(h))
 		}
 	}))
 	defer server.Close()

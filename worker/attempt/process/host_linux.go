@@ -94,7 +94,7 @@ func groupMemory(want map[int]bool) (map[int]int64, error) {
 	if err != nil {
 		return nil, fmt.Errorf("process: list processes: %w", err)
 	}
-	defer dir.Close()
+	defer func() { _ = dir.Close() }() // It was only read.
 	names, err := dir.Readdirnames(-1)
 	if err != nil {
 		return nil, fmt.Errorf("process: list processes: %w", err)

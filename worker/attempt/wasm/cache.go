@@ -35,7 +35,6 @@ type entry struct {
 	code   wazero.CompiledModule
 	min    uint64 // bytes of memory it starts with
 	size   int64
-	took   time.Duration // to fetch and compile
 
 	// Under cache.mu.
 	users int

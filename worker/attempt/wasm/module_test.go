@@ -1,20 +1,18 @@
 package wasm
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
+
+	"github.com/tetratelabs/wazero"
 
 	"github.com/isobar-mesh/isobar/worker/attempt/attempttest"
 )
 
 // A tiny assembler: enough of the binary format to write modules that no
 // compiler makes.
-
-type section struct {
-	id   byte
-	body []byte
-}
 
 // module is a module with a function of type ()->(), exported as _start, and
 // one page of memory; the given sections take the place of its own.
@@ -115,6 +113,10 @@ func TestValidate(t *testing.T) {
 		{"count of elements", module(body(), section{9, []byte{1, 1, 0, 0xff, 0xff, 0xff, 0x7f}}), "is damaged: section 9 ends early"},
 		{"count of tables", module(body(), section{4, append([]byte{17}, make([]byte, 60)...)}), "has 17 tables"},
 		{"table beyond memory", module(body(), section{4, []byte{1, 0x70, 0, 0xff, 0xff, 0xff, 0x3f}}), "has a table of 134217727 entries"},
+		{"start section", append(module(body()), 8, 1, 0), "has a start section"},
+		{"section twice", append(module(body()), module(body())[8:]...), "section 1 is there twice"},
+		{"tail call", module(body(0x12, 0)), "uses the instruction 0x12, which is not supported"},
+		{"global of ours", module(body(0x41, 0, 0x24, 0)), "uses a global that it does not have"},
 		{"no entry", module(body(), section{7, exports("run", 0, "memory", 2)}), "exports no function _start (build it"},
 		{"library", module(body(), section{7, exports("_initialize", 0, "memory", 2)}), "is a library"},
 		{"entry with parameters", module(body(), section{1, []byte{1, 0x60, 1, 0x7f, 0}}), "takes parameters"},
@@ -156,6 +158,39 @@ func FuzzValidate(f *testing.F) {
 		}
 		if _, ok := errors.AsType[*ModuleError](err); !ok {
 			t.Fatalf("got %T: %v, want a ModuleError", err, err)
+		}
+	})
+}
+
+// FuzzMeter: a function is valid with metering when it is without, but for what
+// is encoded in unusual ways.
+func FuzzMeter(f *testing.F) {
+	f.Add([]byte{0x03, 0x40, 0x0c, 0, 0x0b})                // loop
+	f.Add([]byte{0x41, 0, 0x41, 0, 0x41, 1, 0xfc, 11, 0})   // memory.fill
+	f.Add([]byte{0x02, 0x40, 0x41, 0, 0x0e, 1, 0, 0, 0x0b}) // br_table
+	f.Add([]byte{0xfd, 12, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 0xfd, 21, 3, 0x1a})
+	f.Add([]byte{0x42, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x7f, 0x1a}) // i64.const
+	f.Add([]byte{0x41, 0, 0xfd, 84, 0, 0, 1, 0x1a, 0x43, 0, 0, 0, 0, 0x1a, 0x44, 0, 0, 0, 0, 0, 0, 0, 0, 0x1a})
+	f.Add([]byte{0x41, 0, 0x41, 1, 0x41, 1, 0x1c, 1, 0x7f, 0x1a, 0xd0, 0x70, 0xd1, 0x1a, 0xd2, 0, 0x1a})
+	f.Add([]byte{0, 0xfd, 0x80, 0}) // read as two instructions by the library
+	ctx := context.Background()
+	r := wazero.NewRuntimeWithConfig(ctx, wazero.NewRuntimeConfigInterpreter())
+	f.Cleanup(func() { _ = r.Close(ctx) })
+	f.Fuzz(func(t *testing.T, code []byte) {
+		if len(code) > 100 {
+			return // more than the assembler takes
+		}
+		m := module(body(code...))
+		plain, errPlain := r.CompileModule(ctx, m)
+		if errPlain == nil {
+			defer func() { _ = plain.Close(ctx) }()
+		}
+		errMetered := Validate(m)
+		if errMetered != nil && strings.Contains(errMetered.Error(), "not supported") {
+			return
+		}
+		if (errPlain == nil) != (errMetered == nil) {
+			t.Fatalf("without metering: %v; with: %v", errPlain, errMetered)
 		}
 	})
 }

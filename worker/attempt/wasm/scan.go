@@ -24,6 +24,7 @@ const (
 	sectionMemory   = 5
 	sectionGlobal   = 6
 	sectionExport   = 7
+	sectionStart    = 8
 	sectionElement  = 9
 	sectionCode     = 10
 	sectionData     = 11
@@ -33,27 +34,41 @@ const (
 const exprEnd = 0x0b
 
 // scan reads a module as far as its declared sizes go and returns it fit for
-// the library: without its custom sections (names, debug data), and with each
-// table bounded to maxTableSize. It is lenient in the rest, which the library
-// checks; its errors are *ModuleErrors.
+// the library: without its custom sections (names, debug data), with each table
+// bounded to maxTableSize, and metered. It is lenient in the rest, which the
+// library checks; its errors are *ModuleErrors.
 func scan(module []byte) ([]byte, error) {
-	out := slices.Clone(module[:8])
+	var parts sections
 	for c := (&cursor{rest: module[8:]}); len(c.rest) > 0; {
 		id := c.byte()
 		body := c.take(c.uint())
 		if c.bad {
 			return nil, &ModuleError{Problem: "is cut short"}
 		}
-		if id == sectionCustom {
+		switch {
+		case id == sectionCustom:
 			continue
+		case id == sectionStart:
+			// It would run before the module can be told to stop.
+			return nil, &ModuleError{Problem: "has a start section", Hint: "a command begins at its export " + entryPoint}
+		case parts.find(id) != nil:
+			return nil, &ModuleError{Problem: fmt.Sprintf("is damaged: section %d is there twice", id)}
 		}
 		body, err := scanSection(id, body)
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, id)
-		out = binary.AppendUvarint(out, uint64(len(body)))
-		out = append(out, body...)
+		parts = append(parts, section{id, body})
+	}
+	parts, err := meter(parts)
+	if err != nil {
+		return nil, err
+	}
+	out := slices.Clone(module[:8])
+	for _, part := range parts {
+		out = append(out, part.id)
+		out = binary.AppendUvarint(out, uint64(len(part.body)))
+		out = append(out, part.body...)
 	}
 	return out, nil
 }
@@ -122,6 +137,16 @@ func (c *cursor) uint() uint64 {
 	return v
 }
 
+// signed passes over a signed number.
+func (c *cursor) signed() {
+	for range binary.MaxVarintLen64 {
+		if c.byte()&0x80 == 0 {
+			return
+		}
+	}
+	c.rest, c.bad = nil, true
+}
+
 func (c *cursor) take(n uint64) []byte {
 	if n > uint64(len(c.rest)) {
 		c.rest, c.bad = nil, true
@@ -147,6 +172,16 @@ func (c *cursor) valueType() {
 	if t := c.byte(); t == 0x63 || t == 0x64 {
 		c.uint()
 	}
+}
+
+// blockType reads the type of a block: none or a value's, or the number of a
+// function's type, for which ok is true.
+func (c *cursor) blockType() (number uint64, ok bool) {
+	if len(c.rest) == 0 || c.rest[0]&0xc0 != 0x40 {
+		return c.uint(), true
+	}
+	c.valueType()
+	return 0, false
 }
 
 func (c *cursor) funcType() error {
@@ -273,7 +308,9 @@ func (c *cursor) expr() {
 		case 0xfd: // v128.const
 			c.uint()
 			c.take(16)
-		case 0x41, 0x42, 0x23, 0xd0, 0xd2: // i32.const, i64.const, global.get, ref.null, ref.func
+		case 0x41, 0x42, 0xd0: // i32.const, i64.const, ref.null
+			c.signed()
+		case 0x23, 0xd2: // global.get, ref.func
 			c.uint()
 		}
 	}

@@ -6,8 +6,8 @@
 // stdout; it has a clock, randomness, arguments and the environment of the
 // contract, and no files, sockets or anything else of the host.
 //
-// The end of an attempt's context ends the module at its next loop, call or
-// sleep. The package guarantees that a module can harm only its own attempt:
+// The end of an attempt's context ends the module within thousands of turns of
+// its loops, far below a second; a sleep ends at once. The package guarantees that a module can harm only its own attempt:
 // memory is bounded by refusing to grow, the result by its cap, time by the
 // context. It never checks digests: attempt.Code does.
 package wasm
@@ -64,7 +64,7 @@ var _ attempt.Runtime = (*Runtime)(nil)
 
 // New returns a Runtime, which must be closed.
 func New(ctx context.Context, o Options) (*Runtime, error) {
-	config := wazero.NewRuntimeConfig().WithCloseOnContextDone(true)
+	config := wazero.NewRuntimeConfig()
 	r := &Runtime{code: o.Code}
 	if o.CacheDir != "" {
 		disk, err := wazero.NewCompilationCacheWithDir(o.CacheDir)
@@ -162,6 +162,11 @@ func (r *Runtime) call(ctx context.Context, m *entry, mem *arena, spec attempt.S
 	defer cancel(nil)
 	defer context.AfterFunc(r.ended, func() { cancel(context.Cause(r.ended)) })()
 
+	if ctx.Err() != nil {
+		out.Kill(attempt.KillOf(ctx))
+		out.Ended = out.Started
+		return out
+	}
 	result := attempt.NewResult(spec.Limits.MaxResult(), func(k *attempt.Kill) { cancel(k) })
 	var stderr attempt.Tail
 	config := wazero.NewModuleConfig().
@@ -177,7 +182,7 @@ func (r *Runtime) call(ctx context.Context, m *entry, mem *arena, spec attempt.S
 
 	instance, err := r.runtime.InstantiateModule(experimental.WithMemoryAllocator(ctx, mem), m.code, config)
 	if err == nil {
-		_, err = instance.ExportedFunction(entryPoint).Call(ctx)
+		err = start(ctx, instance)
 		_ = instance.Close(context.WithoutCancel(ctx)) // It holds memory only, which is the arena's.
 	}
 	out.Ended = time.Now()
@@ -192,13 +197,24 @@ func (r *Runtime) call(ctx context.Context, m *entry, mem *arena, spec attempt.S
 	return out
 }
 
+// start calls the module's entry point, and stops it when ctx ends.
+func start(ctx context.Context, instance api.Module) error {
+	flag, ok := instance.ExportedGlobal(stopGlobal).(api.MutableGlobal)
+	if !ok {
+		return errors.New("wasm: the module is not metered, so nothing could stop it")
+	}
+	defer context.AfterFunc(ctx, func() { flag.Set(1) })()
+	_, err := instance.ExportedFunction(entryPoint).Call(ctx)
+	return err
+}
+
 // settle reads the end of a module from the error of its entry point.
 func settle(ctx context.Context, out *attempt.Outcome, err error, mem *arena, spec attempt.Spec) {
 	exit, exited := errors.AsType[*sys.ExitError](err)
 	switch {
 	case err == nil || exited && exit.ExitCode() == 0:
 		out.Settle(0)
-	case ctx.Err() != nil && exited && (exit.ExitCode() == sys.ExitCodeContextCanceled || exit.ExitCode() == sys.ExitCodeDeadlineExceeded):
+	case !exited && ctx.Err() != nil: // the trap of its metering
 		out.Kill(attempt.KillOf(ctx))
 	case mem.refused:
 		// It asked for more than its limit, and then gave up: that is the

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -197,6 +198,42 @@ func TestTrap(t *testing.T) {
 		}
 		if strings.HasPrefix(want, "trap") && (out.Status != attempt.Failed || out.Reason != attempt.Trap) {
 			t.Errorf("%s: got %v, %q, want failed by a trap", digest, out.Status, out.Reason)
+		}
+	}
+}
+
+// TestHostile are modules that try to go on when they are told to stop. While
+// they run, the worker's garbage collector must not wait for them either.
+func TestHostile(t *testing.T) {
+	t.Parallel()
+	code := &shelf{modules: map[string][]byte{
+		"loop":          module(body(0x03, 0x40, 0x0c, 0, 0x0b)),
+		"fill":          module(memory(2048), body(0x03, 0x40, 0x41, 0, 0x41, 1, 0x41, 0x80, 0x80, 0x80, 0xc0, 0, 0xfc, 11, 0, 0x0c, 0, 0x0b)),
+		"loop in loop":  module(body(0x03, 0x40, 0x03, 0x40, 0x0c, 1, 0x0b, 0x0b)),
+		"call for ever": module(body(0x03, 0x40, 0x10, 1, 0x0c, 0, 0x0b), section{3, []byte{2, 0, 0}}, section{10, []byte{2, 9, 0, 0x03, 0x40, 0x10, 1, 0x0c, 0, 0x0b, 0x0b, 2, 0, 0x0b}}),
+	}}
+	r := newRuntime(t, Options{Code: code})
+	for digest := range code.modules {
+		s := spec(digest)
+		s.Limits.Timeout = 300 * time.Millisecond
+		outs := make(chan attempt.Outcome)
+		if err := r.Prepare(t.Context(), s); err != nil {
+			t.Fatalf("%s: %v", digest, err)
+		}
+		go func() { outs <- r.Run(t.Context(), s, attempt.Input{TaskID: "t", Attempt: 1}) }()
+		began := time.Now()
+		runtime.GC()
+		if took := time.Since(began); took > 5*time.Second {
+			t.Errorf("%s: the garbage collector took %s", digest, took)
+		}
+		out := <-outs
+		if out.Status != attempt.Killed || out.Reason != attempt.Timeout {
+			t.Errorf("%s: got %v, %q (%s), want killed by timeout", digest, out.Status, out.Reason, out.Message)
+		}
+		if took := out.Ended.Sub(out.Started); took > 5*time.Second {
+			t.Errorf("%s: killed after %s", digest, took)
+		} else {
+			t.Logf("%s: killed after %s", digest, took)
 		}
 	}
 }

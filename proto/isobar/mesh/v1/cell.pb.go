@@ -518,10 +518,12 @@ func (x *GuestExtendResult) GetReason() string {
 }
 
 type ReportRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Guest         string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
-	Incarnation   string                 `protobuf:"bytes,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
-	Items         []*ReportItem          `protobuf:"bytes,3,rep,name=items,proto3" json:"items,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Guest       string                 `protobuf:"bytes,1,opt,name=guest,proto3" json:"guest,omitempty"`
+	Incarnation string                 `protobuf:"bytes,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	Items       []*ReportItem          `protobuf:"bytes,3,rep,name=items,proto3" json:"items,omitempty"`
+	// With the room that the ended attempts gave back.
+	Digest        *Digest `protobuf:"bytes,4,opt,name=digest,proto3" json:"digest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -573,6 +575,13 @@ func (x *ReportRequest) GetIncarnation() string {
 func (x *ReportRequest) GetItems() []*ReportItem {
 	if x != nil {
 		return x.Items
+	}
+	return nil
+}
+
+func (x *ReportRequest) GetDigest() *Digest {
+	if x != nil {
+		return x.Digest
 	}
 	return nil
 }
@@ -1466,11 +1475,12 @@ const file_isobar_mesh_v1_cell_proto_rawDesc = "" +
 	"\x11GuestExtendResult\x12\x1c\n" +
 	"\tconfirmed\x18\x01 \x01(\bR\tconfirmed\x12/\n" +
 	"\x05lease\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05lease\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"y\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"\xa9\x01\n" +
 	"\rReportRequest\x12\x14\n" +
 	"\x05guest\x18\x01 \x01(\tR\x05guest\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\tR\vincarnation\x120\n" +
-	"\x05items\x18\x03 \x03(\v2\x1a.isobar.mesh.v1.ReportItemR\x05items\"l\n" +
+	"\x05items\x18\x03 \x03(\v2\x1a.isobar.mesh.v1.ReportItemR\x05items\x12.\n" +
+	"\x06digest\x18\x04 \x01(\v2\x16.isobar.mesh.v1.DigestR\x06digest\"l\n" +
 	"\n" +
 	"ReportItem\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x18\n" +
@@ -1599,41 +1609,42 @@ var file_isobar_mesh_v1_cell_proto_depIdxs = []int32{
 	7,  // 7: isobar.mesh.v1.GuestExtendResponse.results:type_name -> isobar.mesh.v1.GuestExtendResult
 	26, // 8: isobar.mesh.v1.GuestExtendResult.lease:type_name -> google.protobuf.Duration
 	9,  // 9: isobar.mesh.v1.ReportRequest.items:type_name -> isobar.mesh.v1.ReportItem
-	28, // 10: isobar.mesh.v1.ReportItem.ended:type_name -> isobar.mesh.v1.Ended
-	29, // 11: isobar.mesh.v1.CellInvokeRequest.assignment:type_name -> isobar.v1.Assignment
-	30, // 12: isobar.mesh.v1.CellInvokeResponse.outcome:type_name -> isobar.v1.Outcome
-	27, // 13: isobar.mesh.v1.CellInvokeResponse.digest:type_name -> isobar.mesh.v1.Digest
-	31, // 14: isobar.mesh.v1.SyncRequest.documents:type_name -> isobar.mesh.v1.Document
-	31, // 15: isobar.mesh.v1.SyncResponse.documents:type_name -> isobar.mesh.v1.Document
-	32, // 16: isobar.mesh.v1.IdentityResponse.server:type_name -> isobar.v1.ServerInfo
-	32, // 17: isobar.mesh.v1.IdentityResponse.servers:type_name -> isobar.v1.ServerInfo
-	0,  // 18: isobar.mesh.v1.CellService.Offer:input_type -> isobar.mesh.v1.OfferRequest
-	4,  // 19: isobar.mesh.v1.CellService.Extend:input_type -> isobar.mesh.v1.GuestExtendRequest
-	8,  // 20: isobar.mesh.v1.CellService.Report:input_type -> isobar.mesh.v1.ReportRequest
-	11, // 21: isobar.mesh.v1.CellService.Payload:input_type -> isobar.mesh.v1.PayloadRequest
-	13, // 22: isobar.mesh.v1.CellService.Invoke:input_type -> isobar.mesh.v1.CellInvokeRequest
-	15, // 23: isobar.mesh.v1.CellService.Sync:input_type -> isobar.mesh.v1.SyncRequest
-	33, // 24: isobar.mesh.v1.CellService.Code:input_type -> isobar.v1.CodeRequest
-	17, // 25: isobar.mesh.v1.CellService.Identity:input_type -> isobar.mesh.v1.IdentityRequest
-	19, // 26: isobar.mesh.v1.ServerService.Join:input_type -> isobar.mesh.v1.JoinRequest
-	21, // 27: isobar.mesh.v1.ServerService.Applied:input_type -> isobar.mesh.v1.AppliedRequest
-	23, // 28: isobar.mesh.v1.ServerService.PutCode:input_type -> isobar.mesh.v1.PutCodeRequest
-	2,  // 29: isobar.mesh.v1.CellService.Offer:output_type -> isobar.mesh.v1.OfferResponse
-	6,  // 30: isobar.mesh.v1.CellService.Extend:output_type -> isobar.mesh.v1.GuestExtendResponse
-	10, // 31: isobar.mesh.v1.CellService.Report:output_type -> isobar.mesh.v1.ReportResponse
-	12, // 32: isobar.mesh.v1.CellService.Payload:output_type -> isobar.mesh.v1.PayloadResponse
-	14, // 33: isobar.mesh.v1.CellService.Invoke:output_type -> isobar.mesh.v1.CellInvokeResponse
-	16, // 34: isobar.mesh.v1.CellService.Sync:output_type -> isobar.mesh.v1.SyncResponse
-	34, // 35: isobar.mesh.v1.CellService.Code:output_type -> isobar.v1.CodeResponse
-	18, // 36: isobar.mesh.v1.CellService.Identity:output_type -> isobar.mesh.v1.IdentityResponse
-	20, // 37: isobar.mesh.v1.ServerService.Join:output_type -> isobar.mesh.v1.JoinResponse
-	22, // 38: isobar.mesh.v1.ServerService.Applied:output_type -> isobar.mesh.v1.AppliedResponse
-	24, // 39: isobar.mesh.v1.ServerService.PutCode:output_type -> isobar.mesh.v1.PutCodeResponse
-	29, // [29:40] is the sub-list for method output_type
-	18, // [18:29] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	27, // 10: isobar.mesh.v1.ReportRequest.digest:type_name -> isobar.mesh.v1.Digest
+	28, // 11: isobar.mesh.v1.ReportItem.ended:type_name -> isobar.mesh.v1.Ended
+	29, // 12: isobar.mesh.v1.CellInvokeRequest.assignment:type_name -> isobar.v1.Assignment
+	30, // 13: isobar.mesh.v1.CellInvokeResponse.outcome:type_name -> isobar.v1.Outcome
+	27, // 14: isobar.mesh.v1.CellInvokeResponse.digest:type_name -> isobar.mesh.v1.Digest
+	31, // 15: isobar.mesh.v1.SyncRequest.documents:type_name -> isobar.mesh.v1.Document
+	31, // 16: isobar.mesh.v1.SyncResponse.documents:type_name -> isobar.mesh.v1.Document
+	32, // 17: isobar.mesh.v1.IdentityResponse.server:type_name -> isobar.v1.ServerInfo
+	32, // 18: isobar.mesh.v1.IdentityResponse.servers:type_name -> isobar.v1.ServerInfo
+	0,  // 19: isobar.mesh.v1.CellService.Offer:input_type -> isobar.mesh.v1.OfferRequest
+	4,  // 20: isobar.mesh.v1.CellService.Extend:input_type -> isobar.mesh.v1.GuestExtendRequest
+	8,  // 21: isobar.mesh.v1.CellService.Report:input_type -> isobar.mesh.v1.ReportRequest
+	11, // 22: isobar.mesh.v1.CellService.Payload:input_type -> isobar.mesh.v1.PayloadRequest
+	13, // 23: isobar.mesh.v1.CellService.Invoke:input_type -> isobar.mesh.v1.CellInvokeRequest
+	15, // 24: isobar.mesh.v1.CellService.Sync:input_type -> isobar.mesh.v1.SyncRequest
+	33, // 25: isobar.mesh.v1.CellService.Code:input_type -> isobar.v1.CodeRequest
+	17, // 26: isobar.mesh.v1.CellService.Identity:input_type -> isobar.mesh.v1.IdentityRequest
+	19, // 27: isobar.mesh.v1.ServerService.Join:input_type -> isobar.mesh.v1.JoinRequest
+	21, // 28: isobar.mesh.v1.ServerService.Applied:input_type -> isobar.mesh.v1.AppliedRequest
+	23, // 29: isobar.mesh.v1.ServerService.PutCode:input_type -> isobar.mesh.v1.PutCodeRequest
+	2,  // 30: isobar.mesh.v1.CellService.Offer:output_type -> isobar.mesh.v1.OfferResponse
+	6,  // 31: isobar.mesh.v1.CellService.Extend:output_type -> isobar.mesh.v1.GuestExtendResponse
+	10, // 32: isobar.mesh.v1.CellService.Report:output_type -> isobar.mesh.v1.ReportResponse
+	12, // 33: isobar.mesh.v1.CellService.Payload:output_type -> isobar.mesh.v1.PayloadResponse
+	14, // 34: isobar.mesh.v1.CellService.Invoke:output_type -> isobar.mesh.v1.CellInvokeResponse
+	16, // 35: isobar.mesh.v1.CellService.Sync:output_type -> isobar.mesh.v1.SyncResponse
+	34, // 36: isobar.mesh.v1.CellService.Code:output_type -> isobar.v1.CodeResponse
+	18, // 37: isobar.mesh.v1.CellService.Identity:output_type -> isobar.mesh.v1.IdentityResponse
+	20, // 38: isobar.mesh.v1.ServerService.Join:output_type -> isobar.mesh.v1.JoinResponse
+	22, // 39: isobar.mesh.v1.ServerService.Applied:output_type -> isobar.mesh.v1.AppliedResponse
+	24, // 40: isobar.mesh.v1.ServerService.PutCode:output_type -> isobar.mesh.v1.PutCodeResponse
+	30, // [30:41] is the sub-list for method output_type
+	19, // [19:30] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_isobar_mesh_v1_cell_proto_init() }

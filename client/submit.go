@@ -1,0 +1,284 @@
+package client
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
+)
+
+const opSubmit = "submit"
+
+// submission is one Submit under way: what is asked and what is known of it.
+type submission struct {
+	c       *Client
+	tasks   []*isobarv1.TaskSpec
+	results []*isobarv1.SubmitResult
+	errs    []*Error
+}
+
+// Submit submits tasks. A task without a request id gets one for this call; the
+// caller's message is not changed. With one task its refusal is the error. With
+// several each has its own result, in which Error is set for one refused, and
+// the call fails only when it came to nothing for all of them.
+//
+// When the outcome of a task is unknown, Submit goes on asking until ctx ends,
+// so ctx should have a deadline; the error then has Outcome OutcomeUnknown and
+// the RequestID to repeat the task with. To repeat one of several, set request
+// ids of your own.
+func (c *Client) Submit(ctx context.Context, req *isobarv1.SubmitRequest) (*isobarv1.SubmitResponse, error) {
+	n := len(req.GetTasks())
+	s := &submission{c: c, results: make([]*isobarv1.SubmitResult, n), errs: make([]*Error, n)}
+	all := make([]int, n)
+	for i, t := range req.GetTasks() {
+		if t.GetRequestId() == "" {
+			t = proto.CloneOf(t)
+			t.RequestId = uuid.NewString()
+		}
+		s.tasks = append(s.tasks, t)
+		all[i] = i
+	}
+	if n == 0 {
+		// The cell says what is wrong with it.
+		return call(ctx, c, opSubmit, unaccepted, (*server).taskCalls, isobarv1.TaskServiceClient.Submit, req)
+	}
+	s.at(ctx, nil, all, false)
+	if err := s.whole(); err != nil {
+		return nil, err
+	}
+	for i, e := range s.errs {
+		if e != nil {
+			s.results[i] = &isobarv1.SubmitResult{Error: e.detail()}
+		}
+	}
+	return &isobarv1.SubmitResponse{Results: s.results}, nil
+}
+
+// whole is the error of the call: that of a single task, or the one that all
+// tasks share.
+func (s *submission) whole() error {
+	first := s.errs[0]
+	if first == nil {
+		return nil
+	}
+	for _, e := range s.errs[1:] {
+		if e != first {
+			return nil
+		}
+	}
+	return first
+}
+
+// at submits the tasks at one server, or at any when to is nil, and follows
+// for each the one redirect it may get.
+func (s *submission) at(ctx context.Context, to *server, which []int, redirected bool) {
+	answered := s.deliver(ctx, to, which)
+	if redirected || answered == nil {
+		return
+	}
+	// One redirect for all tasks that must go to the same place.
+	var order []string
+	groups := map[string][]int{}
+	for _, i := range which {
+		if e := s.errs[i]; e != nil && e.pointer() != "" && e.Outcome != OutcomeUnknown {
+			p := e.pointer()
+			if groups[p] == nil {
+				order = append(order, p)
+			}
+			groups[p] = append(groups[p], i)
+		}
+	}
+	for _, p := range order {
+		next := s.c.follow(opSubmit, answered, s.errs[groups[p][0]])
+		s.at(ctx, next, groups[p], true)
+	}
+}
+
+// deliver submits the tasks until each is accepted or refused, or ctx ends. It
+// returns the server that answered last; nil when none did.
+func (s *submission) deliver(ctx context.Context, to *server, which []int) (answered *server) {
+	pause := newPause()
+	unheard, patience := 0, time.Now().Add(s.c.patience)
+	// Once a task may have been accepted, only its cell may be asked.
+	var cell *server
+	for {
+		at := to
+		switch {
+		case cell != nil:
+			at = cell
+		case to == nil:
+			at = s.c.current()
+		}
+		e := s.once(ctx, at, which)
+		if e == nil || !e.unsent {
+			answered = at
+		}
+		if e == nil {
+			if which = s.unsure(which); len(which) == 0 {
+				return answered
+			}
+			e = s.errs[which[0]]
+		}
+		switch {
+		case ctx.Err() != nil:
+			s.fail(e, which, cell != nil || !e.unsent && e.unsure())
+			return answered
+		case cell == nil && !e.unsent && e.unsure():
+			cell = at
+		case cell != nil && (e.unsent || e.unavailable()):
+			cell = s.c.sibling(ctx, cell)
+		case cell != nil && e.unsure():
+		case cell != nil:
+			// A plain refusal: earlier tries were refused too, or the cell
+			// would have answered with the task.
+			s.fail(e, which, false)
+			return answered
+		case e.unsent:
+			if unheard++; to != nil || unheard >= len(s.c.addresses) {
+				s.fail(e.unreachable(), which, false)
+				return answered
+			}
+			s.c.advance(at)
+			continue
+		case e.unavailable() && e.Outcome == NotAccepted && time.Now().Before(patience):
+			unheard = 0
+			if to == nil {
+				s.c.advance(at)
+			}
+		default:
+			s.fail(e, which, false)
+			return answered
+		}
+		s.c.log.Debug("repeat", "op", opSubmit, "address", at.address, "tasks", len(which), "error", e)
+		if !sleep(ctx, max(pause.NextBackOff(), min(e.RetryAfter, maxPause))) {
+			s.fail(e, which, cell != nil)
+			return answered
+		}
+	}
+}
+
+// once makes one call and keeps what it says of each task. The error is the
+// whole call's.
+func (s *submission) once(ctx context.Context, at *server, which []int) *Error {
+	req := &isobarv1.SubmitRequest{}
+	for _, i := range which {
+		req.Tasks = append(req.Tasks, s.tasks[i])
+	}
+	res, err := at.tasks.Submit(ctx, req)
+	if err != nil {
+		return newError(opSubmit, at.address, err)
+	}
+	if len(res.GetResults()) != len(which) {
+		return &Error{
+			Op: opSubmit, Address: at.address, Message: "the answer has another number of results than the question has tasks",
+			Outcome: OutcomeUnknown,
+		}
+	}
+	for k, i := range which {
+		s.results[i], s.errs[i] = res.Results[k], nil
+		if te := res.Results[k].GetError(); te != nil {
+			s.results[i], s.errs[i] = nil, errorOf(opSubmit, at.address, te)
+		}
+	}
+	return nil
+}
+
+// unsure lists the tasks that may or may not exist after an answer.
+func (s *submission) unsure(which []int) []int {
+	var out []int
+	for _, i := range which {
+		if e := s.errs[i]; e != nil && e.Outcome == OutcomeUnknown {
+			out = append(out, i)
+		}
+	}
+	return out
+}
+
+// fail notes the error for the tasks. unknown: each may exist all the same.
+func (s *submission) fail(e *Error, which []int, unknown bool) {
+	if unknown {
+		e.Outcome = OutcomeUnknown
+	}
+	for _, i := range which {
+		s.errs[i] = e
+		if unknown && len(s.tasks) == 1 {
+			e.RequestID = s.tasks[i].GetRequestId()
+		}
+	}
+}
+
+// detail is the error as a result carries it.
+func (e *Error) detail() *isobarv1.TaskError {
+	te := &isobarv1.TaskError{
+		Code: e.Code.String(), Reason: e.Reason, Message: e.Message, Hint: e.Hint, Outcome: e.Outcome,
+		Cell: e.Cell, Address: e.CellAddress, TaskId: e.TaskID, Field: e.Field,
+	}
+	if e.RetryAfter > 0 {
+		te.RetryAfter = durationpb.New(e.RetryAfter)
+	}
+	return te
+}
+
+// siblingTimeout bounds the question who else is in a cell.
+const siblingTimeout = 2 * time.Second
+
+// sibling is the next server of the cell that at belongs to; at itself when
+// none is known. Any other server that answers may be asked for them.
+func (c *Client) sibling(ctx context.Context, at *server) *server {
+	group := c.cellOf(at.address)
+	if group == nil {
+		c.learnCells(ctx, at)
+		group = c.cellOf(at.address)
+	}
+	i := slices.Index(group, at.address)
+	if i < 0 {
+		return at
+	}
+	return c.server(group[(i+1)%len(group)])
+}
+
+func (c *Client) cellOf(address string) []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, group := range c.cells {
+		if slices.Contains(group, address) {
+			return group
+		}
+	}
+	return nil
+}
+
+// learnCells asks the configured servers in turn, but for the one that does
+// not answer, which addresses make a cell.
+func (c *Client) learnCells(ctx context.Context, but *server) {
+	ctx, cancel := context.WithTimeout(ctx, siblingTimeout)
+	defer cancel()
+	for _, a := range c.addresses {
+		if a == but.address {
+			continue
+		}
+		res, err := c.server(a).mesh.Cells(ctx, &isobarv1.CellsRequest{})
+		if err != nil {
+			continue
+		}
+		var cells [][]string
+		for _, cell := range res.GetCells() {
+			var group []string
+			for _, address := range cell.GetAddresses() {
+				if base, err := baseURL(address); err == nil {
+					group = append(group, base)
+				}
+			}
+			cells = append(cells, group)
+		}
+		c.mu.Lock()
+		c.cells = cells
+		c.mu.Unlock()
+		return
+	}
+}

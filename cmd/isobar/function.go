@@ -1,0 +1,94 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/isobar-mesh/isobar/client"
+	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
+)
+
+func newFunction(a *app) *cobra.Command {
+	list := &cobra.Command{Use: "list", Short: "List a tenant's functions", Args: args(0, 0)}
+	list.RunE = func(cmd *cobra.Command, _ []string) error {
+		return a.call(cmd, a.timeout, func(ctx context.Context, c *client.Client) error {
+			res, err := c.ListFunctions(ctx, &isobarv1.FunctionServiceListRequest{Tenant: a.tenant})
+			if err != nil || a.json() {
+				return cmpPrint(err, func() error { return a.printJSON(res) })
+			}
+			rows := [][]string{{"FUNCTION", "VERSION", "VARIANTS", "DEPLOYED"}}
+			for _, f := range res.GetFunctions() {
+				var names []string
+				for _, v := range f.GetSpec().GetVariants() {
+					names = append(names, v.GetName()+" ("+v.GetRuntime()+")")
+				}
+				rows = append(rows, []string{f.GetSpec().GetName(), f.GetVersion(), strings.Join(names, ", "), timestamp(f.GetDeployed())})
+			}
+			table(a.stdout, rows)
+			return nil
+		})
+	}
+	get := &cobra.Command{Use: "get NAME", Short: "Show a function and where it can run", Args: args(1, 1)}
+	get.RunE = func(cmd *cobra.Command, args []string) error {
+		return a.call(cmd, a.timeout, func(ctx context.Context, c *client.Client) error {
+			res, err := c.GetFunction(ctx, &isobarv1.FunctionServiceGetRequest{Tenant: a.tenant, Name: args[0]})
+			if err != nil || a.json() {
+				return cmpPrint(err, func() error { return a.printJSON(res) })
+			}
+			a.printFunction(res)
+			return nil
+		})
+	}
+	remove := &cobra.Command{
+		Use: "delete NAME", Short: "Take a function's name away",
+		Long: "Takes a function's name away. Tasks that were accepted still run; its versions live until the last has ended.",
+		Args: args(1, 1),
+	}
+	remove.RunE = func(cmd *cobra.Command, args []string) error {
+		return a.call(cmd, a.timeout, func(ctx context.Context, c *client.Client) error {
+			res, err := c.DeleteFunction(ctx, &isobarv1.FunctionServiceDeleteRequest{Tenant: a.tenant, Name: args[0]})
+			if err != nil || a.json() {
+				return cmpPrint(err, func() error { return a.printJSON(res) })
+			}
+			fmt.Fprintf(a.stderr, "%s is deleted\n", args[0])
+			return nil
+		})
+	}
+	return group(&cobra.Command{Use: "function", Short: "List, show and delete functions"}, list, get, remove)
+}
+
+// cmpPrint returns the error, or what print returns when there is none.
+func cmpPrint(err error, print func() error) error {
+	if err != nil {
+		return err
+	}
+	return print()
+}
+
+func (a *app) printFunction(res *isobarv1.FunctionServiceGetResponse) {
+	f := res.GetFunction()
+	spec := f.GetSpec()
+	fields(a.stdout,
+		"function", spec.GetName(), "tenant", spec.GetTenant(), "version", f.GetVersion(),
+		"deployed", timestamp(f.GetDeployed()), "timeout", duration(spec.GetTimeout()))
+	fmt.Fprintln(a.stdout)
+	rows := [][]string{{"VARIANT", "RUNTIME", "RUNS", "CPU", "MEMORY", "GPUS", "QUALITY", "USD", "RUN", "COLD"}}
+	for _, v := range spec.GetVariants() {
+		what := v.GetModule() + strings.Join(v.GetCommand(), " ") + v.GetUrl()
+		r := v.GetResources()
+		gpus := ""
+		if r.GetGpus() > 0 {
+			gpus = strings.TrimSpace(fmt.Sprintf("%d %s", r.GetGpus(), r.GetGpuModel()))
+		}
+		rows = append(rows, []string{
+			v.GetName(), v.GetRuntime(), what, number(r.GetCpu()), fmt.Sprintf("%d MiB", r.GetMemoryMib()), gpus,
+			number(v.GetQuality()), number(v.GetUsd()), duration(v.GetRun()), duration(v.GetCold()),
+		})
+	}
+	table(a.stdout, rows)
+	fmt.Fprintln(a.stdout)
+	a.printReadiness(res.GetCells())
+}

@@ -1,0 +1,76 @@
+package server
+
+import (
+	"context"
+	"strings"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/isobar-mesh/isobar/internal/mesh"
+	"github.com/isobar-mesh/isobar/scheduler"
+)
+
+// leaseTracer makes a span of each lease, with the decision that bound it as an
+// event. It never sees a payload, a result or a key.
+type leaseTracer struct {
+	tracer trace.Tracer
+	cell   mesh.Cell
+}
+
+func (t leaseTracer) Lease(parent string, l scheduler.LeaseInfo) (string, func(string)) {
+	propagator := propagation.TraceContext{}
+	ctx := propagator.Extract(context.Background(), propagation.MapCarrier{"traceparent": parent})
+	attrs := []attribute.KeyValue{
+		attribute.Int64("isobar.attempt", int64(l.Attempt)), attribute.String("isobar.cell", string(l.Cell)),
+		attribute.String("isobar.variant", l.Variant), attribute.String("faas.trigger", "pubsub"),
+	}
+	if l.Worker != "" {
+		attrs = append(attrs, attribute.String("isobar.worker", l.Worker))
+	}
+	if r := l.Record; r != nil {
+		attrs = append(attrs,
+			attribute.String("isobar.task.id", r.Id), attribute.String("isobar.tenant", r.Tenant), attribute.String("faas.invoked_name", r.Function),
+			attribute.String("isobar.lane", mesh.Lane(r.Lane).String()), attribute.String("isobar.home", string(t.cell.ID)),
+			attribute.Int64("isobar.queue_ms", r.GetLease().GetGrantedMs()-r.SubmittedMs))
+	}
+	if g := l.Guest; g != nil {
+		attrs = append(attrs,
+			attribute.String("isobar.task.id", g.TaskId), attribute.String("isobar.tenant", g.Tenant), attribute.String("faas.invoked_name", g.Function),
+			attribute.String("isobar.home", g.Home))
+	}
+	ctx, span := t.tracer.Start(ctx, l.Name, trace.WithSpanKind(trace.SpanKindProducer), trace.WithAttributes(attrs...))
+	if d := l.Decision; d != nil {
+		span.AddEvent("isobar.decision", trace.WithAttributes(decisionAttributes(l)...))
+	}
+	carrier := propagation.MapCarrier{}
+	propagator.Inject(ctx, carrier)
+	out := carrier["traceparent"]
+	if out == "" {
+		out = parent // not sampled here: the context goes on as it came
+	}
+	return out, func(outcome string) {
+		span.SetAttributes(attribute.String("isobar.outcome", outcome))
+		if strings.Contains(outcome, "DEAD") {
+			span.SetStatus(codes.Error, outcome)
+		}
+		span.End()
+	}
+}
+
+func decisionAttributes(l scheduler.LeaseInfo) []attribute.KeyValue {
+	d := l.Decision
+	attrs := []attribute.KeyValue{attribute.String("isobar.decision.summary", d.Summary())}
+	var names []string
+	var scores []float64
+	for _, c := range d.Candidates {
+		names, scores = append(names, string(c.Cell)+"/"+c.Variant), append(scores, c.Score)
+	}
+	attrs = append(attrs, attribute.StringSlice("isobar.decision.candidates", names), attribute.Float64Slice("isobar.decision.scores_usd", scores))
+	for _, c := range d.Counts {
+		attrs = append(attrs, attribute.Int("isobar.decision.ruled_out."+string(c.Constraint), c.Count))
+	}
+	return attrs
+}

@@ -1,0 +1,330 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+	"unicode/utf8"
+
+	"connectrpc.com/connect/v2"
+	"github.com/google/uuid"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/isobar-mesh/isobar/internal/mesh"
+	meshv1 "github.com/isobar-mesh/isobar/proto/isobar/mesh/v1"
+	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
+	"github.com/isobar-mesh/isobar/registry"
+	"github.com/isobar-mesh/isobar/scheduler"
+)
+
+const defaultTenant = "default"
+
+// maxBatch bounds one Submit.
+const maxBatch = 1000
+
+type tasks struct {
+	isobarv1.UnimplementedTaskServiceHandler
+	*Services
+}
+
+// Submit accepts each task at its home, all side by side.
+func (h *tasks) Submit(ctx context.Context, r *isobarv1.SubmitRequest) (*isobarv1.SubmitResponse, error) {
+	if n := len(r.Tasks); n == 0 || n > maxBatch {
+		return nil, &scheduler.Refusal{
+			Reason: scheduler.BadRequest, Field: "tasks", Message: fmt.Sprintf("%d tasks; one call takes 1 to %d", n, maxBatch), Hint: `send {"tasks":[{"function":"…"}]}`,
+		}
+	}
+	out := &isobarv1.SubmitResponse{Results: make([]*isobarv1.SubmitResult, len(r.Tasks))}
+	errs := make([]error, len(r.Tasks))
+	var wait sync.WaitGroup
+	slots := make(chan struct{}, 256)
+	for i, spec := range r.Tasks {
+		slots <- struct{}{}
+		wait.Go(func() {
+			defer func() { <-slots }()
+			out.Results[i], errs[i] = h.submit(ctx, spec)
+			var ref *scheduler.Refusal
+			if errors.As(errs[i], &ref) && ref.Field != "" {
+				at := *ref
+				at.Field = fmt.Sprintf("tasks[%d].%s", i, ref.Field)
+				errs[i] = &at
+			}
+		})
+	}
+	wait.Wait()
+	if len(errs) == 1 && errs[0] != nil {
+		return nil, errs[0]
+	}
+	for i, err := range errs {
+		if err != nil {
+			out.Results[i] = &isobarv1.SubmitResult{Error: Describe(err, func() string { return "" })}
+		}
+	}
+	return out, nil
+}
+
+func (h *tasks) submit(ctx context.Context, spec *isobarv1.TaskSpec) (*isobarv1.SubmitResult, error) {
+	if spec == nil {
+		return nil, &scheduler.Refusal{Reason: scheduler.BadRequest, Field: "function", Message: "an empty task"}
+	}
+	if spec.Tenant == "" {
+		spec.Tenant = defaultTenant
+	}
+	if spec.RequestId == "" {
+		spec.RequestId = uuid.NewString() // repeats of this forward find the first
+	}
+	if err := checkSpec(spec); err != nil {
+		return nil, err
+	}
+	cell := h.Scheduler.Cell.ID
+	if spec.IdempotencyKey != "" {
+		if err := h.checkHomes(ctx); err != nil {
+			return nil, err
+		}
+		res := mesh.Residency{Allowed: spec.GetResidency().GetAllowed(), Denied: spec.GetResidency().GetDenied()}
+		var err error
+		if cell, err = h.keyedHome(spec.Tenant, spec.IdempotencyKey, res); err != nil {
+			return nil, err
+		}
+		if cell != h.Scheduler.Cell.ID && res.Bound() && !h.Scheduler.Cell.Within(res) {
+			return nil, &scheduler.Refusal{
+				Reason: scheduler.ResidencyForbids, Field: "residency", Cell: cell, Address: h.address(cell),
+				Message: fmt.Sprintf("%s lies in %v, which the residency leaves out", h.Scheduler.Cell.ID, h.Scheduler.Cell.Jurisdictions),
+				Hint:    "submit it to " + string(cell),
+			}
+		}
+	}
+	res, err := route(ctx, h.Services, cell, spec, h.submitHere, func(ctx context.Context, c *connect.Client, spec *isobarv1.TaskSpec) (*isobarv1.SubmitResult, error) {
+		res, err := isobarv1.NewTaskServiceClient(c).Submit(ctx, &isobarv1.SubmitRequest{Tasks: []*isobarv1.TaskSpec{spec}})
+		if err != nil {
+			return nil, err
+		}
+		return res.Results[0], nil
+	})
+	var ref *scheduler.Refusal
+	if errors.As(err, &ref) && ref.Reason == scheduler.ResidencyForbids && ref.Address == "" && ref.Cell != "" {
+		at := *ref
+		at.Address = h.address(ref.Cell)
+		err = &at
+	}
+	return res, err
+}
+
+// checkSpec refuses what no server has to look up.
+func checkSpec(spec *isobarv1.TaskSpec) error {
+	bad := func(field, message, hint string) error {
+		return &scheduler.Refusal{Reason: scheduler.BadRequest, Field: field, Message: message, Hint: hint}
+	}
+	switch {
+	case spec.Function == "":
+		return bad("function", "a task names a function", "isobar function list shows them")
+	case spec.MinQuality < 0 || spec.MinQuality > 1 || spec.MinQuality != spec.MinQuality:
+		return bad("minQuality", fmt.Sprintf("%v is not between 0 and 1", spec.MinQuality), "quality is a share: 0.8")
+	case len(spec.IdempotencyKey) > 256 || len(spec.RequestId) > 256 || len(spec.CorrelationId) > 256:
+		return bad("idempotencyKey", "keys and ids are at most 256 bytes", "hash longer ones")
+	case len(spec.GetResidency().GetAllowed())+len(spec.GetResidency().GetDenied()) > 64:
+		return bad("residency", "at most 64 jurisdictions", "")
+	}
+	if spec.Retry != nil {
+		return registry.ValidateRetry("retry", spec.Retry)
+	}
+	return nil
+}
+
+func (h *tasks) submitHere(ctx context.Context, spec *isobarv1.TaskSpec) (*isobarv1.SubmitResult, error) {
+	sub, err := h.submission(ctx, spec)
+	if err != nil {
+		return nil, err
+	}
+	rec, err := h.Scheduler.Submit(ctx, *sub)
+	if err != nil {
+		return nil, err
+	}
+	res := &isobarv1.SubmitResult{TaskId: rec.TaskID, State: rec.State, Duplicate: rec.Duplicate}
+	if d := rec.Decision; d != nil {
+		res.Provisional, res.Why = scheduler.CandidateMessage(d.Chosen), d.Summary()
+	}
+	return res, nil
+}
+
+func (s *Services) submission(ctx context.Context, spec *isobarv1.TaskSpec) (*scheduler.Submission, error) {
+	sub := &scheduler.Submission{Spec: spec, ContentType: spec.ContentType, Traceparent: s.traceparent(ctx)}
+	kind := ""
+	var err error
+	switch in := spec.Input.(type) {
+	case *isobarv1.TaskSpec_Payload:
+		sub.Payload, kind = in.Payload, "application/octet-stream"
+	case *isobarv1.TaskSpec_Text:
+		sub.Payload, kind = []byte(in.Text), "text/plain; charset=utf-8"
+	case *isobarv1.TaskSpec_Json:
+		sub.Payload, err = jsonBytes(in.Json)
+		kind = "application/json"
+	}
+	if sub.ContentType == "" {
+		sub.ContentType = kind
+	}
+	return sub, err
+}
+
+// jsonBytes writes a JSON value in one line. protojson is not used: its output
+// varies on purpose, and the payload's hash must not.
+func jsonBytes(v *structpb.Value) ([]byte, error) {
+	b, err := json.Marshal(v.AsInterface())
+	if err != nil {
+		return nil, &scheduler.Refusal{Reason: scheduler.BadRequest, Field: "json", Message: "the value is not JSON", Err: err}
+	}
+	return b, nil
+}
+
+// Get answers from the task's home.
+func (h *tasks) Get(ctx context.Context, r *isobarv1.GetRequest) (*isobarv1.GetResponse, error) {
+	cell, err := taskCell(r.TaskId)
+	if err != nil {
+		return nil, err
+	}
+	return route(ctx, h.Services, cell, r, func(ctx context.Context, r *isobarv1.GetRequest) (*isobarv1.GetResponse, error) {
+		rec, err := h.Scheduler.Get(ctx, r.TaskId)
+		if err != nil {
+			return nil, err
+		}
+		return &isobarv1.GetResponse{Task: h.task(rec, !r.OmitResult)}, nil
+	}, func(ctx context.Context, c *connect.Client, r *isobarv1.GetRequest) (*isobarv1.GetResponse, error) {
+		return isobarv1.NewTaskServiceClient(c).Get(ctx, r)
+	})
+}
+
+func (s *Services) task(rec *meshv1.TaskRecord, result bool) *isobarv1.Task {
+	t := scheduler.TaskMessage(rec)
+	if result && t.State == isobarv1.TaskState_TASK_STATE_COMPLETED {
+		t.Result = s.Scheduler.Result(rec.Id)
+		if utf8.Valid(t.Result) {
+			t.ResultText = string(t.Result)
+		}
+	}
+	return t
+}
+
+const (
+	defaultWait = 30 * time.Second
+	maxWait     = 10 * time.Minute
+)
+
+// Wait answers when the task has ended or the time has passed.
+func (h *tasks) Wait(ctx context.Context, r *isobarv1.WaitRequest) (*isobarv1.WaitResponse, error) {
+	cell, err := taskCell(r.TaskId)
+	if err != nil {
+		return nil, err
+	}
+	wait := defaultWait
+	if r.Timeout != nil {
+		wait = min(max(r.Timeout.AsDuration(), 0), maxWait)
+	}
+	return route(ctx, h.Services, cell, r, func(ctx context.Context, r *isobarv1.WaitRequest) (*isobarv1.WaitResponse, error) {
+		ctx, cancel := context.WithTimeout(ctx, wait)
+		defer cancel()
+		rec, ended, err := h.Scheduler.Wait(ctx, r.TaskId)
+		if err != nil {
+			return nil, err
+		}
+		return &isobarv1.WaitResponse{Task: h.task(rec, true), Ended: ended}, nil
+	}, func(ctx context.Context, c *connect.Client, r *isobarv1.WaitRequest) (*isobarv1.WaitResponse, error) {
+		return isobarv1.NewTaskServiceClient(c).Wait(ctx, r)
+	})
+}
+
+// List reads what this server knows of its cell's tasks.
+func (h *tasks) List(_ context.Context, r *isobarv1.ListRequest) (*isobarv1.ListResponse, error) {
+	limit := int(r.Limit)
+	switch {
+	case limit == 0:
+		limit = 100
+	case limit < 0 || limit > 1000:
+		return nil, &scheduler.Refusal{Reason: scheduler.BadRequest, Field: "limit", Message: fmt.Sprintf("a limit of %d is not between 1 and 1000", limit), Hint: "page with nextPageToken"}
+	}
+	if _, ok := isobarv1.TaskState_name[int32(r.State)]; !ok {
+		return nil, &scheduler.Refusal{Reason: scheduler.BadRequest, Field: "state", Message: "no such state"}
+	}
+	list, next := h.Scheduler.List(scheduler.Filter{Tenant: r.Tenant, Function: r.Function, State: r.State, After: r.PageToken, Limit: limit})
+	out := &isobarv1.ListResponse{NextPageToken: next, Cell: string(h.Scheduler.Cell.ID), Stale: !h.Scheduler.Leading()}
+	if a, ok := h.Log.(interface{ AppliedIndex() uint64 }); ok {
+		out.AsOfIndex = a.AppliedIndex()
+	}
+	for _, rec := range list {
+		out.Tasks = append(out.Tasks, h.task(rec, false))
+	}
+	return out, nil
+}
+
+// Cancel ends a task at its home.
+func (h *tasks) Cancel(ctx context.Context, r *isobarv1.CancelRequest) (*isobarv1.CancelResponse, error) {
+	cell, err := taskCell(r.TaskId)
+	if err != nil {
+		return nil, err
+	}
+	return route(ctx, h.Services, cell, r, func(ctx context.Context, r *isobarv1.CancelRequest) (*isobarv1.CancelResponse, error) {
+		rec, won, err := h.Scheduler.Cancel(ctx, r.TaskId, r.Reason)
+		if err != nil {
+			return nil, err
+		}
+		return &isobarv1.CancelResponse{Task: h.task(rec, false), Cancelled: won}, nil
+	}, func(ctx context.Context, c *connect.Client, r *isobarv1.CancelRequest) (*isobarv1.CancelResponse, error) {
+		return isobarv1.NewTaskServiceClient(c).Cancel(ctx, r)
+	})
+}
+
+// Invoke runs a function now.
+func (h *tasks) Invoke(ctx context.Context, r *isobarv1.InvokeRequest) (*isobarv1.InvokeResponse, error) {
+	return route(ctx, h.Services, h.Scheduler.Cell.ID, r, h.invokeHere, func(ctx context.Context, c *connect.Client, r *isobarv1.InvokeRequest) (*isobarv1.InvokeResponse, error) {
+		return isobarv1.NewTaskServiceClient(c).Invoke(ctx, r)
+	})
+}
+
+func (h *tasks) invokeHere(ctx context.Context, r *isobarv1.InvokeRequest) (*isobarv1.InvokeResponse, error) {
+	spec := &isobarv1.TaskSpec{Tenant: r.Tenant, Function: r.Function, ContentType: r.ContentType, Residency: r.Residency, MinQuality: r.MinQuality}
+	if spec.Tenant == "" {
+		spec.Tenant = defaultTenant
+	}
+	switch in := r.Input.(type) {
+	case *isobarv1.InvokeRequest_Payload:
+		spec.Input = &isobarv1.TaskSpec_Payload{Payload: in.Payload}
+	case *isobarv1.InvokeRequest_Text:
+		spec.Input = &isobarv1.TaskSpec_Text{Text: in.Text}
+	case *isobarv1.InvokeRequest_Json:
+		spec.Input = &isobarv1.TaskSpec_Json{Json: in.Json}
+	}
+	if err := checkSpec(spec); err != nil {
+		return nil, err
+	}
+	sub, err := h.submission(ctx, spec)
+	if err != nil {
+		return nil, err
+	}
+	in, err := h.Scheduler.Invocation(*sub)
+	if err != nil {
+		return nil, err
+	}
+	if r.Timeout != nil {
+		in.Timeout = min(in.Timeout, r.Timeout.AsDuration())
+	}
+	out, err := h.Scheduler.Invoke(ctx, *in)
+	if err != nil {
+		return nil, err
+	}
+	o := out.Outcome
+	if o.Status != "done" {
+		return nil, &scheduler.Refusal{
+			Reason: scheduler.FunctionFailed, Message: fmt.Sprintf("%s ended as %s: %s", r.Function, o.Status, o.Message), Unknown: true,
+			Hint: "its last words: " + string(o.StderrTail),
+		}
+	}
+	res := &isobarv1.InvokeResponse{
+		Result: o.Result, Cell: string(out.Cell), Variant: out.Variant, Worker: out.Worker, RunTime: o.RunTime, Cold: o.Cold, Why: out.Why,
+	}
+	if utf8.Valid(o.Result) {
+		res.ResultText = string(o.Result)
+	}
+	return res, nil
+}
