@@ -94,7 +94,10 @@ func (h *homeLink) due(fresh bool) (items []*meshv1.GuestExtendItem, refs []ref)
 			go l.endGuest(at, &meshv1.Ended{Status: "lost", Message: "its worker was not heard of after a change of leader", Worker: g.worker, Started: true})
 			continue
 		}
-		items = append(items, &meshv1.GuestExtendItem{TaskId: at.task, Attempt: at.attempt, Started: g.started, Worker: g.worker})
+		// A guest asks for leave to start with its first message: it was accepted
+		// because it can start now, and home must know of a start before it
+		// happens. One that finds no worker after all is refused, uncounted.
+		items = append(items, &meshv1.GuestExtendItem{TaskId: at.task, Attempt: at.attempt, Started: true, Worker: g.worker})
 		refs = append(refs, at)
 	}
 	return items, refs

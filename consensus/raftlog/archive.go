@@ -193,6 +193,9 @@ func unpackFile(in *bufio.Reader, dir string) error {
 	sum := newCRC()
 	sum.Write([]byte(name))
 	_, err = io.CopyN(io.MultiWriter(f, sum), in, size)
+	if errors.Is(err, io.EOF) {
+		err = fmt.Errorf("%s ends early: %w", name, errCorruptArchive)
+	}
 	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
 	}

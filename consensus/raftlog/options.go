@@ -54,8 +54,8 @@ type Options struct {
 	// asks for an election; actual waits are drawn from one to two times it.
 	// Default 1 s: within a region a round trip takes milliseconds, but an
 	// fsync on a shared disk, or a process on a busy two-core machine, stalls
-	// for hundreds; half as long was seen to elect for nothing. A killed
-	// leader is replaced in 1 to 3 s. At least 50 ms.
+	// for hundreds; 300 ms was seen to elect for nothing. A killed leader is
+	// replaced after one to two of it and a vote. At least 50 ms.
 	HeartbeatTimeout time.Duration
 	// ElectionTimeout is how long a candidate waits for votes; drawn alike.
 	// Default HeartbeatTimeout; at least that.

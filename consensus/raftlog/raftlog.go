@@ -248,7 +248,6 @@ func (l *Log) observe(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
-			l.signal()
 			return
 		case <-seen:
 		case <-tick.C:
@@ -308,6 +307,7 @@ func (l *Log) shutdown(handOver bool) {
 	}
 	l.closeStores()
 	close(l.gone)
+	l.signal() // now that Status says Stopped
 	select {
 	case <-drained:
 		l.loops.Wait()

@@ -361,7 +361,7 @@ func (s *Server) openServices() error {
 	s.api = api.New(api.Options{
 		Scheduler: s.sched, Log: s.raft, Mesh: s.peers, Directory: s.mesh, Registry: s.reg, Modules: heldModules{s.code}, Exchange: s.spread,
 		CommitRegistry: s.commitRegistry, Spread: s.spreadModule, ValidateModule: wasm.Validate,
-		Homes: homesOf(s.cfg.Homes), Self: s.self, RTTEmulated: s.cfg.EmulateRTT, Logger: s.log.With("part", "api"),
+		Homes: homesOf(s.cfg.Homes), Members: s.raft.Servers, RTTEmulated: s.cfg.EmulateRTT, Logger: s.log.With("part", "api"),
 	})
 	return nil
 }

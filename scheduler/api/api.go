@@ -76,8 +76,8 @@ type Options struct {
 	// Homes are the cells that own keyed tasks, the same list on every server
 	// of the mesh; empty: the cell that is asked.
 	Homes []mesh.CellID
-	// Self describes this server.
-	Self func() *isobarv1.ServerInfo
+	// Members lists the servers of this cell's log.
+	Members func() ([]consensus.Server, error)
 	// RTTEmulated says that distances between regions are emulated.
 	RTTEmulated bool
 	Logger      *slog.Logger

@@ -79,13 +79,19 @@ func (h *meshes) info(cell mesh.Cell, d *meshv1.Digest) *isobarv1.CellInfo {
 	return c
 }
 
-// servers adds what gossip knows of each cell's servers.
+// servers adds what gossip knows of each cell's servers. Who leads and who
+// votes is known of the own cell only.
 func (h *meshes) servers(cells []*isobarv1.CellInfo) {
 	byCell := map[string]*isobarv1.CellInfo{}
 	for _, c := range cells {
 		byCell[c.Cell] = c
 	}
-	self := h.Self()
+	voters := map[string]bool{}
+	if members, err := h.Members(); err == nil {
+		for _, m := range members {
+			voters[m.ID] = m.Voter
+		}
+	}
 	leader := h.Log.Status().Leader.ID
 	for _, s := range h.Directory.Servers() {
 		c := byCell[string(s.Cell)]
@@ -95,11 +101,9 @@ func (h *meshes) servers(cells []*isobarv1.CellInfo) {
 		if s.Alive {
 			c.Addresses = append(c.Addresses, s.API)
 		}
-		info := &isobarv1.ServerInfo{Id: s.ID, Name: s.Name, Address: s.API, Pid: s.PID, Leader: s.ID == leader, Alive: s.Alive}
-		if s.ID == self.Id {
-			info.Voter = self.Voter
-		}
-		c.Servers = append(c.Servers, info)
+		c.Servers = append(c.Servers, &isobarv1.ServerInfo{
+			Id: s.ID, Name: s.Name, Address: s.API, Pid: s.PID, Leader: s.ID == leader, Voter: voters[s.ID], Alive: s.Alive,
+		})
 	}
 }
 

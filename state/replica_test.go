@@ -140,12 +140,12 @@ func TestOnApplySeesCommittedState(t *testing.T) {
 		var r *state.Replica
 		var told []string
 		r = replica(t, open(t), state.Options{OnApply: func(p consensus.Position, results []state.GroupResult) {
-			told = append(told, fmt.Sprint(p.Index, len(results), dump(r, 'a'), r.Applied().Index))
+			told = append(told, fmt.Sprintf("%d:%d %s %d", p.Index, len(results), dump(r, 'a'), r.Applied().Index))
 		}})
 		r.Apply(at(1), [][]byte{group(command('a', "set k 1"))})
 		r.Apply(at(1), [][]byte{group(command('a', "set k 2"))})
 		r.Apply(at(4), [][]byte{group(command('a', "set k 3")), group(command('a', "fail"))})
-		want := "[1 1 [k=1] 1 4 2 [k=3] 4]"
+		want := "[1:1 [k=1] 1 4:2 [k=3] 4]"
 		if got := fmt.Sprint(told); got != want {
 			t.Errorf("told %s, want %s", got, want)
 		}
@@ -387,8 +387,8 @@ func scanModel(m map[string]string, from, to string) []string {
 	return out
 }
 
+// TestRejectedGroupCostsNothing is not parallel: it counts allocations.
 func TestRejectedGroupCostsNothing(t *testing.T) {
-	t.Parallel()
 	r := replica(t, state.NewMemory(), state.Options{})
 	g := [][]byte{group(command('b', "fail"))}
 	index := uint64(0)

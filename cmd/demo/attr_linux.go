@@ -1,0 +1,10 @@
+package main
+
+import "syscall"
+
+// childAttr puts dev in a process group of its own, so that a terminal's
+// interrupt reaches only this program, which stops dev in order; and has the
+// kernel end dev when this program is killed.
+func childAttr() *syscall.SysProcAttr {
+	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
+}
