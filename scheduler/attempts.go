@@ -216,7 +216,7 @@ func (l *leader) completeHome(ctx context.Context, at ref, ended *meshv1.Ended) 
 	if res.Verdict == fsm.Accepted && res.Task != nil {
 		l.learned.observe(res.Task, ended)
 	} else {
-		l.Logger.Info("completion fenced", "task", at.task, "attempt", at.attempt, "verdict", res.Verdict, "worker", ended.Worker)
+		l.Logger.Info("completion fenced", "task", at.task, "attempt", at.attempt, "verdict", res.Verdict, "worker", ended.Worker, "trace_id", traceID(res.Task.GetTraceparent()))
 	}
 	return res.Verdict, nil
 }

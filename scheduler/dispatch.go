@@ -259,6 +259,8 @@ func (l *leader) endAttempt(r ref, ended *meshv1.Ended) fsm.Verdict {
 	if err != nil {
 		return ""
 	}
+	l.Logger.Info("attempt ended", "task", r.task, "attempt", r.attempt, "status", ended.Status, "message", ended.Message,
+		"verdict", res.Verdict, "trace_id", traceID(res.Task.GetTraceparent()))
 	return res.Verdict
 }
 

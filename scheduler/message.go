@@ -1,6 +1,7 @@
 package scheduler
 
 import (
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -124,4 +125,13 @@ func orHome(cell, id string) string {
 		return cell
 	}
 	return homeOf(id)
+}
+
+// traceID is the trace of a W3C trace context, for logs; "" for none.
+func traceID(traceparent string) string {
+	parts := strings.Split(traceparent, "-")
+	if len(parts) < 4 {
+		return ""
+	}
+	return parts[1]
 }

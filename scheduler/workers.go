@@ -3,6 +3,7 @@ package scheduler
 import (
 	"cmp"
 	"context"
+	"errors"
 
 	"fmt"
 	"slices"
@@ -327,14 +328,22 @@ func (s *Session) Receive(ctx context.Context, m *isobarv1.WorkRequest) error {
 		m.Complete.Session, m.Complete.Worker = s.s.id, s.s.worker
 		// Commits of one stream go on side by side.
 		go func() {
-			if res, err := l.Complete(ctx, m.Complete); err == nil {
+			res, err := l.Complete(ctx, m.Complete)
+			if definite(err) {
+				res, err = &isobarv1.CompleteResponse{Lease: m.Complete.Lease, Verdict: verdictWord(fsm.Fenced)}, nil
+			}
+			if err == nil {
 				s.answer(&isobarv1.WorkResponse{Message: &isobarv1.WorkResponse_Completed{Completed: res}})
 			}
 		}()
 	case *isobarv1.WorkRequest_Fail:
 		m.Fail.Session, m.Fail.Worker = s.s.id, s.s.worker
 		go func() {
-			if res, err := l.Fail(ctx, m.Fail); err == nil {
+			res, err := l.Fail(ctx, m.Fail)
+			if definite(err) {
+				res, err = &isobarv1.FailResponse{Lease: m.Fail.Lease, Verdict: verdictWord(fsm.Fenced)}, nil
+			}
+			if err == nil {
 				s.answer(&isobarv1.WorkResponse{Message: &isobarv1.WorkResponse_Failed{Failed: res}})
 			}
 		}()
@@ -353,6 +362,14 @@ func (s *Session) Receive(ctx context.Context, m *isobarv1.WorkRequest) error {
 		return &Refusal{Reason: BadRequest, Message: fmt.Sprintf("unexpected message %T", m), Hint: "after Hello send extend, complete, fail, invoked or warm"}
 	}
 	return nil
+}
+
+// definite reports whether a repeat of the message would fail the same way; the
+// worker then must stop repeating it. Otherwise it is left to repeat, here or
+// at the next leader.
+func definite(err error) bool {
+	var refused *Refusal
+	return errors.Is(err, fsm.ErrBadCommand) || errors.As(err, &refused)
 }
 
 func (s *Session) answer(m *isobarv1.WorkResponse) {

@@ -1,6 +1,8 @@
 package server
 
 import (
+	"strings"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/isobar-mesh/isobar/internal/mesh"
@@ -8,15 +10,29 @@ import (
 	"github.com/isobar-mesh/isobar/state"
 )
 
-// metrics registers what operators watch; the rest comes from the rooms' own
-// instruments.
-func (s *Server) metrics() {
+// counters are what this server counts while it leads, so that the sum over a
+// cell's servers is the cell's; those of a leader that died are lost with it.
+type counters struct {
+	rejected prometheus.Counter
+	ended    *prometheus.CounterVec // by state
+	attempts *prometheus.CounterVec // by outcome
+}
+
+// openMetrics registers what operators watch; RPCs are measured by their
+// interceptors.
+func (s *Server) openMetrics() error {
 	r := s.tel.Registry()
-	s.rejected = prometheus.NewCounter(prometheus.CounterOpts{Name: "isobar_peer_rejected_connections_total", Help: "Connections to the peer port without a valid certificate of the mesh."})
+	s.counters = counters{
+		rejected: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "isobar_peer_rejected_connections_total", Help: "Connections to the peer port without a valid certificate of the mesh.",
+		}),
+		ended:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "isobar_tasks_ended_total", Help: "Tasks that ended at this home, by state."}, []string{"state"}),
+		attempts: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "isobar_attempts_ended_total", Help: "Attempts that ended, by verdict of their home."}, []string{"verdict"}),
+	}
 	gauge := func(name, help string, f func() float64) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f)
 	}
-	r.MustRegister(s.rejected,
+	r.MustRegister(s.counters.rejected, s.counters.ended, s.counters.attempts,
 		gauge("isobar_raft_rejected_connections", "Connections to the raft port that were closed as garbage or foreign.", func() float64 { return float64(s.raft.Stats().RejectedConnections) }),
 		gauge("isobar_gossip_refused", "Datagrams and streams on the gossip port that were refused.", func() float64 { return float64(s.pool.Stats().Refused()) }),
 		gauge("isobar_leading", "1 while this server leads its cell.", func() float64 {
@@ -30,6 +46,22 @@ func (s *Server) metrics() {
 		gauge("isobar_state_bytes", "Bytes of the state on disk.", func() float64 { return float64(s.store.DiskBytes()) }),
 		&queueCollector{s: s},
 	)
+	return nil
+}
+
+// count looks at what a command did, on the leader only.
+func (s *Server) count(r *fsm.Result) {
+	if !s.sched.Leading() {
+		return
+	}
+	if r.Verdict != "" && r.Items == nil && r.Task != nil && r.Task.Lease == nil && r.Task.Attempt > 0 {
+		s.counters.attempts.WithLabelValues(string(r.Verdict)).Inc()
+	}
+	for _, e := range r.Effects {
+		if e.Kind == fsm.TaskEnded {
+			s.counters.ended.WithLabelValues(strings.ToLower(strings.TrimPrefix(e.State.String(), "TASK_STATE_"))).Inc()
+		}
+	}
 }
 
 // queueCollector reports tasks by lane and state, read when scraped.

@@ -13,13 +13,13 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/otelconnect"
-	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/isobar-mesh/isobar/broker/embedded"
@@ -72,7 +72,7 @@ type Server struct {
 	apiListener, peerListener net.Listener
 	full                      atomic.Bool
 	closers                   []func() error
-	rejected                  prometheus.Counter
+	counters                  counters
 }
 
 // Run serves until ctx ends, then hands leadership over, stops and returns.
@@ -98,7 +98,7 @@ func (s *Server) close() {
 
 // open builds the parts, each on those before it.
 func (s *Server) open() error {
-	steps := []func() error{s.openIdentity, s.openListeners, s.openState, s.openGossip, s.openMesh, s.openRegistry, s.openScheduler, s.openLog, s.openServices}
+	steps := []func() error{s.openIdentity, s.openListeners, s.openMetrics, s.openState, s.openGossip, s.openMesh, s.openRegistry, s.openScheduler, s.openLog, s.openServices}
 	for _, step := range steps {
 		if err := step(); err != nil {
 			return fmt.Errorf("server: start %s: %w", s.cfg.Name, err)
@@ -154,8 +154,13 @@ func (s *Server) applied(at consensus.Position, results []state.GroupResult) {
 	s.sched.Observe(at, results)
 	for _, g := range results {
 		for _, r := range g.Results {
-			if m, ok := r.(*registry.Merged); ok && len(m.Changed) > 0 {
-				s.spread.Changed()
+			switch r := r.(type) {
+			case *registry.Merged:
+				if len(r.Changed) > 0 {
+					s.spread.Changed()
+				}
+			case *fsm.Result:
+				s.count(r)
 			}
 		}
 	}
@@ -247,7 +252,7 @@ func (s *Server) openRegistry() error {
 	s.later(s.code.Close)
 	s.spread = exchange.New(exchange.Options{
 		Cell: s.cell.ID, Registry: s.reg, Modules: s.code, Commit: s.commitRegistry, Sync: s.peers.Sync,
-		Leading: func() bool { return s.sched.Leading() }, Cells: s.hashes, Logger: s.log.With("part", "registry"),
+		Leading: func() bool { return s.sched.Leading() }, Cells: s.hashes, Members: s.cells, Logger: s.log.With("part", "registry"),
 	})
 	return nil
 }
@@ -272,6 +277,16 @@ func (s *Server) hashes() map[mesh.CellID]uint64 {
 			out[n.ID] = n.Digest.GetRegistry()
 		}
 	}
+	return out
+}
+
+// cells lists every cell known, reachable or not.
+func (s *Server) cells() []mesh.CellID {
+	out := []mesh.CellID{s.cell.ID}
+	for _, n := range s.mesh.All() {
+		out = append(out, n.ID)
+	}
+	slices.Sort(out)
 	return out
 }
 
@@ -359,7 +374,7 @@ func (s *Server) openLog() error {
 
 func (s *Server) openServices() error {
 	s.api = api.New(api.Options{
-		Scheduler: s.sched, Log: s.raft, Mesh: s.peers, Directory: s.mesh, Registry: s.reg, Modules: heldModules{s.code}, Exchange: s.spread,
+		Scheduler: s.sched, Log: s.raft, Mesh: s.peers, Directory: s.mesh, Registry: s.reg, Modules: s.code, Exchange: s.spread,
 		CommitRegistry: s.commitRegistry, Spread: s.spreadModule, ValidateModule: wasm.Validate,
 		Homes: homesOf(s.cfg.Homes), Members: s.raft.Servers, RTTEmulated: s.cfg.EmulateRTT, Logger: s.log.With("part", "api"),
 	})
@@ -383,7 +398,6 @@ func (s *Server) self() *isobarv1.ServerInfo {
 
 // serve runs the parts until ctx ends or one of them fails.
 func (s *Server) serve(ctx context.Context) error {
-	s.metrics()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.serveAPI(ctx) })
 	g.Go(func() error { return s.servePeers(ctx) })
@@ -392,6 +406,7 @@ func (s *Server) serve(ctx context.Context) error {
 	g.Go(func() error { s.mesh.Greet(ctx, s.log.With("part", "gossip")); return nil })
 	g.Go(func() error { s.publish(ctx); return nil })
 	g.Go(func() error { s.join(ctx); return nil })
+	g.Go(func() error { s.watchClock(ctx); return nil })
 	s.log.Info("serving", "api", s.apiURL(), "peer", s.peerListener.Addr().String(), "raft", s.raft.Address(), "gossip", s.pool.Address(), "id", s.id)
 	err := g.Wait()
 	if ctx.Err() != nil && (errors.Is(err, context.Canceled) || err == nil) {

@@ -13,7 +13,7 @@ type strangerLog struct{ s *Server }
 
 func (l strangerLog) Write(b []byte) (int, error) {
 	if bytes.Contains(b, []byte("TLS handshake error")) {
-		l.s.rejected.Inc()
+		l.s.counters.rejected.Inc()
 	}
 	l.s.log.Debug("peer port", "message", string(bytes.TrimSpace(b)))
 	return len(b), nil

@@ -42,6 +42,9 @@ type Options struct {
 	// Cells lists the other cells with the hash their digest shows; 0 for one
 	// not heard of.
 	Cells func() map[mesh.CellID]uint64
+	// Members lists all cells of the mesh, reachable or not, this one included:
+	// a tombstone is kept until each has acknowledged it.
+	Members func() []mesh.CellID
 	// Every is how often hashes are compared. Default 1 s.
 	Every  time.Duration
 	Logger *slog.Logger
@@ -76,6 +79,8 @@ func (e *Exchange) Changed() {
 func (e *Exchange) Run(ctx context.Context) error {
 	ticker := time.NewTicker(e.Every)
 	defer ticker.Stop()
+	hourly := time.NewTicker(forgetAfter)
+	defer hourly.Stop()
 	for {
 		push := false
 		select {
@@ -84,6 +89,10 @@ func (e *Exchange) Run(ctx context.Context) error {
 		case <-e.wake:
 			push = true
 		case <-ticker.C:
+		case now := <-hourly.C:
+			if e.Leading() {
+				e.forget(ctx, now)
+			}
 		}
 		e.fetch(ctx)
 		if e.Leading() {
@@ -172,7 +181,7 @@ func (e *Exchange) merge(ctx context.Context, docs []*meshv1.Document) error {
 	if len(docs) == 0 {
 		return nil
 	}
-	commands, err := e.Registry.MergeCommands(docs, e.members(), time.Now())
+	commands, err := e.Registry.MergeCommands(docs, e.Members(), time.Now())
 	if err != nil {
 		return err
 	}
@@ -184,14 +193,21 @@ func (e *Exchange) merge(ctx context.Context, docs []*meshv1.Document) error {
 	return nil
 }
 
-// members are all cells known; a tombstone is kept until each has it.
-func (e *Exchange) members() []mesh.CellID {
-	members := []mesh.CellID{e.Cell}
-	for cell := range e.Cells() {
-		members = append(members, cell)
+// forgetAfter is how old a tombstone is before it may be dropped: far longer
+// than any message that could bring its document back stays under way.
+const forgetAfter = time.Hour
+
+// forget drops tombstones that every cell has acknowledged.
+func (e *Exchange) forget(ctx context.Context, now time.Time) {
+	commands, err := e.Registry.ForgetCommands(e.Members(), now.Add(-forgetAfter))
+	for _, c := range commands {
+		if err == nil {
+			err = e.Commit(ctx, c)
+		}
 	}
-	slices.Sort(members)
-	return members
+	if err != nil && ctx.Err() == nil {
+		e.Logger.Warn("tombstones not dropped", "error", err)
+	}
 }
 
 // Answer takes what another cell pushed and gives it what it lacks.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"time"
 
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connecthttp"
@@ -198,7 +199,7 @@ func (h *serverHandler) Applied(ctx context.Context, _ *meshv1.AppliedRequest) (
 	if err := h.own(ctx); err != nil {
 		return nil, err
 	}
-	return &meshv1.AppliedResponse{Index: h.Log.AppliedIndex()}, nil
+	return &meshv1.AppliedResponse{Index: h.Log.AppliedIndex(), WallMs: time.Now().UnixMilli()}, nil
 }
 
 func (h *serverHandler) PutCode(ctx context.Context, r *meshv1.PutCodeRequest) (*meshv1.PutCodeResponse, error) {

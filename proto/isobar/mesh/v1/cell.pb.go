@@ -1307,8 +1307,10 @@ func (*AppliedRequest) Descriptor() ([]byte, []int) {
 }
 
 type AppliedResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Index uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	// The server's wall clock, milliseconds since 1970.
+	WallMs        int64 `protobuf:"varint,2,opt,name=wall_ms,json=wallMs,proto3" json:"wall_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1346,6 +1348,13 @@ func (*AppliedResponse) Descriptor() ([]byte, []int) {
 func (x *AppliedResponse) GetIndex() uint64 {
 	if x != nil {
 		return x.Index
+	}
+	return 0
+}
+
+func (x *AppliedResponse) GetWallMs() int64 {
+	if x != nil {
+		return x.WallMs
 	}
 	return 0
 }
@@ -1527,9 +1536,10 @@ const file_isobar_mesh_v1_cell_proto_rawDesc = "" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\"0\n" +
 	"\fJoinResponse\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\tR\vincarnation\"\x10\n" +
-	"\x0eAppliedRequest\"'\n" +
+	"\x0eAppliedRequest\"@\n" +
 	"\x0fAppliedResponse\x12\x14\n" +
-	"\x05index\x18\x01 \x01(\x04R\x05index\"B\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x17\n" +
+	"\awall_ms\x18\x02 \x01(\x03R\x06wallMs\"B\n" +
 	"\x0ePutCodeRequest\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x18\n" +
 	"\acontent\x18\x02 \x01(\fR\acontent\"\x11\n" +
