@@ -1,26 +1,21 @@
 package registry
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
 	"time"
 
-	"github.com/goccy/go-yaml"
-	"github.com/goccy/go-yaml/ast"
-	"github.com/goccy/go-yaml/parser"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/isobar-mesh/isobar/internal/strictyaml"
 	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
 	"github.com/isobar-mesh/isobar/registry/digest"
 )
-
-// MaxManifest is the largest manifest, in bytes.
-const MaxManifest = 256 << 10
 
 // MaxModule is the largest module, and the most that the modules of one
 // manifest are together, in bytes.
@@ -31,16 +26,16 @@ const MaxModule = 64 << 20
 type manifest struct {
 	Tenant   string            `yaml:"tenant"`
 	Name     string            `yaml:"name"`
-	Timeout  *string           `yaml:"timeout"`
+	Timeout  *time.Duration    `yaml:"timeout"`
 	Retry    *manifestRetry    `yaml:"retry"`
 	Env      map[string]string `yaml:"env"`
 	Variants []manifestVariant `yaml:"variants"`
 }
 
 type manifestRetry struct {
-	MaxAttempts *uint32 `yaml:"max_attempts"`
-	Backoff     *string `yaml:"backoff"`
-	MaxBackoff  *string `yaml:"max_backoff"`
+	MaxAttempts *int64         `yaml:"max_attempts"`
+	Backoff     *time.Duration `yaml:"backoff"`
+	MaxBackoff  *time.Duration `yaml:"max_backoff"`
 }
 
 type manifestVariant struct {
@@ -56,8 +51,8 @@ type manifestVariant struct {
 		USD float64 `yaml:"usd"`
 	} `yaml:"cost"`
 	Latency struct {
-		Run  *string `yaml:"run"`
-		Cold *string `yaml:"cold"`
+		Run  *time.Duration `yaml:"run"`
+		Cold *time.Duration `yaml:"cold"`
 	} `yaml:"latency"`
 }
 
@@ -75,11 +70,11 @@ type manifestResources struct {
 // nothing. Errors: an InvalidError with lines; or that of YAML, with its line;
 // or that of reading a module.
 func ParseManifest(text []byte, dir string) (spec *isobarv1.FunctionSpec, modules [][]byte, err error) {
-	m, file, err := decodeManifest(text)
+	m, doc, err := decodeManifest(text)
 	if err != nil {
 		return nil, nil, fmt.Errorf("registry: parse manifest: %w", err)
 	}
-	c := converter{file: file}
+	c := converter{doc: doc}
 	spec = c.spec(m)
 	modules, err = loadModules(spec, dir)
 	if err != nil {
@@ -103,55 +98,16 @@ func ParseManifest(text []byte, dir string) (spec *isobarv1.FunctionSpec, module
 	return spec, modules, nil
 }
 
-func decodeManifest(text []byte) (*manifest, *ast.File, error) {
-	if len(text) > MaxManifest {
-		return nil, nil, fmt.Errorf("%d bytes, at most %d", len(text), MaxManifest)
-	}
-	file, err := parser.ParseBytes(text, 0)
+func decodeManifest(text []byte) (*manifest, *strictyaml.Document, error) {
+	var m manifest
+	doc, err := strictyaml.Decode("manifest", text, &m)
 	if err != nil {
-		return nil, nil, yamlError(err)
-	}
-	if err := oneMapping(file); err != nil {
 		return nil, nil, err
 	}
-	var m manifest
-	if err := yaml.NewDecoder(bytes.NewReader(text), yaml.Strict()).Decode(&m); err != nil {
-		return nil, nil, yamlError(err)
+	if len(doc.Keys("")) == 0 {
+		return nil, nil, errors.New("it is empty")
 	}
-	return &m, file, nil
-}
-
-func oneMapping(file *ast.File) error {
-	var bodies []ast.Node
-	for _, d := range file.Docs {
-		if d.Body != nil {
-			bodies = append(bodies, d.Body)
-		}
-	}
-	switch {
-	case len(bodies) == 0:
-		return errors.New("it is empty")
-	case len(bodies) > 1:
-		return fmt.Errorf("line %d: a second document begins; a manifest has one", bodies[1].GetToken().Position.Line)
-	}
-	switch bodies[0].(type) {
-	case *ast.MappingNode, *ast.MappingValueNode:
-		return nil
-	}
-	return fmt.Errorf("line %d: must be a mapping of fields", bodies[0].GetToken().Position.Line)
-}
-
-// yamlError puts the line in front of what the parser says.
-func yamlError(err error) error {
-	var wrong *yaml.TypeError
-	if errors.As(err, &wrong) && wrong.Token != nil {
-		return fmt.Errorf("line %d: must be of type %v, not %v", wrong.Token.Position.Line, wrong.DstType, wrong.SrcType)
-	}
-	var y yaml.Error
-	if errors.As(err, &y) && y.GetToken() != nil {
-		return fmt.Errorf("line %d: %s", y.GetToken().Position.Line, y.GetMessage())
-	}
-	return err
+	return &m, doc, nil
 }
 
 // loadModules reads the files that wasm variants name, and names their digests
@@ -204,19 +160,19 @@ func readModule(path string) ([]byte, error) {
 // converter makes a spec of a manifest and notes what Validate could not see.
 type converter struct {
 	fieldErrors
-	file *ast.File
+	doc *strictyaml.Document
 }
 
 func (c *converter) spec(m *manifest) *isobarv1.FunctionSpec {
-	s := &isobarv1.FunctionSpec{Tenant: m.Tenant, Name: m.Name, Env: m.Env, Timeout: c.duration("timeout", m.Timeout)}
+	s := &isobarv1.FunctionSpec{Tenant: m.Tenant, Name: m.Name, Env: m.Env, Timeout: duration(m.Timeout)}
 	if m.Retry != nil {
 		s.Retry = &isobarv1.RetryPolicy{
-			Backoff:    c.duration("retry.backoff", m.Retry.Backoff),
-			MaxBackoff: c.duration("retry.max_backoff", m.Retry.MaxBackoff),
+			Backoff:    duration(m.Retry.Backoff),
+			MaxBackoff: duration(m.Retry.MaxBackoff),
 		}
 		if n := m.Retry.MaxAttempts; n != nil {
-			s.Retry.MaxAttempts = *n
-			c.notZero("retry.max_attempts", *n == 0)
+			s.Retry.MaxAttempts = uint32(min(max(*n, 0), math.MaxUint32))
+			c.notZero("retry.max_attempts", *n <= 0)
 		}
 	}
 	for i, v := range m.Variants {
@@ -229,8 +185,8 @@ func (c *converter) variant(path string, m manifestVariant) *isobarv1.Variant {
 	v := &isobarv1.Variant{
 		Name: m.Name, Runtime: m.Runtime, Module: m.Module, Command: m.Command,
 		Url: m.URL, Jurisdictions: m.Jurisdictions, Usd: m.Cost.USD,
-		Run:  c.duration(path+"run", m.Latency.Run),
-		Cold: c.duration(path+"cold", m.Latency.Cold),
+		Run:  duration(m.Latency.Run),
+		Cold: duration(m.Latency.Cold),
 	}
 	if m.Quality != nil {
 		v.Quality = *m.Quality
@@ -256,16 +212,11 @@ func (c *converter) notZero(field string, zero bool) {
 	}
 }
 
-func (c *converter) duration(field string, s *string) *durationpb.Duration {
-	if s == nil {
+func duration(d *time.Duration) *durationpb.Duration {
+	if d == nil {
 		return nil
 	}
-	d, err := time.ParseDuration(*s)
-	if err != nil {
-		c.add(field, "must be a duration such as 500ms, 30s or 1h30m, not %.80q", *s)
-		return nil
-	}
-	return durationpb.New(d)
+	return durationpb.New(*d)
 }
 
 func (c *converter) has(field string) bool {
@@ -289,17 +240,5 @@ func (c *converter) line(field string) int {
 			field = at + "].latency." + f
 		}
 	}
-	for field != "" {
-		if p, err := yaml.PathString("$." + field); err == nil {
-			if n, err := p.FilterFile(c.file); err == nil && n != nil {
-				return n.GetToken().Position.Line
-			}
-		}
-		cut := strings.LastIndexAny(field, ".[")
-		if cut < 0 {
-			break
-		}
-		field = field[:cut]
-	}
-	return 1
+	return max(c.doc.Line(field), 1)
 }

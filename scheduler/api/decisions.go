@@ -73,7 +73,7 @@ func (h *decisions) explainHere(ctx context.Context, r *isobarv1.ExplainRequest)
 	}
 	d, err := h.Scheduler.Decide(q)
 	if err != nil {
-		return nil, err
+		return nil, h.withAddress(err)
 	}
 	out.Now = scheduler.DecisionMessage(d)
 	return out, nil

@@ -104,13 +104,18 @@ func (h *tasks) submit(ctx context.Context, spec *isobarv1.TaskSpec) (*isobarv1.
 		}
 		return res.Results[0], nil
 	})
+	return res, h.withAddress(err)
+}
+
+// withAddress adds where to submit to a refusal that names a cell.
+func (s *Services) withAddress(err error) error {
 	var ref *scheduler.Refusal
-	if errors.As(err, &ref) && ref.Reason == scheduler.ResidencyForbids && ref.Address == "" && ref.Cell != "" {
-		at := *ref
-		at.Address = h.address(ref.Cell)
-		err = &at
+	if !errors.As(err, &ref) || ref.Reason != scheduler.ResidencyForbids || ref.Address != "" || ref.Cell == "" {
+		return err
 	}
-	return res, err
+	at := *ref
+	at.Address = s.address(ref.Cell)
+	return &at
 }
 
 // checkSpec refuses what no server has to look up.
@@ -304,7 +309,7 @@ func (h *tasks) invokeHere(ctx context.Context, r *isobarv1.InvokeRequest) (*iso
 	}
 	in, err := h.Scheduler.Invocation(*sub)
 	if err != nil {
-		return nil, err
+		return nil, h.withAddress(err)
 	}
 	if r.Timeout != nil {
 		in.Timeout = min(in.Timeout, r.Timeout.AsDuration())

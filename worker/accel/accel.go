@@ -12,18 +12,14 @@
 package accel
 
 import (
-	"bytes"
 	"cmp"
-	"errors"
 	"fmt"
-	"io"
 	"os"
 	"regexp"
 	"slices"
 
-	"github.com/goccy/go-yaml"
-
 	"github.com/isobar-mesh/isobar/internal/mesh"
+	"github.com/isobar-mesh/isobar/internal/strictyaml"
 )
 
 // Inventory is what the operator says a worker has.
@@ -67,8 +63,8 @@ func Load(path string) (Inventory, error) {
 // values out of range, which are *EntryErrors. An empty text is an empty
 // inventory.
 func Parse(text []byte) (Inventory, error) {
-	inv, err := decode(text)
-	if err != nil {
+	var inv Inventory
+	if _, err := strictyaml.Decode("inventory", text, &inv); err != nil {
 		return Inventory{}, fmt.Errorf("accel: parse inventory: %w", err)
 	}
 	model := regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
@@ -85,25 +81,6 @@ func Parse(text []byte) (Inventory, error) {
 		}
 	}
 	slices.SortFunc(inv.Accelerators, func(a, b Accelerator) int { return cmp.Compare(a.Model, b.Model) })
-	return inv, nil
-}
-
-// decode reads one strict YAML document. The library panics on some texts that
-// are no YAML (a tag before a comment): to the caller they are errors too.
-func decode(text []byte) (inv Inventory, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("not YAML: %v", p)
-		}
-	}()
-	d := yaml.NewDecoder(bytes.NewReader(text), yaml.Strict())
-	if err := d.Decode(&inv); err != nil && !errors.Is(err, io.EOF) {
-		return Inventory{}, err
-	}
-	var more any
-	if err := d.Decode(&more); !errors.Is(err, io.EOF) {
-		return Inventory{}, errors.New("more than one document")
-	}
 	return inv, nil
 }
 

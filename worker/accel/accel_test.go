@@ -35,7 +35,7 @@ func TestParse(t *testing.T) {
 		{name: "wrong type", text: "accelerators:\n  - {model: L4, count: many, memory_gib: 24}\n", err: "parse inventory"},
 		{name: "not YAML", text: "accelerators: [", err: "parse inventory"},
 		{name: "tag before a comment", text: "accelerators:\n !0 #0", err: "parse inventory"},
-		{name: "two documents", text: "accelerators: []\n---\naccelerators: []\n", err: "more than one document"},
+		{name: "two documents", text: "accelerators: []\n---\naccelerators: []\n", err: "has a second document"},
 		{name: "no model", text: "accelerators:\n  - {count: 1, memory_gib: 24}\n", err: "accelerators[0].model"},
 		{name: "bad model", text: "accelerators:\n  - {model: 'L 4', count: 1, memory_gib: 24}\n", err: "accelerators[0].model"},
 		{name: "no count", text: "accelerators:\n  - {model: L4, memory_gib: 24}\n", err: "accelerators[0].count is 0"},

@@ -1,0 +1,262 @@
+package meshtest_test
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/isobar-mesh/isobar/client"
+	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
+)
+
+// ledgerSpec is the function of examples/functions/ledger: it waits for the
+// milliseconds in its payload, then appends "task attempt" to the file and
+// writes the same as its result.
+func ledgerSpec(t *testing.T, file string) *isobarv1.FunctionSpec {
+	t.Helper()
+	script, err := os.ReadFile("../examples/functions/ledger/ledger.sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &isobarv1.FunctionSpec{
+		Name: "ledger", Timeout: durationpb.New(30 * time.Second), Env: map[string]string{"LEDGER": file},
+		Retry: &isobarv1.RetryPolicy{MaxAttempts: 10, Backoff: durationpb.New(100 * time.Millisecond), MaxBackoff: durationpb.New(2 * time.Second)},
+		Variants: []*isobarv1.Variant{{
+			Name: "default", Runtime: "exec", Command: []string{"sh", "-c", string(script)}, Quality: 1,
+			Resources: &isobarv1.Resources{Cpu: 0.05, MemoryMib: 32}, Run: durationpb.New(500 * time.Millisecond),
+		}},
+	}
+}
+
+// deploy deploys a function at a region and waits until every cell can run it.
+func (m *mesh) deploy(t *testing.T, region string, spec *isobarv1.FunctionSpec, modules ...[]byte) *isobarv1.DeployResponse {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	res, err := m.client(t, region).Deploy(ctx, &isobarv1.DeployRequest{Spec: spec, Modules: modules})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := len(res.GetCells()); n != len(m.regions()) {
+		t.Fatalf("deploy speaks of %d cells, the mesh has %d", n, len(m.regions()))
+	}
+	for _, c := range res.GetCells() {
+		if !c.GetReady() {
+			t.Fatalf("%s can't run %s: %s", c.GetCell(), spec.GetName(), c.GetMessage())
+		}
+	}
+	return res
+}
+
+// load submits ledger tasks to all regions and remembers what was accepted.
+type load struct {
+	m    *mesh
+	name string // the start of every request id
+	from []string
+	// longest is the longest run of a task.
+	longest time.Duration
+
+	mu       sync.Mutex
+	rng      *rand.Rand
+	next     int
+	accepted map[string]string // request id by task id
+	failures []string
+}
+
+func newLoad(m *mesh, name string, seed uint64, longest time.Duration) *load {
+	return &load{
+		m: m, name: name, from: m.regions(), longest: longest, rng: rand.New(rand.NewPCG(seed, 1)), accepted: map[string]string{},
+	}
+}
+
+const batch = 50
+
+// submit submits n more tasks, spread over the regions, and returns when each
+// was answered.
+func (l *load) submit(t *testing.T, n int) {
+	var wait sync.WaitGroup
+	lanes := make(chan struct{}, 4*len(l.from))
+	for i := 0; n > 0; i++ {
+		size := min(n, batch)
+		n -= size
+		tasks := l.tasks(size)
+		c := l.m.client(t, l.from[i%len(l.from)])
+		lanes <- struct{}{}
+		wait.Go(func() {
+			defer func() { <-lanes }()
+			l.send(t.Context(), c, tasks)
+		})
+	}
+	wait.Wait()
+}
+
+func (l *load) tasks(n int) []*isobarv1.TaskSpec {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var out []*isobarv1.TaskSpec
+	for range n {
+		l.next++
+		ms := l.rng.IntN(int(l.longest.Milliseconds()))
+		out = append(out, &isobarv1.TaskSpec{
+			Function: "ledger", RequestId: fmt.Sprintf("%s-%d", l.name, l.next),
+			Input: &isobarv1.TaskSpec_Text{Text: strconv.Itoa(ms)},
+		})
+	}
+	return out
+}
+
+func (l *load) send(ctx context.Context, c *client.Client, tasks []*isobarv1.TaskSpec) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	res, err := c.Submit(ctx, &isobarv1.SubmitRequest{Tasks: tasks})
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err != nil {
+		l.failures = append(l.failures, fmt.Sprintf("%d tasks from %s: %v", len(tasks), tasks[0].GetRequestId(), err))
+		return
+	}
+	for i, r := range res.GetResults() {
+		switch first, twice := l.accepted[r.GetTaskId()], l.accepted[r.GetTaskId()] != ""; {
+		case r.GetError() != nil:
+			l.failures = append(l.failures, fmt.Sprintf("%s: %s: %s", tasks[i].GetRequestId(), r.GetError().GetReason(), r.GetError().GetMessage()))
+		case twice:
+			l.failures = append(l.failures, fmt.Sprintf("%s and %s are both task %s", first, tasks[i].GetRequestId(), r.GetTaskId()))
+		default:
+			l.accepted[r.GetTaskId()] = tasks[i].GetRequestId()
+		}
+	}
+}
+
+// ids of the accepted tasks, sorted.
+func (l *load) ids() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Sorted(maps.Keys(l.accepted))
+}
+
+// list reads every task of a cell, at its leader.
+func (m *mesh) list(ctx context.Context, leader *server, state isobarv1.TaskState) ([]*isobarv1.Task, error) {
+	c, err := client.New([]string{leader.api()}, client.WithPatience(0))
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	var out []*isobarv1.Task
+	for token := ""; ; {
+		res, err := c.List(ctx, &isobarv1.ListRequest{Limit: 1000, PageToken: token, State: state})
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, res.GetTasks()...)
+		if token = res.GetNextPageToken(); token == "" {
+			return out, nil
+		}
+	}
+}
+
+// get reads tasks from their homes, many at a time.
+func (m *mesh) get(t *testing.T, ids []string) map[string]*isobarv1.Task {
+	t.Helper()
+	out := map[string]*isobarv1.Task{}
+	var mu sync.Mutex
+	var wait sync.WaitGroup
+	lanes := make(chan struct{}, 32)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for _, id := range ids {
+		c := m.client(t, homeRegion(id))
+		lanes <- struct{}{}
+		wait.Go(func() {
+			defer func() { <-lanes }()
+			res, err := c.Get(ctx, &isobarv1.GetRequest{TaskId: id})
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				t.Errorf("get %s: %v", id, err)
+				return
+			}
+			out[id] = res.GetTask()
+		})
+	}
+	wait.Wait()
+	return out
+}
+
+// homeRegion is the region in a task id, whose form is "ulid-REGION-1-incarnation".
+func homeRegion(id string) string {
+	words := strings.Split(id, "-")
+	if len(words) < 4 {
+		return ""
+	}
+	return strings.Join(words[1:len(words)-2], "-")
+}
+
+// readLedger reads the lines "task attempt" that the function wrote.
+func readLedger(t *testing.T, file string) []string {
+	t.Helper()
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Split(strings.TrimSuffix(string(data), "\n"), "\n")
+}
+
+// audit holds what is said of the accepted tasks against the ledger, and
+// returns the highest attempt number. It is the oracle of the kill tests: every
+// task is completed, by exactly one attempt, which ran, and no attempt ran twice.
+func audit(t *testing.T, ledger []string, tasks map[string]*isobarv1.Task, ids []string) (maxAttempt uint64) {
+	t.Helper()
+	wrote := map[string]int{}
+	for _, line := range ledger {
+		wrote[line]++
+	}
+	for line, n := range wrote {
+		id, _, _ := strings.Cut(line, " ")
+		if n > 1 {
+			t.Errorf("attempt %q ran %d times", line, n)
+		}
+		if !slices.Contains(ids, id) {
+			t.Errorf("%q ran, which was never accepted", line)
+		}
+	}
+	for _, id := range ids {
+		task := tasks[id]
+		if task == nil {
+			t.Errorf("task %s is lost", id)
+			continue
+		}
+		if task.GetState() != isobarv1.TaskState_TASK_STATE_COMPLETED {
+			t.Errorf("task %s is %v: %s", id, task.GetState(), task.GetReason())
+			continue
+		}
+		maxAttempt = max(maxAttempt, task.GetAttempt())
+		var done []uint64
+		for _, a := range task.GetAttempts() {
+			if a.GetOutcome() == "done" {
+				done = append(done, a.GetNumber())
+			}
+		}
+		if len(done) != 1 {
+			t.Errorf("task %s was completed by attempts %v", id, done)
+			continue
+		}
+		line := fmt.Sprintf("%s %d", id, done[0])
+		if got := string(task.GetResult()); got != line+"\n" {
+			t.Errorf("the result of %s is %q, not that of attempt %d", id, got, done[0])
+		}
+		if wrote[line] != 1 {
+			t.Errorf("attempt %q completed and ran %d times", line, wrote[line])
+		}
+	}
+	return maxAttempt
+}
