@@ -93,7 +93,8 @@ BENCH_TIME ?= 1s
 
 .PHONY: bench
 bench: ## Measure [BENCH=REGEXP BENCH_TIME=1s]
-	@$(GO) test -run '^$$' -bench '$(BENCH)' -benchtime $(BENCH_TIME) -p 1 -timeout 30m ./... | grep -v 'no test files'
+	@$(GO) test -run '^$$' -bench '$(BENCH)' -benchtime $(BENCH_TIME) -p 1 -timeout 30m \
+		$$(grep -rl --include='*_test.go' '^func Benchmark' . | xargs -n 1 dirname | sort -u)
 
 .PHONY: clean
 clean: ## Remove what was built

@@ -76,9 +76,11 @@ func (s *Scheduler) Wait(ctx context.Context, id string) (rec *meshv1.TaskRecord
 		case <-ch:
 		case <-ctx.Done():
 		}
-		read, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
-		rec, err = s.Get(read, id)
-		cancel()
+		// Leadership was verified when the wait began; an end seen since was
+		// applied from the log and stays true, whoever leads now.
+		if now, ok := fsm.Task(s.State, id); ok {
+			rec = now
+		}
 	}
 	l.stopWaiting(id, ch)
 	if err != nil {

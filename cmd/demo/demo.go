@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/isobar-mesh/isobar/client"
 	"github.com/isobar-mesh/isobar/loadtest"
 	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
 )
@@ -58,7 +59,7 @@ func (d *demo) run(ctx context.Context) error {
 
 // work deploys, plays, and prints the table.
 func (d *demo) work(ctx context.Context, p *plan, m *mesh) (*player, []loadtest.Outcome, error) {
-	pl, err := newPlayer(ctx, p, m.address)
+	pl, err := newPlayer(ctx, p, m.address, func(addresses []string) (*client.Client, error) { return client.New(addresses) })
 	if err != nil {
 		return nil, nil, err
 	}

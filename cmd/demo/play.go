@@ -41,9 +41,12 @@ type player struct {
 	sent, ended, bad atomic.Int64
 }
 
+// dial makes a client of some addresses.
+type dial func(addresses []string) (*client.Client, error)
+
 // newPlayer finds the regions' APIs by asking one of them.
-func newPlayer(ctx context.Context, p *plan, address string) (*player, error) {
-	first, err := client.New([]string{address})
+func newPlayer(ctx context.Context, p *plan, address string, dial dial) (*player, error) {
+	first, err := dial([]string{address})
 	if err != nil {
 		return nil, err
 	}
@@ -54,7 +57,7 @@ func newPlayer(ctx context.Context, p *plan, address string) (*player, error) {
 	}
 	pl := &player{plan: p, regions: map[string]*region{}, cells: map[string]*region{}}
 	for _, c := range res.GetCells() {
-		calls, err := client.New(c.GetAddresses())
+		calls, err := dial(c.GetAddresses())
 		if err != nil {
 			return nil, fmt.Errorf("cell %s: %w", c.GetCell(), err)
 		}

@@ -70,8 +70,8 @@ type Options struct {
 	TransportTimeout time.Duration
 
 	// InFlight is how many entries may be proposed and not yet applied; while
-	// that many are, groups gather for the next. Default 4, from 1 to 64: fewer
-	// leave the disk idle, more make small entries.
+	// that many are, groups gather for the next. Default 4, from 1 to 64: one
+	// would let the disk wait for the peers, many make small entries.
 	InFlight int
 	// SnapshotBytes of log since the last snapshot start the next. Default
 	// 64 MiB. It bounds what a start applies again, and with TrailingBytes
