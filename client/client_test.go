@@ -242,7 +242,8 @@ func TestSubmitGoesOnInTheCell(t *testing.T) {
 		}
 		b.cells = &isobarv1.CellsResponse{Cells: []*isobarv1.CellInfo{
 			{Cell: "b", Addresses: []string{"http://b"}},
-			{Cell: "a", Addresses: []string{"http://a1", "a2"}},
+			// Gossip has seen that a1 is down.
+			{Cell: "a", Addresses: []string{"a2"}, Servers: []*isobarv1.ServerInfo{{Address: "http://a1"}, {Address: "http://a2", Alive: true}}},
 		}}
 		cl := newClient(t, []string{"a1", "b"}, map[string]*fake{"a1": a1, "a2": a2, "b": b})
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

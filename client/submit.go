@@ -268,17 +268,27 @@ func (c *Client) learnCells(ctx context.Context, but *server) {
 		}
 		var cells [][]string
 		for _, cell := range res.GetCells() {
-			var group []string
-			for _, address := range cell.GetAddresses() {
-				if base, err := baseURL(address); err == nil {
-					group = append(group, base)
-				}
-			}
-			cells = append(cells, group)
+			cells = append(cells, groupOf(cell))
 		}
 		c.mu.Lock()
 		c.cells = cells
 		c.mu.Unlock()
 		return
 	}
+}
+
+// groupOf is the addresses of a cell's servers, those that are down included:
+// it is the siblings of such a one that are looked for.
+func groupOf(cell *isobarv1.CellInfo) []string {
+	addresses := slices.Clone(cell.GetAddresses())
+	for _, s := range cell.GetServers() {
+		addresses = append(addresses, s.GetAddress())
+	}
+	var group []string
+	for _, address := range addresses {
+		if base, err := baseURL(address); err == nil && !slices.Contains(group, base) {
+			group = append(group, base)
+		}
+	}
+	return group
 }

@@ -58,9 +58,9 @@ type Row struct {
 	Tasks    int    `json:"tasks"`
 	// Moved of them have their home in another region.
 	Moved int `json:"moved"`
-	// Why is the commonest reason, in words, and WhyTasks how many had it.
-	Why      string `json:"why,omitempty"`
-	WhyTasks int    `json:"why_tasks,omitempty"`
+	// WhyPlace and WhyVariant are the commonest reasons.
+	WhyPlace   Reason `json:"why_place,omitzero"`
+	WhyVariant Reason `json:"why_variant,omitzero"`
 	// P50 and P99 of the latency, in seconds, nearest rank.
 	P50 float64 `json:"p50_s"`
 	P99 float64 `json:"p99_s"`
@@ -71,17 +71,30 @@ type Row struct {
 	Grams   float64 `json:"gco2eq_per_1000"`
 }
 
+// Reason is why some tasks were placed as they were.
+type Reason struct {
+	Words string `json:"words"`
+	Tasks int    `json:"tasks"`
+}
+
 // Home is what the same tasks would have cost at their homes.
 type Home struct {
 	// Tasks whose decision has a candidate at home; Missing have none.
 	Tasks   int `json:"tasks"`
 	Missing int `json:"missing"`
-	// USD and Grams of 1,000 tasks at home.
+	// AtHome is what they would have cost, Placed what the same tasks cost as
+	// they were placed.
+	AtHome Cost `json:"at_home"`
+	Placed Cost `json:"placed"`
+}
+
+// Cost is what the decisions expected of some tasks.
+type Cost struct {
+	// USD and Grams (gCO2eq) of 1,000 tasks.
 	USD   float64 `json:"usd_per_1000"`
 	Grams float64 `json:"gco2eq_per_1000"`
-	// PlacedUSD and PlacedGrams are those of the same tasks as they were placed.
-	PlacedUSD   float64 `json:"placed_usd_per_1000"`
-	PlacedGrams float64 `json:"placed_gco2eq_per_1000"`
+	// Seconds from decision to answer, of one task on average.
+	Seconds float64 `json:"expected_s"`
 }
 
 // Answers says how often a variant was right.
@@ -106,7 +119,7 @@ type Report struct {
 	Rows     []Row           `json:"rows"`
 	// All is the sum of the rows.
 	All     Row       `json:"all"`
-	AtHome  Home      `json:"at_home"`
+	Home    Home      `json:"home"`
 	Answers []Answers `json:"answers,omitempty"`
 	Latency []Bucket  `json:"latency"`
 }
@@ -161,8 +174,8 @@ func NewReport(outcomes []Outcome) Report {
 		return cmp.Or(cmp.Compare(a.Function, b.Function), cmp.Compare(a.Variant, b.Variant))
 	})
 	r.Latency = all.latency.Histogram()
-	r.All, r.AtHome = all.row(), home.home()
-	r.All.Why, r.All.WhyTasks = "", 0
+	r.All, r.Home = all.row(), home.home()
+	r.All.WhyPlace, r.All.WhyVariant = Reason{}, Reason{} // reasons of unlike tasks
 	return r
 }
 
@@ -187,13 +200,16 @@ func (r Report) JSON(w io.Writer) error {
 
 // tally grows into a row.
 type tally struct {
-	of         Row
-	latency    Latencies
-	reasons    map[string]int
-	usd, grams float64
+	of      Row
+	latency Latencies
+	// How often each reason was given, by its words.
+	places, variants map[string]int
+	cost             costTally
 }
 
-func newTally(of Row) *tally { return &tally{of: of, reasons: map[string]int{}} }
+func newTally(of Row) *tally {
+	return &tally{of: of, places: map[string]int{}, variants: map[string]int{}}
+}
 
 func (t *tally) add(o Outcome) {
 	t.of.Tasks++
@@ -201,32 +217,60 @@ func (t *tally) add(o Outcome) {
 	if o.Moved {
 		t.of.Moved++
 	}
-	if c := o.Decision.GetCandidates(); len(c) > 0 {
-		t.of.Decided++
-		t.usd += c[0].GetUsd()
-		t.grams += c[0].GetGco2Eq()
-		t.reasons[Why(o.Decision)]++
+	c := o.Decision.GetCandidates()
+	if len(c) == 0 {
+		return
+	}
+	t.cost.add(c[0])
+	place, variant := Why(o.Decision)
+	t.places[place]++
+	if variant != "" {
+		t.variants[variant]++
 	}
 }
 
 func (t *tally) row() Row {
 	row := t.of
 	row.P50, row.P99 = t.latency.Quantile(0.50).Seconds(), t.latency.Quantile(0.99).Seconds()
-	row.USD, row.Grams = perThousand(t.usd, row.Decided), perThousand(t.grams, row.Decided)
-	for why, n := range t.reasons {
-		// The alphabet breaks a tie, so that a map's order does not show.
-		if n > row.WhyTasks || n == row.WhyTasks && why < row.Why {
-			row.Why, row.WhyTasks = why, n
+	cost := t.cost.mean()
+	row.Decided, row.USD, row.Grams = t.cost.tasks, cost.USD, cost.Grams
+	row.WhyPlace, row.WhyVariant = commonest(t.places), commonest(t.variants)
+	return row
+}
+
+// commonest breaks a tie by the alphabet, so that a map's order does not show.
+func commonest(reasons map[string]int) Reason {
+	var most Reason
+	for words, n := range reasons {
+		if n > most.Tasks || n == most.Tasks && words < most.Words {
+			most = Reason{Words: words, Tasks: n}
 		}
 	}
-	return row
+	return most
+}
+
+// costTally grows into a cost.
+type costTally struct {
+	tasks               int
+	usd, grams, seconds float64
+}
+
+func (t *costTally) add(c *isobarv1.Candidate) {
+	t.tasks++
+	t.usd += c.GetUsd()
+	t.grams += c.GetGco2Eq()
+	t.seconds += Expected(c).Seconds()
+}
+
+func (t *costTally) mean() Cost {
+	n := float64(max(t.tasks, 1))
+	return Cost{USD: t.usd / n * 1000, Grams: t.grams / n * 1000, Seconds: t.seconds / n}
 }
 
 // homeTally grows into the costs at home.
 type homeTally struct {
-	tasks, missing         int
-	usd, grams             float64
-	placedUSD, placedGrams float64
+	missing        int
+	atHome, placed costTally
 }
 
 func (t *homeTally) add(o Outcome) {
@@ -235,19 +279,10 @@ func (t *homeTally) add(o Outcome) {
 		t.missing++
 		return
 	}
-	t.tasks++
-	t.usd += home.GetUsd()
-	t.grams += home.GetGco2Eq()
-	t.placedUSD += o.Decision.GetCandidates()[0].GetUsd()
-	t.placedGrams += o.Decision.GetCandidates()[0].GetGco2Eq()
+	t.atHome.add(home)
+	t.placed.add(o.Decision.GetCandidates()[0])
 }
 
 func (t *homeTally) home() Home {
-	return Home{
-		Tasks: t.tasks, Missing: t.missing,
-		USD: perThousand(t.usd, t.tasks), Grams: perThousand(t.grams, t.tasks),
-		PlacedUSD: perThousand(t.placedUSD, t.tasks), PlacedGrams: perThousand(t.placedGrams, t.tasks),
-	}
+	return Home{Tasks: t.atHome.tasks, Missing: t.missing, AtHome: t.atHome.mean(), Placed: t.placed.mean()}
 }
-
-func perThousand(sum float64, n int) float64 { return sum / float64(max(n, 1)) * 1000 }

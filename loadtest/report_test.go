@@ -73,7 +73,7 @@ func TestReport(t *testing.T) {
 	row := r.Rows[1]
 	want := Row{
 		Function: "sentiment", Variant: "large", Region: "us-east", Tasks: 20, P50: 0.1, P99: 0.2, Decided: 20,
-		Why: "home: elsewhere is too far for what it saves", WhyTasks: 20, USD: row.USD, Grams: row.Grams,
+		WhyPlace: Reason{"home: elsewhere is too far for what it saves", 20}, USD: row.USD, Grams: row.Grams,
 	}
 	if row != want {
 		t.Errorf("row %+v, want %+v", row, want)
@@ -87,11 +87,13 @@ func TestReport(t *testing.T) {
 	near("USD of us-east", row.USD, 2e-4)
 	near("grams of us-east", row.Grams, 1e-2)
 	near("USD as placed", r.All.USD, (20*2e-7+5*2.4e-7+1e-6)/26*1000)
-	near("USD at home", r.AtHome.USD, 2e-4)
-	near("grams at home", r.AtHome.Grams, (20*1e-5+5*3e-5)/25*1000)
-	near("USD as placed, of those with a home", r.AtHome.PlacedUSD, (20*2e-7+5*2.4e-7)/25*1000)
-	if r.AtHome.Tasks != 25 || r.AtHome.Missing != 2 {
-		t.Errorf("%d with a candidate at home and %d without, want 25 and 2", r.AtHome.Tasks, r.AtHome.Missing)
+	near("USD at home", r.Home.AtHome.USD, 2e-4)
+	near("grams at home", r.Home.AtHome.Grams, (20*1e-5+5*3e-5)/25*1000)
+	near("USD as placed, of those with a home", r.Home.Placed.USD, (20*2e-7+5*2.4e-7)/25*1000)
+	near("seconds at home", r.Home.AtHome.Seconds, 5.0/25)
+	near("seconds as placed", r.Home.Placed.Seconds, 0)
+	if r.Home.Tasks != 25 || r.Home.Missing != 2 {
+		t.Errorf("%d with a candidate at home and %d without, want 25 and 2", r.Home.Tasks, r.Home.Missing)
 	}
 	if want := []Answers{{Function: "sentiment", Variant: "large", Tasks: 25, Answers: 250, Right: 205}}; !reflect.DeepEqual(r.Answers, want) {
 		t.Errorf("answers %+v, want %+v", r.Answers, want)

@@ -19,14 +19,14 @@ func (r Report) Text(w io.Writer) error {
 			function = ""
 		}
 		writeRow(&b, function, row.Variant, row.Region, row)
-		if row.Why != "" {
-			fmt.Fprintf(&b, "           why (%s of %s): %s\n", grouped(row.WhyTasks), grouped(row.Tasks), row.Why)
-		}
+		writeWhy(&b, row.WhyPlace)
+		writeWhy(&b, row.WhyVariant)
 	}
 	writeRow(&b, "all", "", "", r.All)
 	r.homeText(&b)
 	b.WriteString("\n")
 	r.answersText(&b)
+	b.WriteString("below each row: the commonest reasons, and how many tasks had them\n")
 	b.WriteString("latency: from when the request was due (open loop) until its result was at hand\n")
 	fmt.Fprintf(&b, "         %s\n", bars(r.Latency))
 	b.WriteString("USD and gCO2eq: what the binding decision expected of the place it chose (compute and egress; kWh x intensity)\n")
@@ -42,14 +42,21 @@ func writeRow(b *strings.Builder, function, variant, region string, row Row) {
 		grouped(row.Tasks), grouped(row.Moved), latency(row.P50), latency(row.P99), amount(row.USD), amount(row.Grams))
 }
 
+func writeWhy(b *strings.Builder, why Reason) {
+	if why.Tasks > 0 {
+		fmt.Fprintf(b, "           %s (%s)\n", why.Words, grouped(why.Tasks))
+	}
+}
+
 func (r Report) homeText(b *strings.Builder) {
-	h := r.AtHome
-	fmt.Fprintf(b, "%-71s  %10s  %12s\n", "all at home", amount(h.USD), amount(h.Grams))
+	h := r.Home
+	fmt.Fprintf(b, "%-71s  %10s  %12s\n", "all at home", amount(h.AtHome.USD), amount(h.AtHome.Grams))
 	b.WriteString("           computed from the stored decisions: the cheapest candidate at the task's home\n")
 	if h.Missing > 0 {
-		fmt.Fprintf(b, "           %s of %s tasks have no such candidate; as placed, the other %s cost USD %s and %s g per 1,000\n",
-			grouped(h.Missing), grouped(h.Missing+h.Tasks), grouped(h.Tasks), amount(h.PlacedUSD), amount(h.PlacedGrams))
+		fmt.Fprintf(b, "           %s of %s tasks have no such candidate; the other %s as placed: USD %s and %s g per 1,000\n",
+			grouped(h.Missing), grouped(h.Missing+h.Tasks), grouped(h.Tasks), amount(h.Placed.USD), amount(h.Placed.Grams))
 	}
+	fmt.Fprintf(b, "           time expected of a task: %s as placed, %s at home\n", latency(h.Placed.Seconds), latency(h.AtHome.Seconds))
 }
 
 func (r Report) answersText(b *strings.Builder) {

@@ -2,6 +2,7 @@ package loadtest
 
 import (
 	"fmt"
+	"time"
 
 	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
 )
@@ -19,18 +20,20 @@ func AtHome(d *isobarv1.Decision) *isobarv1.Candidate {
 	return best
 }
 
-// Why says in words why a decision chose what it chose: first of the place, and
-// where there was more than one variant to choose from, of the variant. Equal
-// reasons have equal words, so they can be counted.
-func Why(d *isobarv1.Decision) string {
+// Why says in words why a decision chose what it chose: its place, and its
+// variant, which is empty where there was one only. Equal reasons have equal
+// words, so they can be counted.
+func Why(d *isobarv1.Decision) (place, variant string) {
 	if len(d.GetCandidates()) == 0 {
-		return "nowhere to run"
+		return "nowhere to run", ""
 	}
-	words := whyPlace(d)
-	if v := whyVariant(d); v != "" {
-		words += "; " + v
-	}
-	return words
+	return whyPlace(d), whyVariant(d)
+}
+
+// Expected is the time that a candidate was expected to take: the way there and
+// back, the wait, the cold start and the run.
+func Expected(c *isobarv1.Candidate) time.Duration {
+	return c.GetRtt().AsDuration() + c.GetWait().AsDuration() + c.GetCold().AsDuration() + c.GetRun().AsDuration()
 }
 
 func whyPlace(d *isobarv1.Decision) string {

@@ -1,6 +1,7 @@
 package loadtest
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -88,11 +89,12 @@ func TestWhy(t *testing.T) {
 		{"home: elsewhere is too far for what it saves; b: cheaper", cands{cand("home", "b"), cand("far", "b", slow(1)), cand("home", "a", slow(9))}, nil},
 	} {
 		d := &isobarv1.Decision{Home: "home", Candidates: tt.candidates, Counts: tt.counts}
-		if got := Why(d); got != tt.want {
-			t.Errorf("got  %q\nwant %q", got, tt.want)
+		place, variant, _ := strings.Cut(tt.want, "; ")
+		if gotPlace, gotVariant := Why(d); gotPlace != place || gotVariant != variant {
+			t.Errorf("got  %q, %q\nwant %q, %q", gotPlace, gotVariant, place, variant)
 		}
 	}
-	if got := Why(nil); got != "nowhere to run" {
+	if got, _ := Why(nil); got != "nowhere to run" {
 		t.Errorf("no decision: %q", got)
 	}
 }
@@ -109,5 +111,18 @@ func TestAtHome(t *testing.T) {
 	}
 	if got := AtHome(nil); got != nil {
 		t.Errorf("no decision, got %v", got)
+	}
+}
+
+func TestExpected(t *testing.T) {
+	t.Parallel()
+	c := &isobarv1.Candidate{
+		Rtt: durationpb.New(1), Wait: durationpb.New(20), Cold: durationpb.New(300), Run: durationpb.New(4000),
+	}
+	if got := Expected(c); got != 4321 {
+		t.Errorf("got %d, want 4321", got)
+	}
+	if got := Expected(nil); got != 0 {
+		t.Errorf("of nothing: %v", got)
 	}
 }

@@ -29,15 +29,9 @@ func TestKilledServer(t *testing.T) {
 	for i := range *runs {
 		s := *seed + uint64(i)
 		t.Run(fmt.Sprintf("seed=%d", s), func(t *testing.T) {
-			r := &killRun{seed: s, rng: rand.New(rand.NewPCG(s, 0))}
-			began := time.Now()
+			r := &killRun{seed: s, rng: rand.New(rand.NewPCG(s, 0)), late: map[string]uint64{}}
+			defer r.report(t, time.Now())
 			r.run(t)
-			verdict := "ok"
-			if t.Failed() {
-				verdict = "FAILED"
-			}
-			fmt.Printf("run seed=%d victims=%s,%s stopped=%s in_flight=%d leased=%d tasks=%d completed=%d max_attempt=%d fenced=%d seconds=%.1f %s\n",
-				s, r.leader, r.second, r.stopped, r.inFlight, r.leased, r.tasks, r.completed, r.maxAttempt, r.fenced, time.Since(began).Seconds(), verdict)
 		})
 	}
 }
@@ -54,8 +48,18 @@ type killRun struct {
 	tasks, completed        int
 	maxAttempt              uint64
 	fenced                  int
-	servers                 []*server // killed
-	late                    []string  // tasks that the stopped worker held
+	servers                 []*server         // killed
+	late                    map[string]uint64 // attempts that the stopped worker held, by task
+}
+
+// report prints the run's line.
+func (r *killRun) report(t *testing.T, began time.Time) {
+	verdict := "ok"
+	if t.Failed() {
+		verdict = "FAILED"
+	}
+	fmt.Printf("run seed=%d victims=%s,%s stopped=%s in_flight=%d leased=%d tasks=%d completed=%d max_attempt=%d fenced=%d seconds=%.1f %s\n",
+		r.seed, r.leader, r.second, r.stopped, r.inFlight, r.leased, r.tasks, r.completed, r.maxAttempt, r.fenced, time.Since(began).Seconds(), verdict)
 }
 
 func (r *killRun) run(t *testing.T) {
@@ -132,10 +136,10 @@ func (r *killRun) stopWorker(t *testing.T, region string) *worker {
 	return w
 }
 
-// heldBy lists the tasks of all homes whose newest attempt a worker runs.
-func (r *killRun) heldBy(ctx context.Context, t *testing.T, w *worker) []string {
+// heldBy finds the tasks of all homes whose newest attempt a worker runs.
+func (r *killRun) heldBy(ctx context.Context, t *testing.T, w *worker) map[string]uint64 {
 	t.Helper()
-	var ids []string
+	held := map[string]uint64{}
 	for _, region := range r.m.regions() {
 		tasks, err := r.m.list(ctx, r.m.leader(t, region), isobarv1.TaskState_TASK_STATE_LEASED)
 		if err != nil {
@@ -145,11 +149,11 @@ func (r *killRun) heldBy(ctx context.Context, t *testing.T, w *worker) []string 
 		for _, task := range tasks {
 			a := task.GetAttempts()[len(task.GetAttempts())-1]
 			if a.GetWorker() == w.name && a.GetCell() == cellOf(w.region) && a.GetOutcome() == "running" {
-				ids = append(ids, task.GetId())
+				held[task.GetId()] = a.GetNumber()
 			}
 		}
 	}
-	return ids
+	return held
 }
 
 // killLeader kills the leader of a cell once it holds leases.
@@ -187,12 +191,12 @@ func (r *killRun) awaitOvertaken(t *testing.T) {
 	t.Helper()
 	eventually(t, 60*time.Second, "second attempt of what "+r.stopped+" held", func(ctx context.Context) error {
 		overtaken := 0
-		for _, id := range r.late {
+		for id, held := range r.late {
 			res, err := r.m.client(t, homeRegion(id)).Get(ctx, &isobarv1.GetRequest{TaskId: id})
 			if err != nil {
 				return err
 			}
-			if res.GetTask().GetAttempt() > 1 {
+			if res.GetTask().GetAttempt() > held {
 				overtaken++
 			}
 		}
@@ -252,8 +256,8 @@ func (r *killRun) check(t *testing.T, ledger string) {
 		}
 	}
 	r.maxAttempt = audit(t, readLedger(t, ledger), tasks, ids)
-	if r.maxAttempt < 2 {
-		t.Error("no task needed a second attempt")
+	if r.maxAttempt < 2 || !slices.ContainsFunc(ids, func(id string) bool { return startedTwice(tasks[id]) }) {
+		t.Error("no task was started a second time")
 	}
 	// What the cells hold is what was accepted: a lost answer made no second task.
 	var held []string
@@ -271,6 +275,18 @@ func (r *killRun) check(t *testing.T, ledger string) {
 		t.Errorf("the cells hold %d tasks, %d were accepted", len(held), len(ids))
 	}
 	r.awaitCaughtUp(t)
+}
+
+// startedTwice reports whether two attempts of a task ran. Refused offers take
+// numbers too, and don't count.
+func startedTwice(task *isobarv1.Task) bool {
+	n := 0
+	for _, a := range task.GetAttempts() {
+		if a.GetCounted() {
+			n++
+		}
+	}
+	return n > 1
 }
 
 // awaitCaughtUp waits until the killed servers, started again, have applied what

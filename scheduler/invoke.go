@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -71,6 +72,12 @@ func (s *Scheduler) Invoke(ctx context.Context, in Invocation) (*Invoked, error)
 		if err == nil {
 			out.Why = d.Summary()
 			return out, nil
+		}
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			return nil, &Refusal{
+				Reason: TimedOut, Message: fmt.Sprintf("%s did not answer within %s", in.Function.Spec.Name, in.Timeout), Unknown: true, Err: err,
+				Hint: "allow more time, at most the function's own timeout of " + in.Function.Spec.Timeout.AsDuration().String(),
+			}
 		}
 		if try == 1 || ctx.Err() != nil {
 			return nil, err

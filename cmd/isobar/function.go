@@ -60,12 +60,12 @@ func newFunction(a *app) *cobra.Command {
 	return group(&cobra.Command{Use: "function", Short: "List, show and delete functions"}, list, get, remove)
 }
 
-// cmpPrint returns the error, or what print returns when there is none.
-func cmpPrint(err error, print func() error) error {
+// cmpPrint returns the error, or what show returns when there is none.
+func cmpPrint(err error, show func() error) error {
 	if err != nil {
 		return err
 	}
-	return print()
+	return show()
 }
 
 func (a *app) printFunction(res *isobarv1.FunctionServiceGetResponse) {

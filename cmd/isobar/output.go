@@ -82,10 +82,10 @@ func timestamp(t *timestamppb.Timestamp) string {
 }
 
 // bytesText is a size as people say it.
-func bytesText(n int64) string {
+func bytesText(n uint64) string {
 	switch {
 	case n < 1<<10:
-		return strconv.FormatInt(n, 10) + " B"
+		return strconv.FormatUint(n, 10) + " B"
 	case n < 1<<20:
 		return strconv.FormatFloat(float64(n)/(1<<10), 'f', 1, 64) + " KiB"
 	default:

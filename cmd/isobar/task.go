@@ -105,7 +105,7 @@ func (a *app) printTask(t *isobarv1.Task) {
 	case len(t.GetResult()) == 0:
 		result = ""
 	case !isText:
-		result = bytesText(int64(len(t.GetResult()))) + " that are no text; `isobar get " + t.GetId() + " --result` prints them"
+		result = bytesText(uint64(len(t.GetResult()))) + " that are no text; `isobar get " + t.GetId() + " --result` prints them"
 	}
 	residency := strings.Join(t.GetResidency().GetAllowed(), ",")
 	if denied := t.GetResidency().GetDenied(); len(denied) > 0 {
@@ -120,7 +120,7 @@ func (a *app) printTask(t *isobarv1.Task) {
 		"version", t.GetVersion(), "lane", t.GetLane(), "home", t.GetHome(), "key", t.GetIdempotencyKey(),
 		"correlation id", t.GetCorrelationId(), "residency", residency, "min quality", quality, "submitted", timestamp(t.GetSubmitted()),
 		"not before", timestamp(t.GetNotBefore()), "next try", timestamp(t.GetNext()), "deadline", timestamp(t.GetDeadline()),
-		"ended", timestamp(t.GetEnded()), "payload", bytesText(int64(t.GetPayloadBytes())))
+		"ended", timestamp(t.GetEnded()), "payload", bytesText(t.GetPayloadBytes()))
 	if len(t.GetAttempts()) > 0 {
 		fmt.Fprintln(a.stdout)
 		table(a.stdout, attemptRows(t))
@@ -251,8 +251,8 @@ func (a *app) printLogs(t *isobarv1.Task) {
 		fmt.Fprintf(a.stdout, ": %s", t.GetReason())
 	}
 	fmt.Fprintln(a.stdout)
-	if missing := int64(t.GetAttempt()) - int64(len(t.GetAttempts())); missing > 0 {
-		fmt.Fprintf(a.stdout, "(%d earlier attempts are not kept)\n", missing)
+	if kept := uint64(len(t.GetAttempts())); t.GetAttempt() > kept {
+		fmt.Fprintf(a.stdout, "(%d earlier attempts are not kept)\n", t.GetAttempt()-kept)
 	}
 	for _, at := range t.GetAttempts() {
 		words := []string{at.GetOutcome()}

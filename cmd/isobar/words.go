@@ -26,11 +26,12 @@ func splitCommand(line string) ([]string, error) {
 		case c == '\\' && quote != '\'':
 			escaped, begun = true, true
 		case quote != 0:
-			if c == quote {
+			switch {
+			case c == quote:
 				quote = 0
-			} else if quote == '"' && strings.ContainsRune("$`", c) {
+			case quote == '"' && strings.ContainsRune("$`", c):
 				return nil, errShell
-			} else {
+			default:
 				word.WriteRune(c)
 			}
 		case c == '\'' || c == '"':

@@ -21,7 +21,7 @@ type checker struct {
 	errs []error
 }
 
-func (c *checker) fail(field, format string, args ...any) {
+func (c *checker) failf(field, format string, args ...any) {
 	c.errs = append(c.errs, c.src.errorf(field, format, args...))
 }
 
@@ -44,21 +44,20 @@ func checkServer(s *Server, src source) []error {
 	c.required("tls.key", s.TLS.Key)
 	c.addresses("join", s.Join)
 	if s.Bootstrap && len(s.Join) > 0 {
-		c.fail("bootstrap", "and join exclude each other: a server either starts its cell or joins it")
+		c.failf("bootstrap", "and join exclude each other: a server either starts its cell or joins it")
 	}
 	if !s.Bootstrap && len(s.Join) == 0 {
-		c.fail("join", "names no server: set it to peer addresses of this cell's servers, or set bootstrap on the cell's first server")
+		c.failf("join", "names no server: set it to peer addresses of this cell's servers, or set bootstrap on the cell's first server")
 	}
 	c.lease(s.Lease)
 	c.within("retention.task", s.Retention.Task, time.Minute, 90*24*time.Hour)
-	c.within("retention.dedup", s.Retention.Dedup, time.Minute, 90*24*time.Hour)
 	c.within("lifetime", s.Lifetime, time.Minute, 90*24*time.Hour)
 	c.queue(s)
 	c.homes(s.Homes)
 	c.money(s)
 	c.carbon(s.Carbon)
 	if s.Broker != "embedded" {
-		c.fail("broker", "must be embedded, got %q", s.Broker)
+		c.failf("broker", "must be embedded, got %q", s.Broker)
 	}
 	c.otlp(s.OTLP)
 	c.log(s.Log)
@@ -70,33 +69,33 @@ func checkWorker(w *Worker, src source) []error {
 	c.name("name", w.Name)
 	c.required("data", w.Data)
 	if len(w.Servers) == 0 {
-		c.fail("servers", "names no server: set it to API URLs of the cell's servers, such as http://127.0.0.1:7101")
+		c.failf("servers", "names no server: set it to API URLs of the cell's servers, such as http://127.0.0.1:7101")
 	}
 	for i, s := range w.Servers {
 		c.url("servers["+strconv.Itoa(i)+"]", s)
 	}
 	if w.CPU < 0 || w.CPU > 1e6 {
-		c.fail("cpu", "must be above 0 cores, got %v", w.CPU)
+		c.failf("cpu", "must be above 0 cores, got %v", w.CPU)
 	}
 	if w.MemoryMiB < 0 {
-		c.fail("memory_mib", "must be above 0, got %d", w.MemoryMiB)
+		c.failf("memory_mib", "must be above 0, got %d", w.MemoryMiB)
 	}
 	if len(w.Runtimes) == 0 {
-		c.fail("runtimes", "names none of wasm, exec, http")
+		c.failf("runtimes", "names none of wasm, exec, http")
 	}
 	for i, r := range w.Runtimes {
 		at := "runtimes[" + strconv.Itoa(i) + "]"
 		if !slices.Contains([]string{"wasm", "exec", "http"}, r) {
-			c.fail(at, "must be one of wasm, exec, http, got %q", r)
+			c.failf(at, "must be one of wasm, exec, http, got %q", r)
 		} else if slices.Contains(w.Runtimes[:i], r) {
-			c.fail(at, "is given twice: %q", r)
+			c.failf(at, "is given twice: %q", r)
 		}
 	}
 	for i, f := range w.Functions {
 		c.name("functions["+strconv.Itoa(i)+"]", f)
 	}
 	if w.Grace < 0 {
-		c.fail("grace", "must not be negative, got %s", w.Grace)
+		c.failf("grace", "must not be negative, got %s", w.Grace)
 	}
 	c.otlp(w.OTLP)
 	c.log(w.Log)
@@ -105,7 +104,7 @@ func checkWorker(w *Worker, src source) []error {
 
 func (c *checker) required(field, value string) {
 	if value == "" {
-		c.fail(field, "is required")
+		c.failf(field, "is required")
 	}
 }
 
@@ -113,9 +112,9 @@ func (c *checker) required(field, value string) {
 func (c *checker) name(field, value string) {
 	switch {
 	case value == "":
-		c.fail(field, "is required")
+		c.failf(field, "is required")
 	case !mesh.ValidName(value):
-		c.fail(field, "must be 1 to 63 lower-case letters, digits and dashes, and start and end with a letter or digit, got %q", value)
+		c.failf(field, "must be 1 to 63 lower-case letters, digits and dashes, and start and end with a letter or digit, got %q", value)
 	}
 }
 
@@ -127,12 +126,12 @@ func (c *checker) api(s *Server) {
 		c.url("api.advertise", s.API.Advertise)
 	}
 	if !s.InsecureNoAuth && !Loopback(s.API.Address) {
-		c.fail("api.address", "%s can be reached from other machines, and clients are not authenticated yet: "+
+		c.failf("api.address", "%s can be reached from other machines, and clients are not authenticated yet: "+
 			"whoever reaches it can run code here; listen on 127.0.0.1, or set insecure_no_auth (--insecure-no-auth) "+
 			"and put a proxy that authenticates in front of it", s.API.Address)
 	}
 	if host, _, _ := net.SplitHostPort(s.API.Address); wildcard(host) && s.API.Advertise == "" {
-		c.fail("api.advertise", "is required when api.address is a wildcard")
+		c.failf("api.advertise", "is required when api.address is a wildcard")
 	}
 }
 
@@ -145,7 +144,7 @@ func (c *checker) listener(field, address, advertise string) {
 		return
 	}
 	if host, _, _ := net.SplitHostPort(address); wildcard(host) {
-		c.fail(field+".advertise", "is required when %s.address is a wildcard", field)
+		c.failf(field+".advertise", "is required when %s.address is a wildcard", field)
 	}
 }
 
@@ -153,13 +152,13 @@ func (c *checker) gossip(g Gossip) {
 	c.listener("gossip", g.Address, g.Advertise)
 	c.addresses("gossip.join", g.Join)
 	if len(g.Keys) == 0 {
-		c.fail("gossip.keys", "names no key: make one with `head -c 32 /dev/urandom | base64`")
+		c.failf("gossip.keys", "names no key: make one with `head -c 32 /dev/urandom | base64`")
 	}
 	for i, k := range g.Keys {
 		raw, err := base64.StdEncoding.DecodeString(k)
 		if err != nil || !slices.Contains([]int{16, 24, 32}, len(raw)) {
 			// The key itself is a secret and stays out of the error.
-			c.fail("gossip.keys["+strconv.Itoa(i)+"]", "must be base64 of 16, 24 or 32 bytes")
+			c.failf("gossip.keys["+strconv.Itoa(i)+"]", "must be base64 of 16, 24 or 32 bytes")
 		}
 	}
 }
@@ -173,11 +172,11 @@ func (c *checker) addresses(field string, list []string) {
 func (c *checker) address(field, value string) bool {
 	_, port, err := net.SplitHostPort(value)
 	if err != nil {
-		c.fail(field, "must be host:port, got %q", value)
+		c.failf(field, "must be host:port, got %q", value)
 		return false
 	}
 	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-		c.fail(field, "must end with a port from 1 to 65535, got %q", value)
+		c.failf(field, "must end with a port from 1 to 65535, got %q", value)
 		return false
 	}
 	return true
@@ -186,7 +185,7 @@ func (c *checker) address(field, value string) bool {
 func (c *checker) url(field, value string) {
 	u, err := url.Parse(value)
 	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
-		c.fail(field, "must be a URL such as http://127.0.0.1:7101, got %q", value)
+		c.failf(field, "must be a URL such as http://127.0.0.1:7101, got %q", value)
 	}
 }
 
@@ -195,28 +194,28 @@ func (c *checker) lease(l Lease) {
 	c.within("lease.worker", l.Worker, 300*time.Millisecond, 10*time.Minute)
 	c.within("lease.cell", l.Cell, 400*time.Millisecond, 10*time.Minute)
 	if l.Worker >= l.Cell {
-		c.fail("lease.worker", "must be shorter than lease.cell (%s), got %s: a worker must have stopped before its cell's lease ends", l.Cell, l.Worker)
+		c.failf("lease.worker", "must be shorter than lease.cell (%s), got %s: a worker must have stopped before its cell's lease ends", l.Cell, l.Worker)
 	}
 	if l.Worker < 2*l.Renew {
-		c.fail("lease.renew", "must be at most half of lease.worker (%s), got %s: one lost renewal must not end a lease", l.Worker, l.Renew)
+		c.failf("lease.renew", "must be at most half of lease.worker (%s), got %s: one lost renewal must not end a lease", l.Worker, l.Renew)
 	}
 }
 
 func (c *checker) within(field string, got, low, high time.Duration) {
 	if got < low || got > high {
-		c.fail(field, "must be from %s to %s, got %s", low, high, got)
+		c.failf(field, "must be from %s to %s, got %s", low, high, got)
 	}
 }
 
 func (c *checker) queue(s *Server) {
 	if s.Queue.Count < 1 {
-		c.fail("queue.count", "must be 1 or more, got %d", s.Queue.Count)
+		c.failf("queue.count", "must be 1 or more, got %d", s.Queue.Count)
 	}
 	if s.Queue.Bytes < mesh.MaxPayload {
-		c.fail("queue.bytes", "must hold one payload of %s, got %s", Size(mesh.MaxPayload), s.Queue.Bytes)
+		c.failf("queue.bytes", "must hold one payload of %s, got %s", Size(mesh.MaxPayload), s.Queue.Bytes)
 	}
 	if s.Disk.Bytes != 0 && s.Disk.Bytes < 64<<20 {
-		c.fail("disk.bytes", "must be 0 or at least 64MiB, got %s", s.Disk.Bytes)
+		c.failf("disk.bytes", "must be 0 or at least 64MiB, got %s", s.Disk.Bytes)
 	}
 }
 
@@ -225,7 +224,7 @@ func (c *checker) homes(homes []string) {
 		at := "homes[" + strconv.Itoa(i) + "]"
 		c.name(at, h)
 		if slices.Contains(homes[:i], h) {
-			c.fail(at, "is given twice: %q", h)
+			c.failf(at, "is given twice: %q", h)
 		}
 	}
 }
@@ -250,10 +249,10 @@ func (c *checker) money(s *Server) {
 	c.amounts("return_usd_per_gib", s.ReturnUSDPerGiB)
 	c.amounts("rtt_ms", s.RTTMs)
 	if s.Energy.PUE < 1 || math.IsInf(s.Energy.PUE, 0) {
-		c.fail("energy.pue", "must be 1 or more, got %v", s.Energy.PUE)
+		c.failf("energy.pue", "must be 1 or more, got %v", s.Energy.PUE)
 	}
 	if s.EmulateRTT && len(s.RTTMs) == 0 {
-		c.fail("emulate_rtt", "needs rtt_ms")
+		c.failf("emulate_rtt", "needs rtt_ms")
 	}
 }
 
@@ -265,19 +264,19 @@ func (c *checker) amounts(field string, m map[string]float64) {
 
 func (c *checker) notNegative(field string, v float64) {
 	if !(v >= 0) || math.IsInf(v, 0) {
-		c.fail(field, "must be 0 or more, got %v", v)
+		c.failf(field, "must be 0 or more, got %v", v)
 	}
 }
 
 func (c *checker) carbon(b Carbon) {
 	if b.File != "" && b.Generate {
-		c.fail("carbon.generate", "and carbon.file exclude each other")
+		c.failf("carbon.generate", "and carbon.file exclude each other")
 	}
 	if (b.File != "" || b.Generate) && b.Zone == "" {
-		c.fail("carbon.zone", "is required with a feed: it names the region's column")
+		c.failf("carbon.zone", "is required with a feed: it names the region's column")
 	}
 	if !(b.Speed > 0) || b.Speed > 1e6 {
-		c.fail("carbon.speed", "must be above 0 and at most 1000000, got %v", b.Speed)
+		c.failf("carbon.speed", "must be above 0 and at most 1000000, got %v", b.Speed)
 	}
 }
 
@@ -286,16 +285,16 @@ func (c *checker) otlp(o OTLP) {
 		c.url("otlp.endpoint", o.Endpoint)
 	}
 	if o.Protocol != "http" && o.Protocol != "grpc" {
-		c.fail("otlp.protocol", "must be http or grpc, got %q", o.Protocol)
+		c.failf("otlp.protocol", "must be http or grpc, got %q", o.Protocol)
 	}
 }
 
 func (c *checker) log(l Log) {
 	if !slices.Contains([]string{"debug", "info", "warn", "error"}, l.Level) {
-		c.fail("log.level", "must be debug, info, warn or error, got %q", l.Level)
+		c.failf("log.level", "must be debug, info, warn or error, got %q", l.Level)
 	}
 	if l.Format != "text" && l.Format != "json" {
-		c.fail("log.format", "must be text or json, got %q", l.Format)
+		c.failf("log.format", "must be text or json, got %q", l.Format)
 	}
 }
 

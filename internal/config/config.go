@@ -45,7 +45,7 @@ func DefaultServer() Server {
 		Gossip:        Gossip{Address: "127.0.0.1:7161", Join: []string{}, Keys: []string{}},
 		Join:          []string{},
 		Lease:         Lease{Cell: 10 * time.Second, Worker: 6 * time.Second, Renew: 2 * time.Second},
-		Retention:     Retention{Task: 24 * time.Hour, Dedup: 24 * time.Hour},
+		Retention:     Retention{Task: 24 * time.Hour},
 		Lifetime:      7 * 24 * time.Hour,
 		Queue:         Queue{Count: 100_000, Bytes: 1 << 30},
 		Prices:        Prices{CPUHour: 0.033, MemoryGiBHour: 0.00375, GPUs: map[string]float64{}},

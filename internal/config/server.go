@@ -143,10 +143,9 @@ type Lease struct {
 
 // Retention of what ended.
 type Retention struct {
-	// Task keeps a task's record and result after its end.
+	// Task keeps a task's record, result, decisions and keys after its end: the
+	// window in which a key or a request id finds the first task.
 	Task time.Duration `yaml:"task"`
-	// Dedup keeps a task's idempotency key after its end.
-	Dedup time.Duration `yaml:"dedup"`
 }
 
 // Queue bounds what may wait in a cell; above it a Submit is answered with

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/goccy/go-yaml"
@@ -204,18 +205,18 @@ func inventory(o Options, w worker) []byte {
 	if _, err := fmt.Sscanf(w.name, "w%d", &index); err != nil || len(w.region.GPUs) == 0 {
 		return append(out, "accelerators: []\n"...)
 	}
-	lines := ""
+	var lines strings.Builder
 	for _, model := range slices.Sorted(maps.Keys(w.region.GPUs)) {
 		n := w.region.GPUs[model] / int64(o.Workers)
 		if int64(index) <= w.region.GPUs[model]%int64(o.Workers) {
 			n++
 		}
 		if n > 0 {
-			lines += fmt.Sprintf("  - {model: %s, count: %d, memory_gib: 1}\n", model, n)
+			_, _ = fmt.Fprintf(&lines, "  - {model: %s, count: %d, memory_gib: 1}\n", model, n)
 		}
 	}
-	if lines == "" {
+	if lines.Len() == 0 {
 		return append(out, "accelerators: []\n"...)
 	}
-	return append(out, "accelerators:\n"+lines...)
+	return append(out, "accelerators:\n"+lines.String()...)
 }

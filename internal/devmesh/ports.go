@@ -1,6 +1,7 @@
 package devmesh
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -126,13 +127,14 @@ func freePorts(servers []server) error {
 func holdFree() (int, []io.Closer, error) {
 	// A port free for TCP may be taken for UDP; another try finds another.
 	var last error
+	var listen net.ListenConfig
 	for range 20 {
-		l, err := net.Listen("tcp", address(0))
+		l, err := listen.Listen(context.Background(), "tcp", address(0))
 		if err != nil {
 			return 0, nil, fmt.Errorf("devmesh: find a free port: %w", err)
 		}
 		port := l.Addr().(*net.TCPAddr).Port
-		u, err := net.ListenPacket("udp", address(port))
+		u, err := listen.ListenPacket(context.Background(), "udp", address(port))
 		if err == nil {
 			return port, []io.Closer{l, u}, nil
 		}
@@ -143,11 +145,12 @@ func holdFree() (int, []io.Closer, error) {
 }
 
 func hold(port int) ([]io.Closer, error) {
-	l, err := net.Listen("tcp", address(port))
+	var listen net.ListenConfig
+	l, err := listen.Listen(context.Background(), "tcp", address(port))
 	if err != nil {
 		return nil, err
 	}
-	u, err := net.ListenPacket("udp", address(port))
+	u, err := listen.ListenPacket(context.Background(), "udp", address(port))
 	if err != nil {
 		_ = l.Close()
 		return nil, err

@@ -61,8 +61,8 @@ func spawn(s *spawner, o Options, kind, region, id, dir string) (*process, error
 	if err != nil {
 		return nil, fmt.Errorf("devmesh: open log of %s: %w", id, err)
 	}
-	defer out.Close() // the child has its own
-	p.cmd = exec.Command(o.Binary, kind, "--config", file, "--exit-with-stdin")
+	defer func() { _ = out.Close() }()                                          // the child has its own
+	p.cmd = exec.Command(o.Binary, kind, "--config", file, "--exit-with-stdin") //nolint:gosec,noctx // our own program; stop ends it in order
 	p.cmd.Env = childEnv(o.Env)
 	p.cmd.Stdout, p.cmd.Stderr = out, out
 	p.cmd.SysProcAttr = childAttr()
@@ -143,7 +143,7 @@ func (p *process) tail(lines int) string {
 	if err != nil {
 		return ""
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }() // only read
 	info, err := f.Stat()
 	if err != nil {
 		return ""

@@ -43,7 +43,7 @@ func Run(ctx context.Context, o Options, out, progress io.Writer, hurry <-chan s
 		stop(workers, workerStop, hurry)
 		stop(servers, serverStop, hurry)
 	}()
-	fmt.Fprintf(progress, "starting %d servers and %d workers\n", len(l.servers), len(l.workers))
+	_, _ = fmt.Fprintf(progress, "starting %d servers and %d workers\n", len(l.servers), len(l.workers))
 	for _, s := range l.servers {
 		p, err := spawn(spawner, o, "server", s.region.Name, s.id(), s.dir)
 		if err != nil {
@@ -60,11 +60,14 @@ func Run(ctx context.Context, o Options, out, progress io.Writer, hurry <-chan s
 	}
 	all := slices.Concat(servers, workers)
 	ends := watch(all)
-	if err := becomeReady(ctx, o, l, ends); err != nil || ctx.Err() != nil {
+	if err := becomeReady(ctx, o, l, ends); err != nil {
 		return err
 	}
+	if ctx.Err() != nil {
+		return nil // told to stop
+	}
 	printTable(out, o, l, servers, workers)
-	fmt.Fprintln(out, "isobar dev: ready")
+	_, _ = fmt.Fprintln(out, "isobar dev: ready")
 	return supervise(ctx, all, ends, progress)
 }
 
@@ -111,7 +114,7 @@ func supervise(ctx context.Context, all []*process, ends <-chan *process, progre
 			if ctx.Err() != nil {
 				return nil
 			}
-			fmt.Fprintf(progress, "isobar dev: %s %s (pid %d) ended: %s; the end of %s:\n%s  start it again with: %s\n",
+			_, _ = fmt.Fprintf(progress, "isobar dev: %s %s (pid %d) ended: %s; the end of %s:\n%s  start it again with: %s\n",
 				p.kind, p.id, p.pid(), p.how(), p.logPath, p.tail(tailLines), p.command)
 			if !slices.ContainsFunc(all, func(p *process) bool { return !p.ended() }) {
 				return fmt.Errorf("devmesh: run the mesh: none is left: %w", ErrChild)
@@ -131,13 +134,13 @@ func printTable(out io.Writer, o Options, l layout, servers, workers []*process)
 		return strings.Join(words, " ")
 	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "REGION\tCELL\tLIES IN\tCARBON ZONE\tAPI\tSERVER PIDS\tWORKER PIDS")
+	_, _ = fmt.Fprintln(w, "REGION\tCELL\tLIES IN\tCARBON ZONE\tAPI\tSERVER PIDS\tWORKER PIDS")
 	for _, r := range o.Mesh.Regions {
 		var apis []string
 		for _, s := range l.of(r.Name) {
 			apis = append(apis, s.apiURL())
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.Name, cellOf(r.Name), strings.Join(r.Jurisdictions, ","), r.Zone,
+		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.Name, cellOf(r.Name), strings.Join(r.Jurisdictions, ","), r.Zone,
 			strings.Join(apis, " "), pids(servers, r.Name), pids(workers, r.Name))
 	}
 	_ = w.Flush()
@@ -149,7 +152,7 @@ func printTable(out io.Writer, o Options, l layout, servers, workers []*process)
 		}
 	}
 	if len(trips) > 0 {
-		fmt.Fprintf(out, "round trips (emulated): %s\n", strings.Join(trips, ", "))
+		_, _ = fmt.Fprintf(out, "round trips (emulated): %s\n", strings.Join(trips, ", "))
 	}
 	source := "generated around published means (no measurement)"
 	if o.CarbonFile != "" {
@@ -158,5 +161,5 @@ func printTable(out io.Writer, o Options, l layout, servers, workers []*process)
 	if o.CarbonClock != nil {
 		source += ", from " + o.CarbonClock.UTC().Format(time.RFC3339)
 	}
-	fmt.Fprintf(out, "carbon: %s, %v s a second\ndata: %s\n", source, o.CarbonSpeed, o.Data)
+	_, _ = fmt.Fprintf(out, "carbon: %s, %v s a second\ndata: %s\n", source, o.CarbonSpeed, o.Data)
 }

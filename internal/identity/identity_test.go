@@ -29,9 +29,9 @@ func us1() Identity {
 	return Identity{Mesh: "m", Server: "s1", Cell: mesh.Cell{ID: "us-east-1", Region: "us-east", Jurisdictions: []string{"us"}}}
 }
 
-func authority(t *testing.T, name string) *Authority {
+func authority(t *testing.T) *Authority {
 	t.Helper()
-	a, err := NewAuthority(name, time.Now(), time.Hour)
+	a, err := NewAuthority("m", time.Now(), time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,9 +62,7 @@ func TestURIRoundTrip(t *testing.T) {
 			Mesh: name.Draw(t, "mesh"), Server: name.Draw(t, "server"),
 			Cell: mesh.Cell{ID: mesh.CellID(name.Draw(t, "cell")), Region: name.Draw(t, "region")},
 		}
-		for _, j := range rapid.SliceOfNDistinct(name, 0, 4, rapid.ID).Draw(t, "jurisdictions") {
-			want.Cell.Jurisdictions = append(want.Cell.Jurisdictions, j)
-		}
+		want.Cell.Jurisdictions = rapid.SliceOfNDistinct(name, 0, 4, rapid.ID).Draw(t, "jurisdictions")
 		u, err := url.Parse(want.String())
 		if err != nil {
 			t.Fatal(err)
@@ -114,14 +112,14 @@ func handshake(t *testing.T, server, client *tls.Config) (serverState, clientSta
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		serverErr = s.Handshake()
+		serverErr = s.HandshakeContext(t.Context())
 		if serverErr != nil {
 			_ = left.Close()
 			return
 		}
 		_, serverErr = s.Write([]byte{1}) // TLS 1.3 clients learn of a refusal only when they read
 	}()
-	clientErr = c.Handshake()
+	clientErr = c.HandshakeContext(t.Context())
 	if clientErr == nil {
 		_, clientErr = c.Read(make([]byte, 1))
 	}
@@ -134,7 +132,7 @@ func handshake(t *testing.T, server, client *tls.Config) (serverState, clientSta
 
 func TestHandshakeTellsEachSideThePeersCell(t *testing.T) {
 	t.Parallel()
-	a := authority(t, "m")
+	a := authority(t)
 	eu, us := credentials(t, a, eu1()), credentials(t, a, us1())
 	ss, cs, serverErr, clientErr := handshake(t, eu.ServerTLS(nil), us.ClientTLS(nil))
 	if serverErr != nil || clientErr != nil {
@@ -161,7 +159,7 @@ func TestHandshakeTellsEachSideThePeersCell(t *testing.T) {
 
 func TestHandshakeRefuses(t *testing.T) {
 	t.Parallel()
-	a := authority(t, "m")
+	a := authority(t)
 	eu := credentials(t, a, eu1())
 	raw := func(pair KeyPair, err error) *tls.Config {
 		t.Helper()
@@ -186,7 +184,7 @@ func TestHandshakeRefuses(t *testing.T) {
 		allow  Allow
 		want   string
 	}{
-		{name: "wrong authority", client: raw(authority(t, "m").Issue(us1(), now, time.Hour)), want: "unknown authority"},
+		{name: "wrong authority", client: raw(authority(t).Issue(us1(), now, time.Hour)), want: "unknown authority"},
 		{name: "wrong mesh", client: raw(a.Issue(other, now, time.Hour)), want: ErrOtherMesh.Error()},
 		{name: "expired", client: raw(a.Issue(us1(), now.Add(-2*time.Hour), time.Hour)), want: "expired"},
 		{name: "not yet valid", client: raw(a.Issue(us1(), now.Add(time.Hour), time.Hour)), want: "not yet valid"},
@@ -211,9 +209,9 @@ func TestHandshakeRefuses(t *testing.T) {
 
 func TestDiallerRefuses(t *testing.T) {
 	t.Parallel()
-	a := authority(t, "m")
+	a := authority(t)
 	us := credentials(t, a, us1())
-	stranger := credentials(t, authority(t, "m"), eu1())
+	stranger := credentials(t, authority(t), eu1())
 	other := eu1()
 	other.Mesh = "n"
 	listener := func(c *Credentials) *tls.Config {
@@ -243,7 +241,7 @@ func TestDiallerRefuses(t *testing.T) {
 
 func TestNewChecksOwnCertificate(t *testing.T) {
 	t.Parallel()
-	a := authority(t, "m")
+	a := authority(t)
 	now := time.Now()
 	good, err := a.Issue(eu1(), now, time.Hour)
 	if err != nil {
@@ -252,7 +250,7 @@ func TestNewChecksOwnCertificate(t *testing.T) {
 	if _, err := New("n", a.CertPEM(), good, now); !errors.Is(err, ErrOtherMesh) {
 		t.Error(err)
 	}
-	if _, err := New("m", authority(t, "m").CertPEM(), good, now); err == nil {
+	if _, err := New("m", authority(t).CertPEM(), good, now); err == nil {
 		t.Error("another authority was accepted")
 	}
 	if _, err := New("m", a.CertPEM(), good, now.Add(2*time.Hour)); err == nil || !strings.Contains(err.Error(), "expired") {
@@ -268,7 +266,7 @@ func TestNewChecksOwnCertificate(t *testing.T) {
 
 func TestMatches(t *testing.T) {
 	t.Parallel()
-	c := credentials(t, authority(t, "m"), eu1())
+	c := credentials(t, authority(t), eu1())
 	if err := c.Matches("eu-north", "eu-north-1", "s1", []string{"se", "eu"}); err != nil {
 		t.Error(err)
 	}
@@ -279,7 +277,7 @@ func TestMatches(t *testing.T) {
 
 func TestFilesAndReopenedAuthority(t *testing.T) {
 	t.Parallel()
-	pair, err := authority(t, "m").KeyPair()
+	pair, err := authority(t).KeyPair()
 	if err != nil {
 		t.Fatal(err)
 	}

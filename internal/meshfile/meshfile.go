@@ -186,7 +186,7 @@ func Parse(name string, data []byte) (*Mesh, error) {
 	p := &parser{doc: doc}
 	m := &Mesh{rttMs: raw.RTTMs, egress: raw.Egress}
 	if len(raw.Regions) == 0 {
-		p.fail("regions", "names no region")
+		p.failf("regions", "names no region")
 	}
 	for _, region := range doc.Keys("regions") {
 		m.Regions = append(m.Regions, p.region(region, raw.Regions[region]))
@@ -195,7 +195,7 @@ func Parse(name string, data []byte) (*Mesh, error) {
 	p.pairs("egress_usd_per_gib", raw.Egress, raw.Regions)
 	for from, row := range raw.RTTMs {
 		if ms, ok := row[from]; ok && ms != 0 {
-			p.fail("rtt_ms."+from+"."+from, "a region's round trip to itself is 0")
+			p.failf("rtt_ms."+from+"."+from, "a region's round trip to itself is 0")
 		}
 	}
 	for _, function := range doc.Keys("functions") {
@@ -217,7 +217,7 @@ type parser struct {
 	errs []*strictyaml.Error
 }
 
-func (p *parser) fail(field, format string, args ...any) {
+func (p *parser) failf(field, format string, args ...any) {
 	p.errs = append(p.errs, p.doc.Errorf(field, format, args...))
 }
 
@@ -234,14 +234,14 @@ func (p *parser) region(name string, raw fileRegion) Region {
 		PUE:           p.atLeast(at+".pue", raw.PUE, 1, 1),
 	}
 	if r.Zone == "" {
-		p.fail(at+".zone", "is required: it names the region's column in a carbon feed")
+		p.failf(at+".zone", "is required: it names the region's column in a carbon feed")
 	}
 	if slices.Contains(r.Jurisdictions, "") {
-		p.fail(at+".jurisdictions", "has an empty name")
+		p.failf(at+".jurisdictions", "has an empty name")
 	}
 	for _, model := range slices.Sorted(maps.Keys(raw.GPUs)) {
 		if raw.GPUs[model] < 1 {
-			p.fail(at+".gpus."+model, "must be 1 or more, got %d; leave the model out for none", raw.GPUs[model])
+			p.failf(at+".gpus."+model, "must be 1 or more, got %d; leave the model out for none", raw.GPUs[model])
 		}
 	}
 	p.atLeast(at+".watts_per_cpu", raw.WattsPerCPU, 0, 0)
@@ -254,10 +254,10 @@ func (p *parser) function(name string, raw fileFunction) Function {
 	at := "functions." + name
 	f := Function{Name: name, MinQuality: raw.MinQuality}
 	if raw.MinQuality < 0 || raw.MinQuality > 1 {
-		p.fail(at+".min_quality", "must be from 0 to 1, got %v", raw.MinQuality)
+		p.failf(at+".min_quality", "must be from 0 to 1, got %v", raw.MinQuality)
 	}
 	if len(raw.Variants) == 0 {
-		p.fail(at+".variants", "names no variant")
+		p.failf(at+".variants", "names no variant")
 	}
 	for _, variant := range p.doc.Keys(at + ".variants") {
 		f.Variants = append(f.Variants, p.variant(at+".variants."+variant, variant, raw.Variants[variant]))
@@ -275,13 +275,13 @@ func (p *parser) variant(at, name string, raw fileVariant) Variant {
 	}
 	p.atLeast(at+".cpu", raw.CPU, 0, 0)
 	if v.Quality > 1 {
-		p.fail(at+".quality", "must be from 0 to 1, got %v", v.Quality)
+		p.failf(at+".quality", "must be from 0 to 1, got %v", v.Quality)
 	}
 	if v.DurationX == 0 {
-		p.fail(at+".duration_x", "must be above 0")
+		p.failf(at+".duration_x", "must be above 0")
 	}
 	if raw.GPU != nil && *raw.GPU < 0 {
-		p.fail(at+".gpu", "must be 0 or more, got %d", *raw.GPU)
+		p.failf(at+".gpu", "must be 0 or more, got %d", *raw.GPU)
 	}
 	return v
 }
@@ -291,11 +291,11 @@ func (p *parser) pairs(field string, table map[string]map[string]float64, region
 	for _, from := range slices.Sorted(maps.Keys(table)) {
 		at := field + "." + from
 		if _, ok := regions[from]; !ok {
-			p.fail(at, "is not a region of this file")
+			p.failf(at, "is not a region of this file")
 		}
 		for _, to := range slices.Sorted(maps.Keys(table[from])) {
 			if _, ok := regions[to]; !ok {
-				p.fail(at+"."+to, "is not a region of this file")
+				p.failf(at+"."+to, "is not a region of this file")
 			}
 		}
 		p.amounts(at, table[from])
@@ -305,7 +305,7 @@ func (p *parser) pairs(field string, table map[string]map[string]float64, region
 func (p *parser) amounts(field string, m map[string]float64) {
 	for _, k := range slices.Sorted(maps.Keys(m)) {
 		if m[k] < 0 {
-			p.fail(field+"."+k, "must be 0 or more, got %v", m[k])
+			p.failf(field+"."+k, "must be 0 or more, got %v", m[k])
 		}
 	}
 }
@@ -316,7 +316,7 @@ func (p *parser) limit(field string, v *float64) float64 {
 		return math.Inf(1)
 	}
 	if *v <= 0 {
-		p.fail(field, "must be above 0, got %v; leave it out for no limit", *v)
+		p.failf(field, "must be above 0, got %v; leave it out for no limit", *v)
 	}
 	return *v
 }
@@ -326,7 +326,7 @@ func (p *parser) atLeast(field string, v *float64, low, otherwise float64) float
 		return otherwise
 	}
 	if *v < low {
-		p.fail(field, "must be %v or more, got %v", low, *v)
+		p.failf(field, "must be %v or more, got %v", low, *v)
 	}
 	return *v
 }

@@ -146,6 +146,9 @@ func (s *Server) fetchModule(ctx context.Context, from peers.Server, digest stri
 	go func() {
 		for {
 			m, err := stream.Receive()
+			if errors.Is(err, io.EOF) {
+				err = io.EOF // the stream's end wraps it, and the pipe's reader compares
+			}
 			if err != nil {
 				_ = w.CloseWithError(err) // io.EOF ends the module
 				return

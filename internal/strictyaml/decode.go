@@ -15,14 +15,12 @@ import (
 	"github.com/goccy/go-yaml/ast"
 )
 
-var durationType = reflect.TypeFor[time.Duration]()
-
 type decoder struct {
 	doc  *Document
 	errs []error
 }
 
-func (d *decoder) fail(n ast.Node, path, format string, args ...any) {
+func (d *decoder) failf(n ast.Node, path, format string, args ...any) {
 	d.errs = append(d.errs, &Error{
 		File: d.doc.file, Line: lineOf(n), Field: path, What: fmt.Sprintf(format, args...),
 	})
@@ -30,7 +28,7 @@ func (d *decoder) fail(n ast.Node, path, format string, args ...any) {
 
 func (d *decoder) value(n ast.Node, v reflect.Value, path string, depth int) {
 	if depth > maxDepth {
-		d.fail(n, path, "is nested deeper than %d levels", maxDepth)
+		d.failf(n, path, "is nested deeper than %d levels", maxDepth)
 		return
 	}
 	if n == nil {
@@ -40,7 +38,7 @@ func (d *decoder) value(n ast.Node, v reflect.Value, path string, depth int) {
 	case *ast.NullNode:
 		return
 	case *ast.AnchorNode, *ast.AliasNode, *ast.TagNode:
-		d.fail(n, path, "uses an anchor, alias or tag; write the value out")
+		d.failf(n, path, "uses an anchor, alias or tag; write the value out")
 		return
 	}
 	if v.Kind() == reflect.Pointer {
@@ -62,7 +60,7 @@ func (d *decoder) value(n ast.Node, v reflect.Value, path string, depth int) {
 	case v.Kind() == reflect.Slice:
 		d.list(n, v, path, depth)
 	default:
-		d.fail(n, path, "cannot hold a value of kind %s", v.Kind())
+		d.failf(n, path, "cannot hold a value of kind %s", v.Kind())
 	}
 }
 
@@ -75,18 +73,18 @@ func (d *decoder) pairs(n ast.Node, path string, each func(key string, keyNode, 
 	case *ast.MappingValueNode:
 		entries = []*ast.MappingValueNode{m}
 	default:
-		d.fail(n, path, "must be a mapping of names to values, got %s", describe(n))
+		d.failf(n, path, "must be a mapping of names to values, got %s", describe(n))
 		return
 	}
 	seen := map[string]bool{}
 	for _, e := range entries {
 		key, ok := keyText(e.Key)
 		if !ok {
-			d.fail(e.Key, path, "has a key that is not a plain name")
+			d.failf(e.Key, path, "has a key that is not a plain name")
 			continue
 		}
 		if seen[key] {
-			d.fail(e.Key, join(path, key), "is given twice")
+			d.failf(e.Key, join(path, key), "is given twice")
 			continue
 		}
 		seen[key] = true
@@ -105,13 +103,13 @@ func (d *decoder) structure(n ast.Node, v reflect.Value, path string, depth int)
 				return
 			}
 		}
-		d.fail(keyNode, join(path, key), "unknown field%s", suggestion(key, fields))
+		d.failf(keyNode, join(path, key), "unknown field%s", suggestion(key, fields))
 	})
 }
 
 func (d *decoder) mapping(n ast.Node, v reflect.Value, path string, depth int) {
 	if v.Type().Key().Kind() != reflect.String {
-		d.fail(n, path, "cannot hold a mapping")
+		d.failf(n, path, "cannot hold a mapping")
 		return
 	}
 	m := reflect.MakeMap(v.Type())
@@ -126,7 +124,7 @@ func (d *decoder) mapping(n ast.Node, v reflect.Value, path string, depth int) {
 func (d *decoder) list(n ast.Node, v reflect.Value, path string, depth int) {
 	seq, ok := n.(*ast.SequenceNode)
 	if !ok {
-		d.fail(n, path, "must be a list, got %s", describe(n))
+		d.failf(n, path, "must be a list, got %s", describe(n))
 		return
 	}
 	out := reflect.MakeSlice(v.Type(), len(seq.Values), len(seq.Values))
@@ -134,7 +132,7 @@ func (d *decoder) list(n ast.Node, v reflect.Value, path string, depth int) {
 		at := fmt.Sprintf("%s[%d]", path, i)
 		d.doc.lines[at] = lineOf(item)
 		if _, null := item.(*ast.NullNode); null || item == nil {
-			d.fail(cmp.Or[ast.Node](item, seq), at, "is empty")
+			d.failf(cmp.Or[ast.Node](item, seq), at, "is empty")
 			continue
 		}
 		d.value(item, out.Index(i), at, depth+1)
@@ -145,16 +143,16 @@ func (d *decoder) list(n ast.Node, v reflect.Value, path string, depth int) {
 func (d *decoder) scalar(n ast.Node, v reflect.Value, path string) {
 	text, kind, ok := scalarText(n)
 	if !ok {
-		d.fail(n, path, "must be %s, got %s", wanted(v.Type()), describe(n))
+		d.failf(n, path, "must be %s, got %s", wanted(v.Type()), describe(n))
 		return
 	}
 	// A quoted number is text and a bare number is not: guessing hides errors.
 	if !accepts(v.Type(), kind) {
-		d.fail(n, path, "must be %s, got %s %q", wanted(v.Type()), kind, text)
+		d.failf(n, path, "must be %s, got %s %q", wanted(v.Type()), kind, text)
 		return
 	}
 	if err := SetScalar(v, text); err != nil {
-		d.fail(n, path, "%v", err)
+		d.failf(n, path, "%v", err)
 	}
 }
 
@@ -163,7 +161,7 @@ func (d *decoder) scalar(n ast.Node, v reflect.Value, path string) {
 func IsScalar(t reflect.Type) bool { return isScalar(t) }
 
 func isScalar(t reflect.Type) bool {
-	if t == durationType || reflect.PointerTo(t).Implements(reflect.TypeFor[encoding.TextUnmarshaler]()) {
+	if t == reflect.TypeFor[time.Duration]() || reflect.PointerTo(t).Implements(reflect.TypeFor[encoding.TextUnmarshaler]()) {
 		return true
 	}
 	switch t.Kind() {
@@ -177,7 +175,7 @@ func isScalar(t reflect.Type) bool {
 // SetScalar parses the text as the type of v and stores it, as Decode does;
 // it serves values from the environment. v must be settable.
 func SetScalar(v reflect.Value, text string) error {
-	if v.Type() == durationType {
+	if v.Type() == reflect.TypeFor[time.Duration]() {
 		dur, err := time.ParseDuration(text)
 		if err != nil {
 			return fmt.Errorf("must be a duration such as 10s or 24h, got %q", text)
@@ -185,7 +183,7 @@ func SetScalar(v reflect.Value, text string) error {
 		v.SetInt(int64(dur))
 		return nil
 	}
-	if u, ok := v.Addr().Interface().(encoding.TextUnmarshaler); ok {
+	if u, ok := reflect.TypeAssert[encoding.TextUnmarshaler](v.Addr()); ok {
 		if err := u.UnmarshalText([]byte(text)); err != nil {
 			if _, isTime := u.(*time.Time); isTime {
 				return fmt.Errorf("must be a time such as 2022-01-01T00:00:00Z, got %q", text)
@@ -246,7 +244,7 @@ func scalarText(n ast.Node) (string, kind, bool) {
 }
 
 func accepts(t reflect.Type, k kind) bool {
-	if t == durationType {
+	if t == reflect.TypeFor[time.Duration]() {
 		return k == text
 	}
 	if reflect.PointerTo(t).Implements(reflect.TypeFor[encoding.TextUnmarshaler]()) {
@@ -263,7 +261,7 @@ func accepts(t reflect.Type, k kind) bool {
 }
 
 func wanted(t reflect.Type) string {
-	if t == durationType {
+	if t == reflect.TypeFor[time.Duration]() {
 		return "a duration with its unit, such as 10s"
 	}
 	switch t.Kind() {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 
 	"go.opentelemetry.io/otel/trace"
 )
@@ -72,6 +73,6 @@ func (h *tracedHandler) WithGroup(name string) slog.Handler {
 }
 
 func (h *tracedHandler) then(step func(slog.Handler) slog.Handler) slog.Handler {
-	redo := append(h.redo[:len(h.redo):len(h.redo)], step)
+	redo := append(slices.Clone(h.redo), step)
 	return &tracedHandler{Handler: step(h.Handler), root: h.root, redo: redo}
 }

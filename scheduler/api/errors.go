@@ -67,7 +67,7 @@ func wire(err error, leader func() string) error {
 	var ce *connect.Error
 	if errors.As(err, &ce) {
 		if !ce.IsRemote() {
-			return ce
+			return explained(ce)
 		}
 		// The answer of the server this request was forwarded to.
 		out := connect.NewError(ce.Code(), ce.Message())
@@ -86,6 +86,33 @@ func wire(err error, leader func() string) error {
 		out = out.WithDetail(detail)
 	}
 	return out
+}
+
+// explained gives an error that Connect made itself the code and detail of its
+// reason: a message that does not parse, is too large, or took too long.
+func explained(e *connect.Error) error {
+	if len(e.Details()) > 0 {
+		return e
+	}
+	d := &isobarv1.TaskError{Message: e.Message(), Outcome: notAccepted}
+	var r scheduler.Reason
+	switch e.Code() {
+	case connect.CodeInvalidArgument:
+		r, d.Hint = scheduler.BadRequest, "docs/api.md shows the calls: names are lowerCamelCase, bytes are base64"
+	case connect.CodeResourceExhausted:
+		r, d.Hint = scheduler.PayloadTooLarge, "send less in one call"
+	case connect.CodeDeadlineExceeded:
+		r, d.Hint, d.Outcome = scheduler.TimedOut, "allow more time", outcomeUnknown
+	default:
+		return e
+	}
+	code := codeOf(r)
+	d.Code, d.Reason = code.String(), string(r)
+	detail, err := connectproto.NewErrorDetail(d)
+	if err != nil {
+		return e
+	}
+	return connect.NewError(code, d.Message).WithCause(e).WithDetail(detail)
 }
 
 // Describe writes an error as the typed detail.

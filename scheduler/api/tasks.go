@@ -133,8 +133,13 @@ func checkSpec(spec *isobarv1.TaskSpec) error {
 	case len(spec.GetResidency().GetAllowed())+len(spec.GetResidency().GetDenied()) > 64:
 		return bad("residency", "at most 64 jurisdictions", "")
 	}
-	if spec.Retry != nil {
-		return registry.ValidateRetry("retry", spec.Retry)
+	if spec.Retry == nil {
+		return nil
+	}
+	spec.Retry = registry.RetryWithDefaults(spec.Retry)
+	if invalid, ok := errors.AsType[*registry.InvalidError](registry.ValidateRetry("retry", spec.Retry)); ok {
+		f := invalid.Fields[0]
+		return bad(f.Field, f.Field+" "+f.Message, "leave it out for the function's own policy")
 	}
 	return nil
 }
@@ -287,6 +292,18 @@ func (h *tasks) Invoke(ctx context.Context, r *isobarv1.InvokeRequest) (*isobarv
 	})
 }
 
+// lastWords is what to look at when a call's function did not succeed.
+func lastWords(o *isobarv1.Outcome) string {
+	switch {
+	case o.Status == "memory":
+		return "give the variant more memory_mib"
+	case len(o.StderrTail) == 0:
+		return "the function wrote nothing to standard error"
+	default:
+		return "its last words: " + string(o.StderrTail)
+	}
+}
+
 func (h *tasks) invokeHere(ctx context.Context, r *isobarv1.InvokeRequest) (*isobarv1.InvokeResponse, error) {
 	spec := &isobarv1.TaskSpec{Tenant: r.Tenant, Function: r.Function, ContentType: r.ContentType, Residency: r.Residency, MinQuality: r.MinQuality}
 	if spec.Tenant == "" {
@@ -322,7 +339,7 @@ func (h *tasks) invokeHere(ctx context.Context, r *isobarv1.InvokeRequest) (*iso
 	if o.Status != "done" {
 		return nil, &scheduler.Refusal{
 			Reason: scheduler.FunctionFailed, Message: fmt.Sprintf("%s ended as %s: %s", r.Function, o.Status, o.Message), Unknown: true,
-			Hint: "its last words: " + string(o.StderrTail),
+			Hint: lastWords(o),
 		}
 	}
 	res := &isobarv1.InvokeResponse{

@@ -1,0 +1,218 @@
+package meshtest_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
+)
+
+// 64 random bytes that may lie in the EU only, as payload, result and key of a
+// task submitted in us-east, are found in eu-north's directories and nowhere
+// else: no file, no log line, no span. Without a residency they are found in
+// us-east, which shows that the search would find them.
+func TestResidency(t *testing.T) {
+	whole(t)
+	rec := newReceiver(t)
+	m := start(t, options{otlp: rec.url, env: exportFast})
+	m.deploy(t, "us-east", execSpec("echo", "cat"))
+
+	n := newNeedle()
+	refusal := m.submitOverHTTP(t, "us-east", n)
+	if refusal.status != http.StatusBadRequest || refusal.Code != "failed_precondition" {
+		t.Errorf("the API answers %d, %s: %s", refusal.status, refusal.Code, refusal.Message)
+	}
+	d := refusal.detail(t)
+	if d.Reason != "residency" || d.Cell != cellOf("eu-north") || d.Address != m.server("eu-north", "s1").api() || d.Outcome != "not_accepted" {
+		t.Errorf("the detail is %+v", d)
+	}
+
+	out, stderr := m.command(t, n.bytes, "submit", "echo", "-", "--residency", "eu", "--key", n.key(), "--wait",
+		"--server", m.server("us-east", "s1").api())
+	if !bytes.Equal(out, n.bytes) {
+		t.Errorf("the CLI wrote %x", out)
+	}
+	if want := "points to cell " + cellOf("eu-north"); !strings.Contains(stderr, want) {
+		t.Errorf("the CLI says %q, not %q", stderr, want)
+	}
+	awaitExport(t, m, rec)
+	inEU := 0
+	for file, form := range n.files(t, m.dir) {
+		if strings.HasPrefix(file, "eu-north"+string(filepath.Separator)) {
+			inEU++
+		} else {
+			t.Errorf("the bytes are in %s (%s)", file, form)
+		}
+	}
+	if inEU == 0 {
+		t.Error("the bytes are not in eu-north: the search finds nothing")
+	}
+	for i, body := range rec.bodies() {
+		if form := n.in(body); form != "" {
+			t.Errorf("the bytes are in exported message %d (%s)", i, form)
+		}
+	}
+	m.checkControl(t)
+}
+
+// checkControl does the same without a residency, with a key whose home is
+// us-east.
+func (m *mesh) checkControl(t *testing.T) {
+	t.Helper()
+	c := m.client(t, "us-east")
+	for range 64 {
+		n := newNeedle()
+		res, err := c.Submit(t.Context(), &isobarv1.SubmitRequest{Tasks: []*isobarv1.TaskSpec{{
+			Function: "echo", IdempotencyKey: n.key(), Input: &isobarv1.TaskSpec_Payload{Payload: n.bytes},
+		}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		id := res.GetResults()[0].GetTaskId()
+		if homeRegion(id) != "us-east" {
+			continue
+		}
+		task := m.await(t, id)
+		if !bytes.Equal(task.GetResult(), n.bytes) {
+			t.Errorf("the result is %x", task.GetResult())
+		}
+		for file := range n.files(t, m.dir) {
+			if strings.HasPrefix(file, "us-east"+string(filepath.Separator)) {
+				return
+			}
+		}
+		t.Error("the bytes of a task without residency are not in us-east")
+		return
+	}
+	t.Error("no key has its home in us-east")
+}
+
+// await waits until a task has completed.
+func (m *mesh) await(t *testing.T, id string) *isobarv1.Task {
+	t.Helper()
+	task, ended, err := m.client(t, homeRegion(id)).Wait(t.Context(), id, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !ended || task.GetState() != isobarv1.TaskState_TASK_STATE_COMPLETED {
+		t.Fatalf("task %s is %v: %s", id, task.GetState(), task.GetReason())
+	}
+	return task
+}
+
+// execSpec is a function of one small shell command.
+func execSpec(name, command string) *isobarv1.FunctionSpec {
+	return &isobarv1.FunctionSpec{
+		Name: name, Timeout: durationpb.New(time.Minute),
+		Variants: []*isobarv1.Variant{{
+			Name: "default", Runtime: "exec", Command: []string{"sh", "-c", command}, Quality: 1,
+			Resources: &isobarv1.Resources{Cpu: 0.1, MemoryMib: 32},
+		}},
+	}
+}
+
+// command runs the CLI and returns what it wrote to both outputs.
+func (m *mesh) command(t *testing.T, stdin []byte, args ...string) (stdout []byte, stderr string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, isobar, args...)
+	cmd.Env = append(os.Environ(), m.env...)
+	cmd.Stdin = bytes.NewReader(stdin)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if m.otlp != "" {
+		cmd.Env = append(cmd.Env, "OTEL_EXPORTER_OTLP_ENDPOINT="+m.otlp)
+	}
+	if err := cmd.Run(); err != nil {
+		t.Errorf("isobar %s: %v: %s", args[0], err, errs.String())
+	}
+	return out.Bytes(), errs.String()
+}
+
+// httpError is a refusal as plain HTTP shows it.
+type httpError struct {
+	status  int
+	Code    string `json:"code"`
+	Message string `json:"message"`
+	Details []struct {
+		Type  string         `json:"type"`
+		Debug map[string]any `json:"debug"`
+		Value string         `json:"value"`
+	} `json:"details"`
+}
+
+// submitOverHTTP submits the needle with a residency, with nothing but HTTP and
+// JSON, and returns the refusal.
+func (m *mesh) submitOverHTTP(t *testing.T, region string, n *needle) httpError {
+	t.Helper()
+	body := fmt.Sprintf(`{"tasks":[{"function":"echo","payload":%q,"idempotencyKey":%q,"residency":{"allowed":["eu"]}}]}`,
+		base64.StdEncoding.EncodeToString(n.bytes), n.key())
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	url := m.serversOf(region)[0].api() + "/isobar.v1.TaskService/Submit"
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	answer, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := httpError{status: res.StatusCode}
+	if err := json.Unmarshal(answer, &out); err != nil {
+		t.Fatalf("%s: %v", answer, err)
+	}
+	if n.in(answer) != "" {
+		t.Errorf("the refusal quotes the bytes: %s", answer)
+	}
+	return out
+}
+
+// awaitExport waits until every server's and a worker's spans of a later task
+// have come: exports of one process are in order, so the earlier ones have too.
+func awaitExport(t *testing.T, m *mesh, rec *receiver) {
+	t.Helper()
+	type source struct{ service, region string }
+	last := map[source]uint64{}
+	mark := uint64(time.Now().UnixNano())
+	for _, region := range m.regions() {
+		c := m.client(t, region)
+		eventually(t, 30*time.Second, "spans of "+region, func(ctx context.Context) error {
+			// A call of its own makes each server's next span.
+			if _, err := c.Cells(ctx); err != nil {
+				return err
+			}
+			rec.mu.Lock()
+			for _, s := range rec.spans {
+				from := source{s.service, s.region}
+				last[from] = max(last[from], s.GetEndTimeUnixNano())
+			}
+			rec.mu.Unlock()
+			if last[source{"isobar-server", region}] <= mark {
+				return errors.New("none since")
+			}
+			return nil
+		})
+	}
+}
