@@ -76,7 +76,7 @@ func runs(all []block) []run {
 // TestAPIPage runs the commands of api.md, in one shell as the page says, and
 // compares every answer with the one that is printed there.
 func TestAPIPage(t *testing.T) {
-	m := mesh(t)
+	m := testMesh(t)
 	need(t, "docs/api.md", "curl")
 	need(t, "docs/api.md", "bash")
 	playPage(t, "api.md", m, func(script string) string {

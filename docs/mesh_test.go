@@ -22,9 +22,6 @@ import (
 	"github.com/goccy/go-yaml"
 )
 
-// queueCap is the cap of each queue of the mesh, small enough to be reached.
-const queueCap = 8
-
 // ports of one server.
 type ports struct {
 	API    int `yaml:"api"`
@@ -68,8 +65,8 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// mesh starts the mesh at the first call.
-func mesh(t *testing.T) *devMesh {
+// testMesh starts the mesh at the first call.
+func testMesh(t *testing.T) *devMesh {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("a mesh of processes is not started with -short")
@@ -97,7 +94,7 @@ func (s *started) start() (*devMesh, error) {
 		return nil, err
 	}
 	m.cmd = exec.Command(m.isobar(), "dev", "--ports", "auto", "--mesh", "testdata/mesh.yaml", "--carbon", carbon, "--data", data)
-	m.cmd.Env = append(clean(os.Environ()), "ISOBAR_QUEUE_COUNT="+strconv.Itoa(queueCap))
+	m.cmd.Env = clean(os.Environ())
 	var log bytes.Buffer
 	m.cmd.Stderr = &log
 	out, err := m.cmd.StdoutPipe()

@@ -56,7 +56,7 @@ func (r Report) homeText(b *strings.Builder) {
 		fmt.Fprintf(b, "           %s of %s tasks have no such candidate; the other %s as placed: USD %s and %s g per 1,000\n",
 			grouped(h.Missing), grouped(h.Missing+h.Tasks), grouped(h.Tasks), amount(h.Placed.USD), amount(h.Placed.Grams))
 	}
-	fmt.Fprintf(b, "           time expected of a task: %s as placed, %s at home\n", latency(h.Placed.Seconds), latency(h.AtHome.Seconds))
+	fmt.Fprintf(b, "           time from that decision to the answer, expected: %s as placed, %s at home\n", latency(h.Placed.Seconds), latency(h.AtHome.Seconds))
 }
 
 func (r Report) answersText(b *strings.Builder) {

@@ -137,12 +137,17 @@ func whyVariant(d *isobarv1.Decision) string {
 		return chosen.GetVariant() + ": the task's deadline"
 	case other == nil:
 		return ""
-	case chosen.GetQuality() > other.GetQuality():
+	}
+	most := widest(chosen, other)
+	switch {
+	case most == termCold:
+		return fmt.Sprintf("%s: it is warm, %s would start cold", chosen.GetVariant(), other.GetVariant())
+	case most == termQuality:
 		return chosen.GetVariant() + ": its quality is worth its price"
 	case chosen.GetQuality() < other.GetQuality():
-		return chosen.GetVariant() + ": good enough, and cheaper in " + widest(chosen, other)
+		return chosen.GetVariant() + ": good enough, and cheaper in " + most
 	default:
-		return chosen.GetVariant() + ": cheaper"
+		return chosen.GetVariant() + ": cheaper in " + most
 	}
 }
 

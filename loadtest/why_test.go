@@ -86,7 +86,11 @@ func TestWhy(t *testing.T) {
 			"home: residency allows no other region; small: the task's deadline",
 			cands{cand("home", "small")}, counts{ruled("residency", 4), ruled("deadline", 1)},
 		},
-		{"home: elsewhere is too far for what it saves; b: cheaper", cands{cand("home", "b"), cand("far", "b", slow(1)), cand("home", "a", slow(9))}, nil},
+		{
+			"home: elsewhere is too far for what it saves; large: it is warm, small would start cold",
+			cands{cand("home", "large", slow(1)), cand("far", "large", slow(2)), cand("home", "small", quality(0.6, 1), cold(2))}, nil,
+		},
+		{"home: elsewhere is too far for what it saves; b: cheaper in time", cands{cand("home", "b"), cand("far", "b", slow(1)), cand("home", "a", slow(9))}, nil},
 	} {
 		d := &isobarv1.Decision{Home: "home", Candidates: tt.candidates, Counts: tt.counts}
 		place, variant, _ := strings.Cut(tt.want, "; ")

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -16,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
@@ -37,8 +37,8 @@ func TestResidency(t *testing.T) {
 		t.Errorf("the API answers %d, %s: %s", refusal.status, refusal.Code, refusal.Message)
 	}
 	d := refusal.detail(t)
-	if d.Reason != "residency" || d.Cell != cellOf("eu-north") || d.Address != m.server("eu-north", "s1").api() || d.Outcome != "not_accepted" {
-		t.Errorf("the detail is %+v", d)
+	if d.GetReason() != "residency" || d.GetCell() != cellOf("eu-north") || d.GetAddress() != m.server("eu-north", "s1").api() || d.GetOutcome() != "not_accepted" {
+		t.Errorf("the detail is %v", d)
 	}
 
 	out, stderr := m.command(t, n.bytes, "submit", "echo", "-", "--residency", "eu", "--key", n.key(), "--wait",
@@ -150,10 +150,27 @@ type httpError struct {
 	Code    string `json:"code"`
 	Message string `json:"message"`
 	Details []struct {
-		Type  string         `json:"type"`
-		Debug map[string]any `json:"debug"`
-		Value string         `json:"value"`
+		Type  string `json:"type"`
+		Value string `json:"value"` // the message, base64 without padding
 	} `json:"details"`
+}
+
+// detail is the typed detail of the refusal.
+func (e httpError) detail(t *testing.T) *isobarv1.TaskError {
+	t.Helper()
+	for _, d := range e.Details {
+		raw, err := base64.RawStdEncoding.DecodeString(d.Value)
+		if err != nil || d.Type != "isobar.v1.TaskError" {
+			continue
+		}
+		var detail isobarv1.TaskError
+		if err := proto.Unmarshal(raw, &detail); err != nil {
+			t.Fatal(err)
+		}
+		return &detail
+	}
+	t.Fatalf("no typed detail in %+v", e)
+	return nil
 }
 
 // submitOverHTTP submits the needle with a residency, with nothing but HTTP and
@@ -189,28 +206,27 @@ func (m *mesh) submitOverHTTP(t *testing.T, region string, n *needle) httpError 
 	return out
 }
 
-// awaitExport waits until every server's and a worker's spans of a later task
-// have come: exports of one process are in order, so the earlier ones have too.
+// awaitExport waits until the attempt has been exported, and of every server
+// something that is newer than the call: what it exported before has come too.
 func awaitExport(t *testing.T, m *mesh, rec *receiver) {
 	t.Helper()
-	type source struct{ service, region string }
-	last := map[source]uint64{}
 	mark := uint64(time.Now().UnixNano())
 	for _, region := range m.regions() {
 		c := m.client(t, region)
 		eventually(t, 30*time.Second, "spans of "+region, func(ctx context.Context) error {
-			// A call of its own makes each server's next span.
+			// A call makes the server's next span.
 			if _, err := c.Cells(ctx); err != nil {
 				return err
 			}
+			attempt, after := false, false
 			rec.mu.Lock()
+			defer rec.mu.Unlock()
 			for _, s := range rec.spans {
-				from := source{s.service, s.region}
-				last[from] = max(last[from], s.GetEndTimeUnixNano())
+				attempt = attempt || s.GetName() == "isobar.attempt"
+				after = after || s.region == region && s.GetStartTimeUnixNano() > mark
 			}
-			rec.mu.Unlock()
-			if last[source{"isobar-server", region}] <= mark {
-				return errors.New("none since")
+			if !attempt || !after {
+				return fmt.Errorf("attempt seen: %v, later span seen: %v", attempt, after)
 			}
 			return nil
 		})

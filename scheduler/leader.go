@@ -101,8 +101,12 @@ func (l *leader) rebuild() {
 			// A worker of this cell announces what it holds, or the lease runs out.
 			continue
 		}
-		l.placed[r] = &placed{cell: cell, demand: l.demandOf(rec.Version, rec.Lease.Variant)}
+		p := &placed{cell: cell, demand: l.demandOf(rec.Version, rec.Lease.Variant)}
+		l.placed[r] = p
 		if !rec.Lease.Started {
+			// The cell's digest may not count it: without this the room it takes
+			// would be given away a second time.
+			l.view.took(cell, r, p.demand, time.Now())
 			l.outboxTo(cell).add(r)
 		}
 	}

@@ -52,7 +52,7 @@ func (s *Scheduler) Submit(ctx context.Context, sub Submission) (*Receipt, error
 	if s.Full != nil && s.Full() {
 		return nil, &Refusal{
 			Reason: DiskFull, Message: "the disk of " + string(s.Cell.ID) + " is past its cap; the rest is kept for work already accepted",
-			Hint: "free space, raise disk_cap, or submit to another region", RetryAfter: 10 * time.Second,
+			Hint: "free space, raise disk.bytes, or submit to another region", RetryAfter: 10 * time.Second,
 		}
 	}
 	rec, fn, err := l.record(sub)
@@ -243,7 +243,7 @@ func (l *leader) notAccepted(rec *meshv1.TaskRecord, err error) (*Receipt, error
 	case errors.As(err, &full):
 		return nil, &Refusal{
 			Reason: QueueFull, Message: full.Error(), RetryAfter: time.Second,
-			Hint: "wait and try again, add workers, or raise queue_cap",
+			Hint: "wait and try again, add workers, or raise queue.count and queue.bytes",
 		}
 	case errors.Is(err, broker.ErrFull):
 		return nil, &Refusal{Reason: DiskFull, Message: "the broker is at its cap", RetryAfter: 5 * time.Second, Hint: "wait until tasks end, or raise the cap"}

@@ -42,7 +42,7 @@ func (l *leader) own(id string) error {
 	case home != l.Cell.ID:
 		return &Refusal{Reason: WrongCell, TaskID: id, Cell: home, Message: "the task's home is " + string(home) + ", this is " + string(l.Cell.ID), Hint: "ask " + string(home)}
 	case incarnation != l.incarnation:
-		return &Refusal{Reason: UnknownTask, TaskID: id, Message: "the id is of incarnation " + incarnation + " of " + string(home) + ", which is gone; it is " + l.incarnation + " now"}
+		return &Refusal{Reason: UnknownTask, TaskID: id, Message: "the id is of incarnation " + incarnation + " of " + string(home) + ", which is gone; it is " + l.incarnation + " now", Hint: "its tasks went with its data; submit again what is still wanted"}
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"math"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -74,6 +75,11 @@ func (d *demo) work(ctx context.Context, p *plan, m *mesh) (*player, []loadtest.
 			qualities[name+"/"+v.GetName()] = v.GetQuality()
 		}
 	}
+	n, err := pl.warm(ctx, p.warmUp)
+	if err != nil {
+		return pl, nil, err
+	}
+	d.say("warmed up: %d tasks, each variant once in every region; they are not counted", n)
 	d.say("sending %d requests in %s", len(p.jobs), d.play)
 	stop := d.progress(pl)
 	begin := time.Now()
@@ -149,6 +155,8 @@ func (d *demo) header(p *plan) {
 	}
 	fmt.Fprintf(d.out, "    requests come in at %s, drawn by local time: %s\n", p.shares(), loadtest.SpreadRule)
 	fmt.Fprintf(d.out, "    each region offers %g core(s); carbon: %s, from %s\n", d.cpu, p.carbonSource, p.carbonClock.UTC().Format("2006-01-02 15:04"))
+	fmt.Fprintf(d.out, "    a task's quality is priced at USD %s, low, so that the small variant does where no minimum is asked for\n",
+		strconv.FormatFloat(d.quality, 'f', -1, 64))
 }
 
 // progress shows how far it is until the returned function is called: one line

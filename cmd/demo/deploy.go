@@ -52,10 +52,12 @@ func deploy(ctx context.Context, c *client.Client, o options, name string) (*iso
 		case <-ticker.C:
 		}
 		got, err := c.GetFunction(ctx, &isobarv1.FunctionServiceGetRequest{Name: name})
-		if err != nil {
+		switch {
+		case err == nil:
+			cells = got.GetCells()
+		case ctx.Err() == nil:
 			return nil, 0, fmt.Errorf("deploy %s: %w", name, err)
 		}
-		cells = got.GetCells()
 	}
 }
 

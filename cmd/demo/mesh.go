@@ -110,6 +110,7 @@ func (m *mesh) args(o options, p *plan) ([]string, error) {
 		"dev", "--ports", o.ports, "--mesh", path, "--data", filepath.Join(m.dir, "data"),
 		"--carbon-clock", p.carbonClock.UTC().Format(time.RFC3339),
 		"--carbon-speed", strconv.FormatFloat(max(p.speed, 1), 'f', 3, 64),
+		"--quality-price", strconv.FormatFloat(o.quality, 'g', -1, 64),
 	}
 	if o.carbon != "" {
 		args = append(args, "--carbon", o.carbon)

@@ -82,7 +82,7 @@ func TestStartMesh(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"dev --ports auto --mesh ", " --carbon-clock 2023-11-16T18:15:00Z --carbon-speed 57.000 --carbon c.csv"} {
+	for _, want := range []string{"dev --ports auto --mesh ", " --carbon-clock 2023-11-16T18:15:00Z --carbon-speed 57.000 --quality-price 1e-06 --carbon c.csv"} {
 		if !strings.Contains(string(args), want) {
 			t.Errorf("dev was started with %s, want %q in it", args, want)
 		}

@@ -26,6 +26,8 @@ type options struct {
 	seed uint64
 	// cpu is how many cores each region offers.
 	cpu float64
+	// quality is the price of 1.0 of quality lost, in USD.
+	quality float64
 	// ports is fixed or auto; data the mesh's directory, "" a temporary one.
 	ports, data string
 	// once ends after the table. report is a file for its JSON.
@@ -54,6 +56,7 @@ func parseOptions(args []string, stderr io.Writer) (options, error) {
 	flags.DurationVar(&o.span, "span", 57*time.Minute, "how much of the workload to play, from its begin")
 	flags.Uint64Var(&o.seed, "seed", 1, "seed of all that is drawn")
 	flags.Float64Var(&o.cpu, "cpu", 1, "cores that each region offers")
+	flags.Float64Var(&o.quality, "quality-price", 1e-6, "USD for 1.0 of quality lost, to placement")
 	flags.StringVar(&o.ports, "ports", "fixed", "fixed: APIs on 7101, 7201, 7301; auto: free ones")
 	flags.StringVar(&o.data, "data", "", "keep the mesh's data in this folder (default: a temporary one)")
 	flags.BoolVar(&o.once, "once", false, "end after the table")
@@ -75,6 +78,8 @@ func parseOptions(args []string, stderr io.Writer) (options, error) {
 		return o, errors.New("--play and --span must be above 0")
 	case !(o.cpu >= 1):
 		return o, errors.New("--cpu must be 1 or more: the functions need a core")
+	case !(o.quality >= 0):
+		return o, errors.New("--quality-price must be 0 or more")
 	case o.ports != "fixed" && o.ports != "auto":
 		return o, fmt.Errorf("--ports %q is neither fixed nor auto", o.ports)
 	}

@@ -14,7 +14,7 @@ const (
 	// function promises.
 	thumbnailSide = 128
 	// Widths of a picture, in pixels. The height is three quarters of it.
-	minWidth, maxWidth = 64, 3008
+	minWidth, maxWidth = 64, 2048
 	// widthStep makes pictures shareable between tasks.
 	widthStep = 32
 	// colourSlack is how far a quadrant's colour may be off after two rounds of
@@ -22,9 +22,10 @@ const (
 	colourSlack = 24
 )
 
-// pictureWidth is the width of the picture that stands for a request.
+// pictureWidth is the width of the picture that stands for a request: three quarters as
+// many pixels as the input has tokens.
 func pictureWidth(tokens int) int {
-	steps := (tokens + widthStep - 1) / widthStep
+	steps := (tokens*3/4 + widthStep - 1) / widthStep
 	return min(max(steps*widthStep, minWidth), maxWidth)
 }
 

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -27,9 +29,11 @@ const (
 
 // region is where requests come in and tasks run.
 type region struct {
-	name   string
-	cell   string
-	client *client.Client
+	name string
+	cell string
+	// jurisdiction is one that no other region lies in; "" when there is none.
+	jurisdiction string
+	client       *client.Client
 }
 
 // player plays a plan against the regions' APIs.
@@ -61,7 +65,7 @@ func newPlayer(ctx context.Context, p *plan, address string, dial dial) (*player
 		if err != nil {
 			return nil, fmt.Errorf("cell %s: %w", c.GetCell(), err)
 		}
-		r := &region{name: c.GetRegion(), cell: c.GetCell(), client: calls}
+		r := &region{name: c.GetRegion(), cell: c.GetCell(), jurisdiction: own(c, res.GetCells()), client: calls}
 		pl.regions[r.name], pl.cells[r.cell] = r, r
 	}
 	for _, a := range p.trace.Arrivals {
@@ -70,6 +74,45 @@ func newPlayer(ctx context.Context, p *plan, address string, dial dial) (*player
 		}
 	}
 	return pl, nil
+}
+
+// own is a jurisdiction that a cell shares with no other one.
+func own(c *isobarv1.CellInfo, all []*isobarv1.CellInfo) string {
+	for _, j := range c.GetJurisdictions() {
+		shared := slices.ContainsFunc(all, func(o *isobarv1.CellInfo) bool {
+			return o.GetCell() != c.GetCell() && slices.Contains(o.GetJurisdictions(), j)
+		})
+		if !shared {
+			return j
+		}
+	}
+	return ""
+}
+
+// warm runs each variant once in every region, so that the run does not measure
+// how long a module takes to compile. Residency keeps each task where it is
+// meant to run, and the small variant comes first: once the large one is warm,
+// nothing would choose a cold small one. It returns how many tasks it took.
+func (pl *player) warm(ctx context.Context, jobs []job) (int, error) {
+	var all errgroup.Group
+	n := 0
+	for _, r := range pl.regions {
+		if r.jurisdiction == "" {
+			continue // it warms up with its first tasks
+		}
+		n += len(jobs)
+		all.Go(func() error {
+			for _, j := range jobs {
+				j.spec = proto.CloneOf(j.spec)
+				j.spec.Residency = &isobarv1.Residency{Allowed: []string{r.jurisdiction}}
+				if o := pl.one(ctx, j, r.name); o.Problem != "" {
+					return fmt.Errorf("warm up %s in %s: %s: %s", o.Function, r.name, o.Kind, o.Problem)
+				}
+			}
+			return nil
+		})
+	}
+	return n, all.Wait()
 }
 
 func (pl *player) close() {
@@ -85,7 +128,7 @@ func (pl *player) play(ctx context.Context) []loadtest.Outcome {
 	pace := loadtest.Pace{Speed: pl.plan.speed}
 	samples := loadtest.Drive(ctx, pl.plan.trace.Arrivals, pace, func(ctx context.Context, i int, a loadtest.Arrival) error {
 		pl.sent.Add(1)
-		out[i] = pl.one(ctx, pl.plan.jobs[i], a)
+		out[i] = pl.one(ctx, pl.plan.jobs[i], a.Origin)
 		pl.ended.Add(1)
 		if out[i].Problem != "" {
 			pl.bad.Add(1)
@@ -102,9 +145,9 @@ func (pl *player) play(ctx context.Context) []loadtest.Outcome {
 }
 
 // one submits a task, waits for its end and checks the result.
-func (pl *player) one(ctx context.Context, j job, a loadtest.Arrival) loadtest.Outcome {
-	o := loadtest.Outcome{Function: j.spec.GetFunction(), Origin: a.Origin}
-	origin := pl.regions[a.Origin].client
+func (pl *player) one(ctx context.Context, j job, at string) loadtest.Outcome {
+	o := loadtest.Outcome{Function: j.spec.GetFunction(), Origin: at}
+	origin := pl.regions[at].client
 	spec := j.spec
 	if j.deadline {
 		spec = proto.CloneOf(spec)

@@ -75,15 +75,25 @@ func (c cell) Cells(context.Context, *isobarv1.CellsRequest) (*isobarv1.CellsRes
 	res := &isobarv1.CellsResponse{}
 	for _, p := range places() {
 		id := p.Region + "-1"
-		res.Cells = append(res.Cells, &isobarv1.CellInfo{Cell: id, Region: p.Region, Addresses: []string{"http://" + id}})
+		res.Cells = append(res.Cells, &isobarv1.CellInfo{Cell: id, Region: p.Region, Addresses: []string{"http://" + id},
+			Jurisdictions: []string{"earth", jurisdictionOf(id)},
+		})
 	}
 	return res, nil
 }
 
+// jurisdictionOf a cell, which no other has.
+func jurisdictionOf(cell string) string { return cell[:2] }
+
 func (c cell) Submit(_ context.Context, r *isobarv1.SubmitRequest) (*isobarv1.SubmitResponse, error) {
 	spec := r.GetTasks()[0]
 	var n int
-	if _, err := fmt.Sscanf(spec.GetCorrelationId(), "demo-%d", &n); err != nil {
+	if spec.GetCorrelationId() == "warm-up" {
+		n = 1000
+		if got := spec.GetResidency().GetAllowed(); len(got) != 1 || got[0] != jurisdictionOf(c.id) {
+			return nil, fmt.Errorf("%s got a task for %v", c.id, got)
+		}
+	} else if _, err := fmt.Sscanf(spec.GetCorrelationId(), "demo-%d", &n); err != nil {
 		return nil, err
 	}
 	if n == c.refuse {
@@ -164,6 +174,9 @@ func TestPlay(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer pl.close()
+	if n, err := pl.warm(t.Context(), p.warmUp); n != 9 || err != nil {
+		t.Errorf("warmed up with %d tasks, %v; want three variants in three regions", n, err)
+	}
 	outcomes := pl.play(t.Context())
 	if err := pl.explain(t.Context(), outcomes); err != nil {
 		t.Fatal(err)

@@ -99,7 +99,7 @@ func TestPictureCheckFails(t *testing.T) {
 
 func TestPictureWidth(t *testing.T) {
 	t.Parallel()
-	for tokens, want := range map[int]int{1: 64, 64: 64, 65: 96, 1469: 1472, 7437: maxWidth, 1 << 30: maxWidth} {
+	for tokens, want := range map[int]int{1: 64, 128: 64, 131: 96, 1469: 736, 4095: 2048, 1 << 30: maxWidth} {
 		if got := pictureWidth(tokens); got != want {
 			t.Errorf("%d tokens: %d pixels, want %d", tokens, got, want)
 		}
@@ -183,7 +183,7 @@ func TestReadSentencesErrors(t *testing.T) {
 
 func testOptions() options {
 	return options{
-		examples: examplesFolder, requests: 120, play: 10 * time.Second, span: 57 * time.Minute, seed: 1, cpu: 1, ports: "auto", once: true,
+		examples: examplesFolder, requests: 120, play: 10 * time.Second, span: 57 * time.Minute, seed: 1, cpu: 1, quality: 1e-6, ports: "auto", once: true,
 	}
 }
 
@@ -326,7 +326,7 @@ func TestParseOptions(t *testing.T) {
 		t.Errorf("got %+v", o)
 	}
 	for _, args := range [][]string{
-		{"more"}, {"--requests", "-1"}, {"--play", "0s"}, {"--span", "-1m"}, {"--cpu", "0.5"}, {"--cpu", "NaN"}, {"--ports", "7101"}, {"--nonsense"},
+		{"more"}, {"--requests", "-1"}, {"--play", "0s"}, {"--span", "-1m"}, {"--cpu", "0.5"}, {"--cpu", "NaN"}, {"--quality-price", "-1"}, {"--ports", "7101"}, {"--nonsense"},
 	} {
 		if _, err := parseOptions(args, &bytes.Buffer{}); err == nil {
 			t.Errorf("%q: no error", args)

@@ -36,7 +36,7 @@ const (
 func rules() []string {
 	return []string{
 		"conversations become sentiment: a text of as many tokens as the request's input (4 bytes each), made of labelled sentences",
-		"code completions become thumbnail: a JPEG as many pixels wide as the input has tokens (64 to 3,008), three quarters as high",
+		"code completions become thumbnail: a JPEG half as many pixels wide as the input has tokens (64 to 2,048), three quarters as high",
 		"lane by generated tokens: up to 50 interactive, up to 300 standard, else batch; what is generated is not imitated otherwise",
 		"drawn by seed: 1 task in 10 has residency [eu], 1 in 5 a deadline of 45 s, 1 sentiment task in 2 a minimum quality of 0.7",
 	}
@@ -50,6 +50,8 @@ type plan struct {
 	source string
 	speed  float64
 	jobs   []job
+	// warmUp has each variant once.
+	warmUp []job
 	// carbonClock is the feed's time at the start; carbonSource its description.
 	carbonClock  time.Time
 	carbonSource string
@@ -177,6 +179,24 @@ func (p *plan) makeJobs(seed uint64, s sentences) error {
 		}
 		p.jobs = append(p.jobs, j)
 	}
+	return p.makeWarmUp(s)
+}
+
+// makeWarmUp has each variant chosen once: small before large, see warm.
+func (p *plan) makeWarmUp(s sentences) error {
+	small, err := newPicture(minWidth)
+	if err != nil {
+		return err
+	}
+	jobs := make([]job, 3)
+	for i := range jobs {
+		jobs[i].spec = &isobarv1.TaskSpec{CorrelationId: "warm-up"}
+	}
+	jobs[0].text(s.compose(1, 0))
+	jobs[1].text(s.compose(1, 1))
+	jobs[1].spec.MinQuality = carefulQuality
+	jobs[2].picture(small)
+	p.warmUp = jobs
 	return nil
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/isobar-mesh/isobar/internal/config"
 	"github.com/isobar-mesh/isobar/internal/devmesh"
 	"github.com/isobar-mesh/isobar/internal/meshfile"
 	"github.com/isobar-mesh/isobar/worker/accel"
@@ -26,6 +27,7 @@ type devFlags struct {
 	ports, data, mesh         string
 	carbon, carbonClock, otlp string
 	carbonSpeed               float64
+	policy                    config.Policy
 	readyTimeout              time.Duration
 }
 
@@ -53,6 +55,10 @@ Without --data everything lies in a temporary directory that is removed at the e
 	flags.StringVar(&f.carbon, "carbon", "", "CSV or gzip of carbon intensity, a column a zone (default generated)")
 	flags.StringVar(&f.carbonClock, "carbon-clock", "", "the feed's time at the start (default now; with --carbon its first hour)")
 	flags.Float64Var(&f.carbonSpeed, "carbon-speed", 1, "seconds of the feed that pass in one second")
+	policy := config.DefaultServer().Policy
+	flags.Float64Var(&f.policy.CarbonPrice, "carbon-price", policy.CarbonPrice, "USD for a tonne of CO2eq, to placement")
+	flags.Float64Var(&f.policy.LatencyPrice, "latency-price", policy.LatencyPrice, "USD for a second until the answer, to placement")
+	flags.Float64Var(&f.policy.QualityPrice, "quality-price", policy.QualityPrice, "USD for 1.0 of quality lost, to placement")
 	flags.StringVar(&f.otlp, "otlp", "", "send all traces to this URL, such as http://127.0.0.1:4318")
 	flags.DurationVar(&f.readyTimeout, "ready-timeout", time.Minute, "how long the mesh may take to get ready")
 	c.RunE = func(cmd *cobra.Command, _ []string) error { return a.runDev(cmd.Context(), f) }
@@ -96,6 +102,7 @@ func hurry(ctx context.Context) <-chan struct{} {
 func (f devFlags) options() (devmesh.Options, error) {
 	opts := devmesh.Options{
 		Servers: f.servers, Workers: f.workers, CarbonSpeed: f.carbonSpeed, OTLP: f.otlp, ReadyTimeout: f.readyTimeout, Env: os.Environ(),
+		Policy: &f.policy,
 	}
 	switch f.ports {
 	case "fixed":

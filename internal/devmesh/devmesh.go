@@ -22,6 +22,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/isobar-mesh/isobar/internal/config"
 	"github.com/isobar-mesh/isobar/internal/mesh"
 	"github.com/isobar-mesh/isobar/internal/meshfile"
 )
@@ -48,6 +49,8 @@ type Options struct {
 	CarbonClock *time.Time
 	// CarbonSpeed is how many seconds of the feed pass in one.
 	CarbonSpeed float64
+	// Policy prices what is not money in every cell; nil is the servers' default.
+	Policy *config.Policy
 	// OTLP is where all processes send traces; "" is nowhere.
 	OTLP string
 	// CPU in cores and MemoryMiB that each region's workers offer together
@@ -72,6 +75,9 @@ func (o Options) check() error {
 		return fmt.Errorf("devmesh: check workers: must be 1 to 20 in a cell, got %d: %w", o.Workers, ErrOptions)
 	case !(o.CarbonSpeed > 0):
 		return fmt.Errorf("devmesh: check carbon speed: must be above 0, got %v: %w", o.CarbonSpeed, ErrOptions)
+	}
+	if p := o.Policy; p != nil && !(p.CarbonPrice >= 0 && p.LatencyPrice >= 0 && p.QualityPrice >= 0) {
+		return fmt.Errorf("devmesh: check policy: prices must be 0 or more, got %+v: %w", *p, ErrOptions)
 	}
 	if err := o.Mesh.Runnable(); err != nil {
 		return fmt.Errorf("devmesh: check mesh: %w: %w", err, ErrOptions)

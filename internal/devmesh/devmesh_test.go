@@ -352,6 +352,7 @@ func TestOptionsAreChecked(t *testing.T) {
 		func(o *Options) { o.Servers = 2 },
 		func(o *Options) { o.Workers = 0 },
 		func(o *Options) { o.CarbonSpeed = 0 },
+		func(o *Options) { o.Policy = &config.Policy{QualityPrice: -1} },
 		func(o *Options) { o.Mesh = &meshfile.Mesh{Regions: []meshfile.Region{{Name: "EU"}}} },
 	} {
 		o := options(t, "idle")

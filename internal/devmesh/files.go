@@ -169,6 +169,9 @@ func serverConfig(o Options, l layout, s server, gossipKey string) config.Server
 		c.ReturnUSDPerGiB[r.Name] = o.Mesh.EgressUSDPerGiB(r.Name, s.region.Name)
 		c.RTTMs[r.Name], _ = o.Mesh.RTTMs(s.region.Name, r.Name)
 	}
+	if o.Policy != nil {
+		c.Policy = *o.Policy
+	}
 	c.EmulateRTT = len(c.RTTMs) > 0
 	c.OTLP.Endpoint = o.OTLP
 	return c

@@ -13,6 +13,7 @@ import (
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/token"
 )
 
 type decoder struct {
@@ -231,6 +232,9 @@ const (
 func scalarText(n ast.Node) (string, kind, bool) {
 	switch s := n.(type) {
 	case *ast.StringNode:
+		if s.Token.Type == token.StringType && exponent(s.Value) {
+			return s.Value, number, true
+		}
 		return s.Value, text, true
 	case *ast.LiteralNode:
 		return s.Value.Value, text, true
@@ -241,6 +245,19 @@ func scalarText(n ast.Node) (string, kind, bool) {
 	default:
 		return "", "", false
 	}
+}
+
+// exponent reports whether an unquoted word is a number like 1e-06. YAML says it
+// is one, and the encoder writes such; the parser takes it for text when it has
+// no point.
+func exponent(word string) bool {
+	mantissa, power, ok := strings.Cut(strings.ToLower(word), "e")
+	if !ok {
+		return false
+	}
+	_, err := strconv.ParseInt(mantissa, 10, 64)
+	_, err2 := strconv.ParseInt(power, 10, 64)
+	return err == nil && err2 == nil
 }
 
 func accepts(t reflect.Type, k kind) bool {

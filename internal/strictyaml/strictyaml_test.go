@@ -50,6 +50,27 @@ func TestDecodeKeepsDefaultsAndOrder(t *testing.T) {
 	}
 }
 
+// TestExponent: what an encoder writes for a small number is a number.
+func TestExponent(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]float64{"1e-06": 1e-6, "1E3": 1000, "-2e+1": -20, "1.5e-6": 1.5e-6} {
+		var got struct {
+			Price float64 `yaml:"price"`
+		}
+		if _, err := strictyaml.Decode("f.yaml", []byte("price: "+in+"\n"), &got); err != nil || got.Price != want {
+			t.Errorf("%s: got %v, %v; want %v", in, got.Price, err, want)
+		}
+	}
+	for _, in := range []string{`"1e-06"`, "e5", "1e", "1ex", "e"} {
+		var got struct {
+			Price float64 `yaml:"price"`
+		}
+		if _, err := strictyaml.Decode("f.yaml", []byte("price: "+in+"\n"), &got); err == nil {
+			t.Errorf("%s was read as %v", in, got.Price)
+		}
+	}
+}
+
 func TestDecodeRefuses(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ name, in, want string }{

@@ -91,7 +91,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	}
 	o.log = slog.New(slog.DiscardHandler)
 	if *verbose {
-		o.log = slog.New(slog.NewTextHandler(stderr, nil))
+		o.log = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
 	if o.dir, err = os.MkdirTemp("", "isobar-bench-"); err != nil {
 		return err

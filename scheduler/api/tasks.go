@@ -46,11 +46,8 @@ func (h *tasks) Submit(ctx context.Context, r *isobarv1.SubmitRequest) (*isobarv
 		wait.Go(func() {
 			defer func() { <-slots }()
 			out.Results[i], errs[i] = h.submit(ctx, spec)
-			var ref *scheduler.Refusal
-			if errors.As(errs[i], &ref) && ref.Field != "" {
-				at := *ref
-				at.Field = fmt.Sprintf("tasks[%d].%s", i, ref.Field)
-				errs[i] = &at
+			if errs[i] != nil {
+				errs[i] = ofTask(i, errs[i])
 			}
 		})
 	}
@@ -64,6 +61,17 @@ func (h *tasks) Submit(ctx context.Context, r *isobarv1.SubmitRequest) (*isobarv
 		}
 	}
 	return out, nil
+}
+
+// ofTask says which task of the request a refused field belongs to.
+func ofTask(i int, err error) error {
+	ref := refusal(err, func() string { return "" })
+	if ref.Field == "" {
+		return err
+	}
+	at := *ref
+	at.Field = fmt.Sprintf("tasks[%d].%s", i, ref.Field)
+	return &at
 }
 
 func (h *tasks) submit(ctx context.Context, spec *isobarv1.TaskSpec) (*isobarv1.SubmitResult, error) {
