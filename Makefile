@@ -15,7 +15,7 @@ MANIFESTS := $(wildcard examples/functions/*/*.yaml)
 
 # Suites that start real processes. They run alone, one package after the other,
 # so that what they time is not disturbed.
-PROCESS_TESTS := ./cmd/...
+PROCESS_TESTS := ./cmd/... ./meshtest/...
 
 # Generated code and documents.
 GENERATED := proto docs/config.md
@@ -49,7 +49,7 @@ RUN_FLAGS = $(if $(filter-out 0,$(ONCE)),--once) $(if $(TRACE),--trace $(TRACE))
 	$(if $(SEED),--seed $(SEED)) $(if $(REPORT),--report $(REPORT))
 
 .PHONY: run
-run: build examples ## Play a workload on a mesh of three regions [ONCE=1 TRACE=a.csv,b.csv CARBON=c.csv PORTS=auto REQUESTS=n PLAY=60s SEED=n REPORT=r.json]
+run: build examples ## Play a workload on a mesh of three regions [ONCE=1 TRACE=a.csv,b.csv CARBON=c.csv PORTS=auto REQUESTS=n PLAY=50s SEED=n REPORT=r.json]
 	@echo "==> building $(BIN)/demo"
 	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/demo ./cmd/demo
 	@exec $(BIN)/demo $(RUN_FLAGS)
@@ -64,7 +64,7 @@ test: ## Run every test this machine can run [TEST_FLAGS=-race MAY_SKIP=REGEXP, 
 	unit="$$(echo "$$all" | grep -vxF "$$process")"; \
 	$(GO) run ./internal/testsum --may-skip '$(MAY_SKIP)' \
 		-- $(GO) test -json $(TEST_FLAGS) $$unit \
-		-- $(GO) test -json -p 1 $(TEST_FLAGS) $$process
+		-- $(GO) test -json -p 1 -timeout 30m $(TEST_FLAGS) $$process
 
 .PHONY: lint
 lint: $(TOOLS)/golangci-lint-$(GOLANGCI_LINT_VERSION) ## Lint Go and the protobuf contracts
@@ -88,13 +88,16 @@ verify: ## Check that what is generated is up to date
 	@rm -rf $(BIN)/verify
 	@echo "generated files are up to date"
 
-BENCH ?= .
-BENCH_TIME ?= 1s
-
 .PHONY: bench
-bench: ## Measure [BENCH=REGEXP BENCH_TIME=1s]
-	@$(GO) test -run '^$$' -bench '$(BENCH)' -benchtime $(BENCH_TIME) -p 1 -timeout 30m \
-		$$(grep -rl --include='*_test.go' '^func Benchmark' . | xargs -n 1 dirname | sort -u)
+bench: ## Measure decisions, durable tasks, Invoke and take-over [BENCH_FLAGS='-only decide -json']
+	@echo "==> building the benchmark"
+	@$(GO) run ./loadtest/bench $(BENCH_FLAGS)
+
+RUNS ?= 20
+
+.PHONY: soak
+soak: ## Kill servers under load, run after run, a line each [RUNS=20 SEED=1]
+	@$(GO) test -count=1 -v -timeout 0 -run '^TestKilledServer$$' ./meshtest -meshtest.runs=$(RUNS) $(if $(SEED),-meshtest.seed=$(SEED))
 
 .PHONY: clean
 clean: ## Remove what was built

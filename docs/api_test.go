@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -94,7 +95,7 @@ func playPage(t *testing.T, page string, m *devMesh, prepare func(string) string
 		t.Fatalf("%s has no commands", page)
 	}
 	var script bytes.Buffer
-	script.WriteString("set -eu\n")
+	script.WriteString("set -eu\ntrap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n")
 	skipped := map[int]bool{}
 	for i, r := range list {
 		if r.needs != "" && !have(t, page, r.needs) {
@@ -110,7 +111,12 @@ func playPage(t *testing.T, page string, m *devMesh, prepare func(string) string
 	if err := os.Mkdir(sh.Dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	sh.Env = append(clean(os.Environ()), "PATH="+m.bin+":"+os.Getenv("PATH"))
+	for name, text := range pageFiles(t, page) {
+		if err := os.WriteFile(filepath.Join(sh.Dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sh.Env = append(clean(os.Environ()), "PATH="+m.bin+":"+os.Getenv("PATH"), "ISOBAR_SERVER="+m.home())
 	sh.Stdin = strings.NewReader(prepare(script.String()))
 	sh.WaitDelay = time.Second
 	message, failed := sh.CombinedOutput()
@@ -138,6 +144,85 @@ func playPage(t *testing.T, page string, m *devMesh, prepare func(string) string
 	if failed != nil {
 		t.Errorf("%s: %v\n%s", page, failed, message)
 	}
+}
+
+// pageFiles are the files that a page shows: blocks of another language whose
+// first line is a comment with a file's name.
+func pageFiles(t *testing.T, page string) map[string]string {
+	t.Helper()
+	out := map[string]string{}
+	for _, b := range blocks(t, page) {
+		first, _, _ := strings.Cut(b.text, "\n")
+		name := strings.TrimLeft(first, "#/ ")
+		if kind, _, _ := strings.Cut(b.info, " "); kind != "sh" && name != first && name == filepath.Base(name) && filepath.Ext(name) != "" && !strings.Contains(name, " ") {
+			out[name] = b.text
+		}
+	}
+	return out
+}
+
+// TestFunctionsPage deploys the manifest that functions.md shows.
+func TestFunctionsPage(t *testing.T) {
+	m := testMesh(t)
+	need(t, "docs/functions.md", "bash")
+	playPage(t, "functions.md", m, func(script string) string { return script })
+}
+
+// TestOperationsPage makes certificates and starts a server and a worker by
+// hand, as operations.md says, on free ports.
+func TestOperationsPage(t *testing.T) {
+	m := testMesh(t)
+	need(t, "docs/operations.md", "bash")
+	need(t, "docs/operations.md", "openssl")
+	playPage(t, "operations.md", m, func(script string) string {
+		for _, port := range []string{"8101", "8121", "8141", "8161"} {
+			script = strings.ReplaceAll(script, "127.0.0.1:"+port, address(freePort(t)))
+		}
+		return script
+	})
+}
+
+// TestMetricsTable: operations.md has every metric of Isobar's own, with its
+// kind, and no other.
+func TestMetricsTable(t *testing.T) {
+	m := testMesh(t)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, m.home()+"/metrics", http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.submitted(t)
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kinds := map[string]string{}
+	for line := range strings.Lines(string(text)) {
+		if f := strings.Fields(line); len(f) == 4 && f[1] == "TYPE" && strings.HasPrefix(f[2], "isobar_") {
+			kinds[f[2]] = f[3]
+		}
+	}
+	for _, row := range table(t, "operations.md", "| metric | kind | what |") {
+		name := strings.Trim(row[0], "`")
+		if kinds[name] != row[1] {
+			t.Errorf("%s is %q, the page says %s", name, kinds[name], row[1])
+		}
+		delete(kinds, name)
+	}
+	for name := range kinds {
+		t.Errorf("%s is not on the page", name)
+	}
+}
+
+// submitted has one task of every kind of metric run at eu-north.
+func (m *devMesh) submitted(t *testing.T) {
+	t.Helper()
+	m.deploy(t, "counted", `"runtime": "exec", "command": ["cat"], "resources": {"cpu": 0.1, "memoryMib": 64}`, "")
+	m.wait(t, m.submit(t, `{"function": "counted", "text": "x"}`))
 }
 
 // have is need for a part of a page: without the program the part is left out.

@@ -10,11 +10,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/isobar-mesh/isobar/internal/mesh"
 	"github.com/isobar-mesh/isobar/worker/attempt/attempttest"
@@ -241,6 +239,17 @@ func inputs(m *devMesh) []refused {
 			answer: `{"results": [{"taskId": "$TASK", "duplicate": true}]}`,
 		},
 		{
+			name: "same key, same payload, in another region", region: "us-east", call: "TaskService/Submit",
+			body:   `{"tasks": [{"function": "echo", "text": "a", "idempotencyKey": "bad-input"}]}`,
+			before: keyed,
+			answer: `{"results": [{"taskId": "$TASK", "duplicate": true}]}`,
+		},
+		{
+			name: "a key from a server with other homes", call: "TaskService/Submit", body: `{"tasks": [{"function": "echo", "text": "a", "idempotencyKey": "bad-input"}]}`,
+			header: []string{"Isobar-Forwarded", "1", "Isobar-Homes", "0"},
+			code:   "failed_precondition", reason: "homes_differ", message: "the servers of the mesh disagree about the list of home cells", hint: "give every server the same `homes`",
+		},
+		{
 			name: "same key, another payload", call: "TaskService/Submit", body: `{"tasks": [{"function": "echo", "text": "b", "idempotencyKey": "bad-input"}]}`, before: keyed,
 			code: "already_exists", reason: "idempotency_key_reused", message: "the idempotency key belongs to $TASK, whose content differs",
 			hint: "use another key for another task, or repeat the first one unchanged", field: "tasks[0].idempotencyKey", task: "$TASK",
@@ -411,45 +420,41 @@ func TestQueueAtItsCap(t *testing.T) {
 	full.check(t, m)
 }
 
-// TestGarbageOnPorts: what is not of the mesh is closed and counted, on every
-// port that servers use among themselves.
-func TestGarbageOnPorts(t *testing.T) {
-	m := testMesh(t)
-	p := m.servers["eu-north"]
-	for _, port := range []struct {
-		name, metric string
-		port         int
-	}{
-		{"raft", "isobar_raft_rejected_connections", p.Raft},
-		{"gossip", "isobar_gossip_refused", p.Gossip},
-		{"peer", "isobar_peer_rejected_connections_total", p.Peer},
-	} {
-		t.Run(port.name, func(t *testing.T) {
-			before := m.metric(t, port.metric)
-			var d net.Dialer
-			conn, err := d.DialContext(t.Context(), "tcp", address(port.port))
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer conn.Close()
-			if _, err := conn.Write([]byte("GET / HTTP/1.1\r\nHost: nobody\r\n\r\n" + strings.Repeat("garbage ", 64))); err != nil {
-				t.Fatal(err)
-			}
-			if err := conn.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
-				t.Fatal(err)
-			}
-			var timeout net.Error
-			if _, err := io.Copy(io.Discard, conn); errors.As(err, &timeout) && timeout.Timeout() {
-				t.Error("the connection was not closed")
-			}
-			eventually(t, "it is counted", func(context.Context) error {
-				if now := m.metric(t, port.metric); now <= before {
-					return fmt.Errorf("%s is %v, was %v", port.metric, now, before)
-				}
-				return nil
-			})
-		})
+// TestFullDisk: at 80 % of its disk a cell accepts no more, and keeps the rest
+// for what it has accepted, which can still be leased, completed and cancelled.
+func TestFullDisk(t *testing.T) {
+	m := testMesh(t).lone(t, "ISOBAR_DISK_BYTES=64MiB")
+	m.must(t, "FunctionService/Deploy", `{"spec": {"name": "echo", "variants": [{"name": "v1", "runtime": "exec", "command": ["cat"]}]}}`)
+	payload := strings.Repeat("x", mesh.MaxPayload)
+	first := m.submit(t, `{"function": "echo", "text": "a"}`)
+	accepted := 0
+	eventually(t, "the disk is full", func(ctx context.Context) error {
+		status, answer, err := m.post(ctx, "eu-north", "TaskService/Submit", `{"tasks": [{"function": "echo", "text": "`+payload+`"}]}`)
+		if err == nil && status == http.StatusOK {
+			accepted++
+			err = fmt.Errorf("%d MiB accepted, and no end", accepted)
+		} else if err == nil && !bytes.Contains(answer, []byte(`"disk_full"`)) {
+			t.Fatalf("%d %s", status, answer)
+		}
+		return err
+	})
+	if accepted > 64 {
+		t.Errorf("%d MiB accepted with 64 MiB of disk", accepted)
 	}
+	refused{
+		call: "TaskService/Submit", body: `{"tasks": [{"function": "echo", "text": "a"}]}`,
+		code: "resource_exhausted", reason: "disk_full", message: "the disk of eu-north-1 is past its cap; the rest is kept for work already accepted",
+		hint: "free space, raise disk.bytes, or submit to another region", retryAfter: true,
+	}.check(t, m)
+
+	worker := `{"worker": "ada", "session": "s", `
+	m.must(t, "WorkerService/Lease", worker+`"requestId": "r", "wait": "10s", "offer": {"cpu": 1, "memoryMib": 128, "runtimes": ["exec"]}}`)
+	lease := `{"taskId": "` + first + `", "attempt": 1}`
+	m.must(t, "WorkerService/Extend", worker+`"leases": [`+lease+`]}`)
+	if out := m.must(t, "WorkerService/Complete", worker+`"lease": `+lease+`, "outcome": {"status": "done", "result": "YQ=="}}`); out["verdict"] != "accepted" {
+		t.Errorf("a completion on a full disk: %v", out)
+	}
+	m.wait(t, first)
 }
 
 // metric reads one number of eu-north's /metrics.

@@ -1,4 +1,4 @@
-// Package examples_test runs the examples that are not Go.
+// Package examples_test runs the examples that are not Go, as a newcomer would.
 package examples_test
 
 import (

@@ -77,19 +77,18 @@ func ReadAzureLLMFile(path string) (Trace, error) {
 	if err != nil {
 		return Trace{}, err
 	}
-	f, err := os.Open(path)
+	f, err := os.Open(path) //nolint:gosec // the file the user named
 	if err != nil {
 		return Trace{}, &ParseError{File: path, Err: cause(err)}
 	}
-	defer f.Close()
+	defer f.Close() //nolint:errcheck // opened for reading
 	return ReadAzureLLM(f, path, service)
 }
 
 // cause drops what the ParseError says already.
 func cause(err error) error {
-	var pathErr *os.PathError
-	if errors.As(err, &pathErr) {
-		return pathErr.Err
+	if e, ok := errors.AsType[*os.PathError](err); ok {
+		return e.Err
 	}
 	return err
 }
@@ -199,8 +198,7 @@ func (p *azureParser) wrong(field int, column, value string, err error) error {
 
 // syntax is what the reader itself refused.
 func (p *azureParser) syntax(err error) error {
-	var broken *csv.ParseError
-	if errors.As(err, &broken) {
+	if broken, ok := errors.AsType[*csv.ParseError](err); ok {
 		return &ParseError{File: p.name, Line: broken.Line, Err: fmt.Errorf("%w: %w", ErrRow, broken.Err)}
 	}
 	// Rows stand on one line each, below the header.

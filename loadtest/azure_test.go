@@ -83,8 +83,7 @@ func TestReadAzureLLMErrors(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			_, err := ReadAzureLLM(strings.NewReader(tt.text), "t.csv", "conv")
-			var parse *ParseError
-			if !errors.As(err, &parse) {
+			if _, ok := errors.AsType[*ParseError](err); !ok {
 				t.Fatalf("got %v, want a ParseError", err)
 			}
 			if err.Error() != tt.want {

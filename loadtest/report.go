@@ -118,7 +118,10 @@ type Report struct {
 	Examples []string        `json:"examples,omitempty"`
 	Rows     []Row           `json:"rows"`
 	// All is the sum of the rows.
-	All     Row       `json:"all"`
+	All Row `json:"all"`
+	// Moved are the reasons of the tasks that left their home's region, the
+	// commonest first.
+	Moved   []Reason  `json:"moved,omitempty"`
 	Home    Home      `json:"home"`
 	Answers []Answers `json:"answers,omitempty"`
 	Latency []Bucket  `json:"latency"`
@@ -133,6 +136,7 @@ func NewReport(outcomes []Outcome) Report {
 	rows := map[[3]string]*tally{}
 	answers := map[[2]string]*Answers{}
 	all := newTally(Row{})
+	moved := map[string]int{}
 	var home homeTally
 	for _, o := range outcomes {
 		if o.Problem != "" {
@@ -151,6 +155,10 @@ func NewReport(outcomes []Outcome) Report {
 		rows[key].add(o)
 		all.add(o)
 		home.add(o)
+		if o.Moved && o.Decision != nil {
+			place, _ := Why(o.Decision)
+			moved[place]++
+		}
 		if o.Answers > 0 {
 			k := [2]string{o.Function, o.Variant}
 			if answers[k] == nil {
@@ -173,6 +181,10 @@ func NewReport(outcomes []Outcome) Report {
 	slices.SortFunc(r.Answers, func(a, b Answers) int {
 		return cmp.Or(cmp.Compare(a.Function, b.Function), cmp.Compare(a.Variant, b.Variant))
 	})
+	for words, n := range moved {
+		r.Moved = append(r.Moved, Reason{Words: words, Tasks: n})
+	}
+	slices.SortFunc(r.Moved, func(a, b Reason) int { return cmp.Or(cmp.Compare(b.Tasks, a.Tasks), cmp.Compare(a.Words, b.Words)) })
 	r.Latency = all.latency.Histogram()
 	r.All, r.Home = all.row(), home.home()
 	r.All.WhyPlace, r.All.WhyVariant = Reason{}, Reason{} // reasons of unlike tasks

@@ -19,7 +19,7 @@ import (
 	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
 )
 
-var rewrite = flag.Bool("rewrite", false, "write the golden files anew")
+var rewrite = flag.Bool("rewrite", false, "write the golden files anew") //nolint:gochecknoglobals // a flag of the test
 
 // outcomes is a small run: sentiment at home and moved, a thumbnail, one task
 // whose home was ruled out, one that failed and one with a wrong result.
@@ -94,6 +94,9 @@ func TestReport(t *testing.T) {
 	near("seconds as placed", r.Home.Placed.Seconds, 0)
 	if r.Home.Tasks != 25 || r.Home.Missing != 2 {
 		t.Errorf("%d with a candidate at home and %d without, want 25 and 2", r.Home.Tasks, r.Home.Missing)
+	}
+	if want := []Reason{{"moved: home was busy, waiting there costs more", 5}, {"moved: home could not run it (health)", 1}}; !reflect.DeepEqual(r.Moved, want) {
+		t.Errorf("moved %v, want %v", r.Moved, want)
 	}
 	if want := []Answers{{Function: "sentiment", Variant: "large", Tasks: 25, Answers: 250, Right: 205}}; !reflect.DeepEqual(r.Answers, want) {
 		t.Errorf("answers %+v, want %+v", r.Answers, want)
@@ -190,12 +193,12 @@ func golden(t *testing.T, name string, got []byte) {
 	t.Helper()
 	path := filepath.Join("testdata", name)
 	if *rewrite {
-		if err := os.WriteFile(path, got, 0o644); err != nil {
+		if err := os.WriteFile(path, got, 0o600); err != nil {
 			t.Fatal(err)
 		}
 		return
 	}
-	want, err := os.ReadFile(path)
+	want, err := os.ReadFile(path) //nolint:gosec // of testdata
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,6 +25,7 @@ func (r Report) Text(w io.Writer) error {
 	writeRow(&b, "all", "", "", r.All)
 	r.homeText(&b)
 	b.WriteString("\n")
+	r.movedText(&b)
 	r.answersText(&b)
 	b.WriteString("below each row: the commonest reasons, and how many tasks had them\n")
 	b.WriteString("latency: from when the request was due (open loop) until its result was at hand\n")
@@ -57,6 +58,17 @@ func (r Report) homeText(b *strings.Builder) {
 			grouped(h.Missing), grouped(h.Missing+h.Tasks), grouped(h.Tasks), amount(h.Placed.USD), amount(h.Placed.Grams))
 	}
 	fmt.Fprintf(b, "           time from that decision to the answer, expected: %s as placed, %s at home\n", latency(h.Placed.Seconds), latency(h.AtHome.Seconds))
+}
+
+func (r Report) movedText(b *strings.Builder) {
+	if len(r.Moved) == 0 {
+		return
+	}
+	parts := make([]string, 0, len(r.Moved))
+	for _, m := range r.Moved {
+		parts = append(parts, fmt.Sprintf("%s (%s)", strings.TrimPrefix(m.Words, "moved: "), grouped(m.Tasks)))
+	}
+	fmt.Fprintf(b, "%s of %s left the region of their home: %s\n", grouped(r.All.Moved), grouped(r.All.Tasks), strings.Join(parts, "; "))
 }
 
 func (r Report) answersText(b *strings.Builder) {

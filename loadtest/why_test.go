@@ -31,8 +31,9 @@ func cold(x float64) func(*isobarv1.Candidate) {
 	return func(c *isobarv1.Candidate) { c.ColdStart = x }
 }
 
-func quality(q, lost float64) func(*isobarv1.Candidate) {
-	return func(c *isobarv1.Candidate) { c.Quality, c.QualityLost = q, lost }
+// less is of a lower quality than the others, at a price.
+func less(lost float64) func(*isobarv1.Candidate) {
+	return func(c *isobarv1.Candidate) { c.Quality, c.QualityLost = 0.6, lost }
 }
 
 func wait(d time.Duration) func(*isobarv1.Candidate) {
@@ -72,11 +73,11 @@ func TestWhy(t *testing.T) {
 		{"moved: home could not run it (accelerator)", cands{cand("far", "a")}, counts{ruled("residency", 5), ruled("accelerator", 1)}},
 		{
 			"home: elsewhere is too far for what it saves; large: its quality is worth its price",
-			cands{cand("home", "large", slow(1)), cand("far", "large", slow(2)), cand("home", "small", quality(0.6, 3))}, nil,
+			cands{cand("home", "large", slow(1)), cand("far", "large", slow(2)), cand("home", "small", less(3))}, nil,
 		},
 		{
 			"home: elsewhere is too far for what it saves; small: good enough, and cheaper in time",
-			cands{cand("home", "small", quality(0.6, 0.1)), cand("far", "small", slow(0.5), quality(0.6, 0.1)), cand("home", "large", slow(1))}, nil,
+			cands{cand("home", "small", less(0.1)), cand("far", "small", slow(0.5), less(0.1)), cand("home", "large", slow(1))}, nil,
 		},
 		{
 			"home: elsewhere is too far for what it saves; large: the task's minimum quality",
@@ -88,7 +89,7 @@ func TestWhy(t *testing.T) {
 		},
 		{
 			"home: elsewhere is too far for what it saves; large: it is warm, small would start cold",
-			cands{cand("home", "large", slow(1)), cand("far", "large", slow(2)), cand("home", "small", quality(0.6, 1), cold(2))}, nil,
+			cands{cand("home", "large", slow(1)), cand("far", "large", slow(2)), cand("home", "small", less(1), cold(2))}, nil,
 		},
 		{"home: elsewhere is too far for what it saves; b: cheaper in time", cands{cand("home", "b"), cand("far", "b", slow(1)), cand("home", "a", slow(9))}, nil},
 	} {

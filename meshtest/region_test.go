@@ -43,11 +43,7 @@ func TestKilledRegion(t *testing.T) {
 			others = append(others, id)
 		}
 	}
-	// Its tasks are away, not unknown.
-	_, err := m.client(t, "us-east").Get(t.Context(), &isobarv1.GetRequest{TaskId: own[0]})
-	if e, ok := errors.AsType[*client.Error](err); !ok || e.Code != connect.CodeUnavailable {
-		t.Errorf("a task of the killed region, asked for elsewhere: %v", err)
-	}
+	checkAway(t, m.serversOf("us-east")[0], own[0])
 	eventually(t, 2*time.Minute, "end of the tasks homed elsewhere", func(ctx context.Context) error {
 		for _, region := range []string{"us-east", "ap-south"} {
 			samples, err := scrape(ctx, m.serversOf(region)[0])
@@ -88,6 +84,20 @@ func TestKilledRegion(t *testing.T) {
 	}
 	highest := audit(t, readLedger(t, ledger), tasks, ids)
 	t.Logf("%d tasks homed elsewhere, %d of the region's own of which %d were in flight, highest attempt %d", len(others), len(own), unfinished, highest)
+}
+
+// checkAway holds that a task whose home is away is unavailable, not unknown.
+func checkAway(t *testing.T, at *server, id string) {
+	t.Helper()
+	c, err := client.New([]string{at.api()}, client.WithPatience(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_, err = c.Get(t.Context(), &isobarv1.GetRequest{TaskId: id})
+	if e, ok := errors.AsType[*client.Error](err); !ok || e.Code != connect.CodeUnavailable || e.Reason != "home_unavailable" {
+		t.Errorf("a task of the killed region, asked for elsewhere: %v", err)
+	}
 }
 
 // A second start on the same data goes on where the first one was stopped, and

@@ -22,6 +22,7 @@ const (
 	ruleRuntime
 	ruleAccelerator
 	ruleResources
+	ruleRoundTrip
 	ruleDeadline
 	ruleCount
 )
@@ -29,7 +30,7 @@ const (
 // constraint is the rule's public name.
 func (r rule) constraint() Constraint {
 	return [ruleCount]Constraint{
-		Residency, Excluded, Health, NoWorker, MinQuality, Runtime, Accelerator, Resources, DeadlineOver,
+		Residency, Excluded, Health, NoWorker, MinQuality, Runtime, Accelerator, Resources, RoundTrip, DeadlineOver,
 	}[r]
 }
 
@@ -61,6 +62,7 @@ func (q *question) cellBreaks(c *Cell) rules {
 	}
 	name, _ := unusableFigure(c)
 	s |= when(ruleHealth, c.Unhealthy != "" || name != "")
+	s |= when(ruleRoundTrip, q.task.MaxRTT > 0 && c.RTT > q.task.MaxRTT)
 	return s | when(ruleNoWorker, !hasWorker(c))
 }
 
@@ -130,6 +132,8 @@ func (q *question) detail(r rule, c *Cell, v *variantFacts, t timing) string {
 		return fmt.Sprintf("needs %s, %s has %s", gpuWords(v.demand), c.ID, gpusOf(c.Total, v.demand.GPUModel))
 	case ruleResources:
 		return fmt.Sprintf("needs %s, %s has %s in all", demandWords(v.demand), c.ID, capacityWords(c.Total))
+	case ruleRoundTrip:
+		return fmt.Sprintf("%s is %s away and back, %s are allowed", c.ID, short(c.RTT), short(q.task.MaxRTT))
 	default:
 		if q.left < 0 {
 			return fmt.Sprintf("the deadline passed %s ago", short(-q.left))

@@ -32,11 +32,12 @@ func span(d time.Duration) time.Duration { return min(max(d, 0), maxSpan) }
 // timing is what is expected of one attempt of a variant at a cell.
 type timing struct {
 	rtt, wait, cold, run time.Duration
+	put, pause           time.Duration // by choice: before the start, and after it
 	warm, free           bool
 }
 
 // total is the time from the decision until the answer is back at home.
-func (t timing) total() time.Duration { return t.rtt + t.wait + t.cold + t.run }
+func (t timing) total() time.Duration { return t.rtt + t.wait + t.put + t.cold + t.run + t.pause }
 
 // offer is one allowed (cell, variant) with its price. Offers are made in the
 // order of cell and variant names, so their own order breaks the last tie.
@@ -45,7 +46,10 @@ type offer struct {
 	variant int32 // index in Decider.variants
 	avoided bool
 	timing
+	known     bool          // the cell's carbon is
+	finish    time.Duration // from now, of interruptible work that was planned
 	terms     Terms
+	usd       float64 // compute and egress, whether or not they are in the score
 	score     float64
 	kwh       float64
 	grams     float64
@@ -62,11 +66,29 @@ func (q *question) timing(cell *Cell, v *variantFacts) timing {
 	if !t.warm {
 		t.cold = v.cold
 	}
+	if cell.Booked != nil {
+		return q.booked(t, cell, v)
+	}
 	if t.free = cell.Free.Fits(v.demand); t.free {
 		return t
 	}
 	slots := max(cell.Total.Count(v.demand, freeLimit), 1)
 	t.wait = max(span(cell.Backlog[q.lane]), v.run/time.Duration(slots), minWait)
+	return t
+}
+
+// booked is the timing by the cell's calendar. Interruptible work may begin as
+// soon as there is any room.
+func (q *question) booked(t timing, cell *Cell, v *variantFacts) timing {
+	length := t.cold + t.run
+	if q.inPieces(cell) {
+		length = 0
+	}
+	var ok bool
+	if t.wait, ok = q.earliest(cell, v, q.way(t), length); !ok {
+		t.wait = maxSpan
+	}
+	t.free = t.wait == 0
 	return t
 }
 
@@ -119,33 +141,55 @@ func compareJoined(s, function, variant string) int {
 // price fills in what the offer would cost. Each product is rounded by an
 // explicit conversion, which forbids fused multiply-add: so the figures are
 // the same on every processor.
-func (q *question) price(o *offer, cell *Cell, v *variantFacts, known bool) {
+func (d *Decider) price(q *question, o *offer, cell *Cell, v *variantFacts, known bool) {
 	model := gpuModel(cell, v.demand)
 	gpus := float64(v.demand.GPUs)
 
 	hourly := float64(v.cores*cell.Prices.CPUHour) + float64(v.gib*cell.Prices.MemoryGiBHour)
-	watts := float64(v.cores * cell.Energy.WattsPerCPU)
 	if v.demand.GPUs > 0 {
 		hourly += float64(gpus * gpuPrice(cell.Prices.GPUHour, model))
-		watts += float64(gpus * gpuWatts(cell.Energy.WattsPerGPU, model))
 	}
 	o.terms.Compute = float64(hourly*v.hours) + v.usd
 	o.terms.Egress = float64(q.inGiB*cell.EgressUSDPerGiB) + float64(q.outGiB*cell.ReturnUSDPerGiB)
+	o.usd = o.terms.Compute + o.terms.Egress
+	if q.policy.UnpaidUSD {
+		o.terms.Compute, o.terms.Egress = 0, 0
+	}
 
-	o.kwh = float64(float64(watts*v.hours)*max(cell.Energy.PUE, 1)) / wattsPerKW
+	o.kwh, o.known = d.kwh(cell, v, model), known
+	d.choose(q, o, cell, v, known)
 	o.intensity = q.unknown
-	if known {
-		begin := q.intoHour + o.rtt/2 + o.wait + o.cold
+	switch {
+	case known && o.finish > 0:
+		o.intensity = d.intensityOf(q, o, cell, v)
+	case known:
+		begin := q.intoHour + q.way(o.timing) + o.wait + o.put + o.cold
 		o.intensity = meanIntensity(cell.Energy.Intensity, begin, o.run)
 	}
 	o.grams = float64(o.kwh * o.intensity)
 	o.terms.Carbon = float64(o.grams / gramsPerTonne * q.policy.CarbonUSDPerTonne)
 
-	o.terms.Latency = float64((o.rtt + o.wait + o.run).Seconds() * q.policy.LatencyUSDPerS)
+	priced := o.rtt + o.wait + o.put + o.pause
+	if !q.policy.UnpricedRun {
+		priced += o.run
+	}
+	o.terms.Latency = float64(priced.Seconds() * q.policy.LatencyUSDPerS)
 	o.terms.Cold = float64(o.cold.Seconds() * q.policy.LatencyUSDPerS)
 	o.quality = v.lost
 	o.terms.Quality = float64(v.lost * q.policy.QualityUSD)
 	o.score = o.terms.Sum()
+}
+
+// kwh is the energy of one run at the meter.
+func (d *Decider) kwh(cell *Cell, v *variantFacts, model string) float64 {
+	watts := float64(v.cores * cell.Energy.WattsPerCPU)
+	switch {
+	case v.Watts != nil:
+		watts = weight(*v.Watts)
+	case v.demand.GPUs > 0:
+		watts += float64(float64(v.demand.GPUs) * gpuWatts(cell.Energy.WattsPerGPU, model))
+	}
+	return float64(float64(watts*v.hours)*max(cell.Energy.PUE, 1)) / wattsPerKW
 }
 
 // meanIntensity is the mean over [begin, begin+run), each hour weighted by the

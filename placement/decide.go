@@ -22,6 +22,9 @@ type Options struct {
 	// Explain asks for all candidates, for what was ruled out and why, and for
 	// the flips. Without it a decision allocates nothing per candidate.
 	Explain bool
+	// NoTravel: the way to a cell takes no time off the start, as in a
+	// simulation that counts the round trip apart. It is priced all the same.
+	NoTravel bool
 }
 
 // Decide chooses where and by which variant the task runs. It is pure and
@@ -67,6 +70,7 @@ type Decider struct {
 	order    []int32 // indexes in offers, best first
 	counts   [ruleCount]int
 	kinds    []kindCount
+	plan     planner
 }
 
 // question is one call's input, with what is computed once for it.
@@ -80,6 +84,8 @@ type question struct {
 	minQuality float64
 	lane       mesh.Lane
 	left       time.Duration // until the deadline
+	startBy    time.Duration // until the latest start that was asked for
+	noTravel   bool
 	intoHour   time.Duration // since the start of the present hour, UTC
 	inGiB      float64
 	outGiB     float64
@@ -95,6 +101,7 @@ type variantFacts struct {
 	demand mesh.Demand // nothing in it negative
 	run    time.Duration
 	cold   time.Duration
+	high   time.Duration // of the run, a high quantile
 	hours  float64
 	cores  float64
 	gib    float64
@@ -133,7 +140,7 @@ func (d *Decider) Decide(task Task, view View, policy Policy, now time.Time, opt
 	if d.offers[best[0]].avoided {
 		out.Notes = append(out.Notes, string(out.Chosen.Cell)+" refused or lost this task just now; nothing else is left")
 	}
-	if opts.Explain {
+	if opts.Explain && task.StartBy.IsZero() {
 		out.Flips = d.flips(&q, best[0])
 	}
 	return out
@@ -148,7 +155,10 @@ func (d *Decider) prepare(task *Task, view *View, policy Policy, now time.Time, 
 			CarbonUSDPerTonne: weight(policy.CarbonUSDPerTonne),
 			LatencyUSDPerS:    weight(policy.LatencyUSDPerS),
 			QualityUSD:        weight(policy.QualityUSD),
+			UnpaidUSD:         policy.UnpaidUSD,
+			UnpricedRun:       policy.UnpricedRun,
 		},
+		noTravel:   opts.NoTravel,
 		bound:      task.Residency.Bound(),
 		minQuality: fraction(task.MinQuality),
 		lane:       min(task.Lane, mesh.Batch),
@@ -158,6 +168,9 @@ func (d *Decider) prepare(task *Task, view *View, policy Policy, now time.Time, 
 	}
 	if !task.Deadline.IsZero() {
 		q.left = min(max(task.Deadline.Sub(now), -10*maxSpan), 10*maxSpan)
+	}
+	if !task.StartBy.IsZero() {
+		q.startBy = min(max(task.StartBy.Sub(now), 0), 10*maxSpan)
 	}
 	d.offers = d.offers[:0]
 	d.counts = [ruleCount]int{}
@@ -190,6 +203,7 @@ func (d *Decider) prepareVariants(q *question) {
 			broken:  q.variantBreaks(v),
 			run:     span(v.Duration),
 			cold:    span(v.ColdStart),
+			high:    span(v.DurationHigh),
 			hours:   span(v.Duration).Hours(),
 			demand:  demand,
 			cores:   float64(demand.CPUMilli) / 1000,
@@ -232,12 +246,12 @@ func (d *Decider) offer(q *question, pos int, ruled *[]RuledOut) {
 		d.offers = append(d.offers, offer{
 			cell: d.cells[pos], variant: int32(i), avoided: avoided, timing: t,
 		})
-		q.price(&d.offers[len(d.offers)-1], cell, v, d.known[pos])
+		d.price(q, &d.offers[len(d.offers)-1], cell, v, d.known[pos])
 	}
 }
 
-// compare orders offers: cells to avoid last, then by score and expected
-// finish; their own order is that of cell and variant names.
+// compare orders offers: cells to avoid last, then by score, what is paid and
+// expected finish; their own order is that of cell and variant names.
 func (d *Decider) compare(i, j int32) int {
 	a, b := &d.offers[i], &d.offers[j]
 	if a.avoided != b.avoided {
@@ -248,6 +262,7 @@ func (d *Decider) compare(i, j int32) int {
 	}
 	return cmp.Or(
 		cmp.Compare(a.score, b.score),
+		cmp.Compare(a.usd, b.usd),
 		cmp.Compare(a.total(), b.total()),
 		cmp.Compare(i, j),
 	)
@@ -281,13 +296,14 @@ func (d *Decider) candidate(q *question, o *offer) Candidate {
 	cell, v := &q.view.Cells[o.cell], &d.variants[o.variant]
 	c := Candidate{
 		Cell: cell.ID, Region: cell.Region, Variant: v.Name,
-		Start:  q.now.Add(o.rtt/2 + o.wait),
+		Start:  q.now.Add(q.way(o.timing) + o.wait + o.put),
 		Finish: q.now.Add(o.total()),
+		Pieces: d.piecesOf(q, o, cell, v),
 		Terms:  o.terms, Score: o.score,
 		KWh: o.kwh, GCO2eq: o.grams, Intensity: o.intensity,
-		USD:     o.terms.Compute + o.terms.Egress,
+		USD:     o.usd,
 		Quality: fraction(v.Quality),
-		Wait:    o.wait, Cold: o.cold, Run: o.run, RTT: o.rtt,
+		Wait:    o.wait, Put: o.put, Pause: o.pause, Cold: o.cold, Run: o.run, RTT: o.rtt,
 		Warm:          o.warm,
 		DigestVersion: cell.Version, DigestAge: cell.Age,
 	}

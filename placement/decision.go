@@ -19,6 +19,7 @@ const (
 	Runtime      Constraint = "runtime"     // no worker offers the variant's runtime
 	Accelerator  Constraint = "accelerator" // the cell has not that many of that model
 	Resources    Constraint = "resources"   // the demand is above the cell's total
+	RoundTrip    Constraint = "round_trip"  // the cell is farther from home than the task allows
 	DeadlineOver Constraint = "deadline"    // it could not end in time
 )
 
@@ -43,7 +44,7 @@ type Terms struct {
 	Compute float64 // demand × prices × run time, and the variant's own price
 	Egress  float64 // input GiB × price there + output GiB × price back
 	Carbon  float64 // kWh × gCO2eq/kWh × carbon price
-	Latency float64 // latency price × (round trip + wait + run)
+	Latency float64 // latency price × (round trip + wait + put off + suspended + run)
 	Cold    float64 // latency price × cold start
 	// Quality is the quality price × what this variant lacks to the best of the
 	// function's variants. The best is taken whether or not it can run here,
@@ -62,8 +63,11 @@ type Candidate struct {
 	Region  string
 	Variant string
 	// Start is when the attempt is expected to begin: the decision's now plus
-	// the way there and the wait.
-	Start  time.Time
+	// the way there, the wait, and what it is put off.
+	Start time.Time
+	// Pieces of interruptible work that is put off or suspended, in order; nil
+	// when it runs in one from Start.
+	Pieces []Piece
 	Finish time.Time // expected; the answer is back at home
 	Terms  Terms
 	Score  float64 // Terms.Sum()
@@ -74,10 +78,14 @@ type Candidate struct {
 	USD       float64 // compute + egress: what is paid
 	Quality   float64
 	Wait      time.Duration
-	Cold      time.Duration
-	Run       time.Duration
-	RTT       time.Duration
-	Warm      bool
+	// Put is how long the start is put off by choice, and Pause how long
+	// interruptible work is suspended after it.
+	Put   time.Duration
+	Pause time.Duration
+	Cold  time.Duration
+	Run   time.Duration
+	RTT   time.Duration
+	Warm  bool
 	// Free is how many more attempts of this variant fit now.
 	Free          int64
 	DigestVersion uint64
@@ -111,6 +119,8 @@ type Decision struct {
 	// A pair counts for the first constraint it breaks.
 	Counts []ConstraintCount
 	// RuledOut and Flips are built only when the decision was asked to explain.
+	// There are no flips for work that may be put off: with the weight its start
+	// would move too.
 	RuledOut []RuledOut
 	Flips    []Flip
 	// Notes are facts a reader needs: "carbon of us-east unknown, mean used".

@@ -118,7 +118,7 @@ func (d *Decider) bestAtZero(w *dial) int32 {
 	for i := 1; i < len(d.offers); i++ {
 		o, b := &d.offers[i], &d.offers[best]
 		rest, _ := w.line(o)
-		order := cmp.Or(cmp.Compare(rest, bestRest), cmp.Compare(o.total(), b.total()))
+		order := cmp.Or(cmp.Compare(rest, bestRest), cmp.Compare(o.usd, b.usd), cmp.Compare(o.total(), b.total()))
 		if o.avoided != b.avoided {
 			order = -1
 			if o.avoided {

@@ -17,7 +17,7 @@ type relaxation struct {
 }
 
 // asker are the rules that whoever asks can relax; the others need an operator.
-const asker = rules(1<<ruleResidency | 1<<ruleExcluded | 1<<ruleMinQuality | 1<<ruleDeadline)
+const asker = rules(1<<ruleResidency | 1<<ruleExcluded | 1<<ruleMinQuality | 1<<ruleRoundTrip | 1<<ruleDeadline)
 
 // hint says what would make the task possible, by the fewest changes. It is
 // called when no offer was made.
@@ -140,6 +140,8 @@ func (q *question) virtue(r rule, v *variantFacts) string {
 		return "offers " + gpuWords(v.demand)
 	case ruleResources:
 		return "offers " + demandWords(v.demand)
+	case ruleRoundTrip:
+		return "lies within a round trip of " + short(q.task.MaxRTT)
 	case ruleDeadline:
 		return "ends in time"
 	default:
@@ -181,6 +183,8 @@ func (q *question) ask(r rule, c *Cell, v *variantFacts, late time.Duration) str
 		return fmt.Sprintf("no region offers %s; add it to %s", gpuWords(v.demand), c.ID)
 	case ruleResources:
 		return fmt.Sprintf("ask for no more than %s, or add capacity there", capacityWords(c.Total))
+	case ruleRoundTrip:
+		return fmt.Sprintf("allow a round trip of %s to %s", short(c.RTT), c.ID)
 	default:
 		at := q.task.Deadline.Add(late)
 		if t := at.Truncate(time.Millisecond); t.Before(at) {

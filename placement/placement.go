@@ -33,6 +33,17 @@ type Task struct {
 	Residency   mesh.Residency
 	MinQuality  float64   // 0..1
 	Deadline    time.Time // zero: none
+	// StartBy lets the start be put off, up to this instant, where that is
+	// cheaper; but never past the latest safe start, which is Deadline less the
+	// way, the cold start and Variant.DurationHigh. Zero: the task starts as
+	// soon as it can.
+	StartBy time.Time
+	// Interruptible work may be suspended between StartBy's bounds: all that it
+	// is put off and suspended is at most the time from now to StartBy.
+	Interruptible bool
+	// MaxRTT is the longest round trip from home that is allowed, inclusive; 0
+	// is any.
+	MaxRTT time.Duration
 	// Home is the cell that owns the task; View's distances are from it.
 	Home mesh.CellID
 	// Avoid are cells that refused or lost this task just now: they are taken
@@ -50,6 +61,12 @@ type Variant struct {
 	// measured is true, declared in the manifest otherwise.
 	Duration time.Duration
 	Measured bool
+	// DurationHigh is a high quantile of the run time, that the latest safe
+	// start leaves room for; less than Duration counts as Duration.
+	DurationHigh time.Duration
+	// Watts is the power of one whole attempt where that is known; nil is by
+	// demand and the cell's figures.
+	Watts *float64
 	// ColdStart is the extra time when no warm instance exists.
 	ColdStart time.Duration
 	// USD is the variant's own price for one run (an API's fee), 0 for none.
@@ -79,6 +96,9 @@ type Cell struct {
 
 	Total mesh.Capacity
 	Free  mesh.Capacity // less what home placed there and the digest does not show yet
+	// Booked, when not nil, tells exactly when a demand has room: then neither
+	// Free nor Backlog say when an attempt can start.
+	Booked Calendar
 	// Backlog is the expected wait, by lane, before a new task starts when
 	// nothing is free.
 	Backlog [4]time.Duration
@@ -135,4 +155,8 @@ type Policy struct {
 	CarbonUSDPerTonne float64 // per tonne of CO2eq
 	LatencyUSDPerS    float64 // per second from now to the expected finish
 	QualityUSD        float64 // per task and 1.0 of quality below the best variant's
+	// UnpaidUSD leaves compute and egress out of the score: they break ties only.
+	UnpaidUSD bool
+	// UnpricedRun leaves the run itself out of what LatencyUSDPerS prices.
+	UnpricedRun bool
 }

@@ -33,6 +33,10 @@ func (s *Scheduler) Lease(ctx context.Context, r *isobarv1.LeaseRequest) (*isoba
 	}
 	p := &poll{request: r.RequestId, want: int(max(r.Max, 1)), ready: make(chan struct{})}
 	l.mu.Lock()
+	if l.closed {
+		l.mu.Unlock()
+		return nil, fmt.Errorf("scheduler: lease for %s: %w", r.Worker, ErrNotLeader)
+	}
 	known := l.sessions[r.Session] != nil
 	ses := l.session(r.Session, r.Worker, r.Offer)
 	ses.polls = true
@@ -95,7 +99,7 @@ func (l *leader) leasedBefore(ses *session, request string, known bool) []*isoba
 			continue
 		}
 		run := l.occupyDemand(ses, ref{rec.Id, rec.Attempt}, rec.Function, v.Name, demand(v))
-		run.request = request
+		run.request, run.handed = request, true
 		run.assigned = &isobarv1.Assignment{
 			TaskId: rec.Id, Attempt: rec.Attempt, Tenant: rec.Tenant, Function: rec.Function, Version: rec.Version, Variant: v,
 			Env: fn.Spec.Env, Timeout: fn.Spec.Timeout, Deadline: timestampMs(rec.DeadlineMs), Payload: payload,

@@ -47,7 +47,13 @@ type parked struct {
 func (l *leader) dispatch(now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.view.refresh(now, l)
+	if l.view.refresh(now, l) {
+		l.unparkAll()
+	}
+	if l.unparkDue {
+		l.unparkDue = false
+		l.unpark(now)
+	}
 	l.waiting.unstick()
 	for range 4096 {
 		q := l.waiting.next()
@@ -169,18 +175,13 @@ func demand(v *isobarv1.Variant) mesh.Demand {
 // grantLocal leases the attempt to a worker of this cell.
 func (l *leader) grantLocal(r ref, rec *meshv1.TaskRecord, fn *isobarv1.Function, d *placement.Decision) outcome {
 	v := variantOf(fn, d.Chosen.Variant)
-	s := l.pickSession(rec.Function, v)
+	s := l.pickSession(rec.Function, v, false)
 	if s == nil {
 		return noRoom
 	}
 	run := l.occupy(s, r, rec.Function, v)
-	holder := &meshv1.Holder{Worker: s.worker, Session: s.id}
-	if s.poll != nil {
-		holder.RequestId = s.poll.request
-	}
-	ttl := l.WorkerLease
-	grant := l.grantCommand(r, holder, ttl, d)
-	grant.Started = s.poll == nil
+	grant := l.grantCommand(r, &meshv1.Holder{Worker: s.worker, Session: s.id, RequestId: run.request}, l.WorkerLease, d)
+	grant.Started = run.request == "" // a poller confirms the start with its first extend
 	l.granting[r.task] = true
 	go l.commitLocal(run, grant, fn, v, d)
 	return taken
@@ -214,7 +215,7 @@ func (l *leader) commitLocal(run *running, grant *meshv1.Grant, fn *isobarv1.Fun
 	l.mu.Unlock()
 	trace := l.openSpan(run.ref, LeaseInfo{
 		Name: "isobar.lease", Record: res.Task, Attempt: run.attempt, Cell: l.Cell.ID, Worker: run.session.worker, Variant: v.Name, Decision: d,
-	})
+	}, func() bool { return l.running[run.ref] == run })
 	payload, err := l.payload(l.ctx, res.Task)
 	if err != nil {
 		l.payloadFailed(run.ref, res.Task, err)
@@ -264,15 +265,21 @@ func (l *leader) endAttempt(r ref, ended *meshv1.Ended) fsm.Verdict {
 	return res.Verdict
 }
 
-func (l *leader) openSpan(r ref, info LeaseInfo) string {
+// openSpan opens the span of an attempt. Its end may have been seen already:
+// then the span ends at once, or it would stay for ever.
+func (l *leader) openSpan(r ref, info LeaseInfo, lives func() bool) string {
 	parent := info.Record.GetTraceparent()
 	if info.Guest != nil {
 		parent = info.Guest.Traceparent
 	}
 	trace, end := l.Tracer.Lease(parent, info)
 	l.mu.Lock()
-	l.spans[r] = end
-	l.mu.Unlock()
+	defer l.mu.Unlock()
+	if !lives() || l.closed {
+		end("released")
+	} else {
+		l.spans[r] = end
+	}
 	return trace
 }
 
@@ -294,8 +301,9 @@ func (l *leader) park(key queueKey, r ref, now time.Time, why string) outcome {
 	return nowhere
 }
 
-// unparkAll decides everything again: the mesh or the registry changed.
+// unparkAll lets the next dispatch decide everything again: the mesh changed.
 func (l *leader) unparkAll() {
+	l.unparkDue = true
 	for _, p := range l.parked {
 		p.until = time.Time{}
 	}

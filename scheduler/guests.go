@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/protobuf/types/known/durationpb"
+
 	meshv1 "github.com/isobar-mesh/isobar/proto/isobar/mesh/v1"
 	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
 
@@ -26,6 +28,7 @@ type guest struct {
 	demand  mesh.Demand
 	payload []byte // nil: fetched again from home
 	until   time.Time
+	kept    bool // its record is committed
 	queued  bool // in the dispatcher's window
 	started bool
 	ended   bool
@@ -91,7 +94,7 @@ func (l *leader) acceptOffer(ctx context.Context, from mesh.CellID, r *meshv1.Of
 		l.mu.Unlock()
 		return &meshv1.OfferResult{Accepted: true} // a repeat
 	}
-	if !l.roomForGuest(v) {
+	if !l.roomForGuest(g.Function, v) {
 		l.mu.Unlock()
 		return refuse("full", "no room for "+g.Function+"/"+g.Variant)
 	}
@@ -103,23 +106,29 @@ func (l *leader) acceptOffer(ctx context.Context, from mesh.CellID, r *meshv1.Of
 	res, err := l.command(ctx, &meshv1.SchedulerCommand{Command: &meshv1.SchedulerCommand_GuestAccept{GuestAccept: &meshv1.GuestAccept{Guest: g}}})
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if err != nil {
+	var rec *meshv1.GuestRecord
+	if err == nil {
+		rec = res.Guest
+	} else if found, ok := fsm.Guest(l.State, at.task, at.attempt); ok {
+		rec = found // committed all the same; one committed later is found by knowGuest
+	} else {
 		delete(l.guests, at)
 		return refuse("unavailable", "not committed")
 	}
-	mem.started, mem.ended = res.Guest.GetStarted(), res.Guest.GetEnded() != nil
+	mem.kept, mem.started, mem.ended = true, rec.GetStarted(), rec.GetEnded() != nil
 	l.linkTo(from).kick()
 	return &meshv1.OfferResult{Accepted: true}
 }
 
-// roomForGuest reports whether some worker could start one more attempt of the
-// variant now, with the guests that already wait taken into account.
-func (l *leader) roomForGuest(v *isobarv1.Variant) bool {
+// roomForGuest reports whether the workers that may run the variant have room
+// for one more attempt now, with the guests that already wait taken into
+// account. Guests go to streaming workers only.
+func (l *leader) roomForGuest(function string, v *isobarv1.Variant) bool {
 	d := demand(v)
 	var free mesh.Capacity
 	fits := false
 	for _, s := range l.sessions {
-		if s.out == nil && s.poll == nil {
+		if s.out == nil || !s.offers(function, v) {
 			continue
 		}
 		free = free.Plus(s.free)
@@ -138,7 +147,7 @@ func (l *leader) adoptGuest(g *meshv1.GuestRecord) {
 	at := ref{g.TaskId, g.Attempt}
 	l.guests[at] = &guest{
 		ref: at, home: mesh.CellID(g.Home), queue: fsm.GuestQueue(g), demand: l.demandOf(g.Version, g.Variant),
-		started: g.Started, ended: g.Ended != nil, worker: g.Worker, adopted: time.Now(),
+		kept: true, started: g.Started, ended: g.Ended != nil, worker: g.Worker, adopted: time.Now(),
 	}
 	link := l.linkTo(mesh.CellID(g.Home))
 	if g.Ended != nil {
@@ -147,14 +156,28 @@ func (l *leader) adoptGuest(g *meshv1.GuestRecord) {
 	link.kick()
 }
 
+// knowGuest returns what is remembered of a guest, from its record if need be;
+// nil when there is none.
+func (l *leader) knowGuest(at ref) *guest {
+	if l.guests[at] == nil {
+		if rec, ok := fsm.Guest(l.State, at.task, at.attempt); ok {
+			l.adoptGuest(rec)
+		}
+	}
+	return l.guests[at]
+}
+
 // placeGuest gives a confirmed guest to a worker of this cell.
 func (l *leader) placeGuest(at ref, now time.Time) outcome {
 	mem := l.guests[at]
-	rec, ok := fsm.Guest(l.State, at.task, at.attempt)
-	if mem == nil || !ok || rec.Started || rec.Ended != nil {
+	if mem == nil {
 		return taken
 	}
 	mem.queued = false
+	rec, ok := fsm.Guest(l.State, at.task, at.attempt)
+	if !ok || rec.Started || rec.Ended != nil {
+		return taken
+	}
 	if !now.Before(mem.until.Add(-guestMargin)) {
 		return taken // not confirmed any more: the next extend queues it again
 	}
@@ -164,8 +187,8 @@ func (l *leader) placeGuest(at ref, now time.Time) outcome {
 		go l.endGuest(at, &meshv1.Ended{Status: "refused", Message: "its version is not here"})
 		return taken
 	}
-	s := l.pickSession(rec.Function, v)
-	if s == nil || s.out == nil {
+	s := l.pickSession(rec.Function, v, true)
+	if s == nil {
 		mem.queued = true
 		return noRoom
 	}
@@ -193,11 +216,23 @@ func (l *leader) startGuest(run *running, mem *guest, rec *meshv1.GuestRecord, f
 		l.endGuest(run.ref, &meshv1.Ended{Status: "refused", Message: "not started: " + err.Error()})
 		return
 	}
-	trace := l.openSpan(run.ref, LeaseInfo{Name: "isobar.guest", Guest: rec, Attempt: run.attempt, Cell: l.Cell.ID, Worker: run.session.worker, Variant: v.Name})
+	l.mu.Lock()
+	left := min(time.Until(mem.until)-guestMargin, l.WorkerLease)
+	l.mu.Unlock()
+	if left <= 0 {
+		// The bytes or the commit took longer than the lease.
+		l.mu.Lock()
+		l.release(run)
+		l.mu.Unlock()
+		l.endGuest(run.ref, &meshv1.Ended{Status: "refused", Message: "not started: its lease ran out before it could be"})
+		return
+	}
+	trace := l.openSpan(run.ref, LeaseInfo{Name: "isobar.guest", Guest: rec, Attempt: run.attempt, Cell: l.Cell.ID, Worker: run.session.worker, Variant: v.Name},
+		func() bool { return l.guests[run.ref] == mem && !mem.ended })
 	l.deliver(run, &isobarv1.Assignment{
 		TaskId: run.task, Attempt: run.attempt, Tenant: rec.Tenant, Function: rec.Function, Version: rec.Version,
 		Variant: v, Env: fn.Spec.Env, Timeout: fn.Spec.Timeout, Deadline: timestampMs(rec.DeadlineMs),
-		Payload: payload, ContentType: rec.ContentType, Traceparent: trace,
+		Payload: payload, ContentType: rec.ContentType, Traceparent: trace, Lease: durationpb.New(left),
 	})
 	l.mu.Lock()
 	mem.payload = nil // the worker has it

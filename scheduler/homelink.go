@@ -48,6 +48,10 @@ func signal(ch chan struct{}) {
 	}
 }
 
+// extendItems bounds one Extend, which is one command of the log, whose groups
+// have a largest size.
+const extendItems = 1000
+
 // extendLoop extends every Renew, and at once when kicked. New guests do not
 // wait for an extend that is under way: the link is as wide as it is long.
 func (h *homeLink) extendLoop(ctx context.Context) {
@@ -67,15 +71,18 @@ func (h *homeLink) extendLoop(ctx context.Context) {
 		if len(items) == 0 {
 			continue
 		}
-		select {
-		case slots <- struct{}{}:
-		case <-ctx.Done():
-			return
+		for ; len(items) > 0; items, refs = items[min(extendItems, len(items)):], refs[min(extendItems, len(refs)):] {
+			select {
+			case slots <- struct{}{}:
+			case <-ctx.Done():
+				return
+			}
+			items, refs := items[:min(extendItems, len(items))], refs[:min(extendItems, len(refs))]
+			go func() {
+				defer func() { <-slots }()
+				h.extend(ctx, items, refs)
+			}()
 		}
-		go func() {
-			defer func() { <-slots }()
-			h.extend(ctx, items, refs)
-		}()
 	}
 }
 
@@ -86,7 +93,7 @@ func (h *homeLink) due(fresh bool) (items []*meshv1.GuestExtendItem, refs []ref)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for at, g := range l.guests {
-		if g.home != h.home || g.ended || fresh && !g.until.IsZero() {
+		if g.home != h.home || !g.kept || g.ended || fresh && !g.until.IsZero() {
 			continue
 		}
 		if g.started && l.running[at] == nil && time.Since(g.adopted) > l.WorkerLease+l.Renew {

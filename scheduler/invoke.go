@@ -126,13 +126,10 @@ func (l *leader) invokeAt(ctx context.Context, in Invocation, d *placement.Decis
 // invokeLocal runs one call on a worker of this cell.
 func (l *leader) invokeLocal(ctx context.Context, a *isobarv1.Assignment) (*isobarv1.Outcome, string, error) {
 	l.mu.Lock()
-	s := l.pickSession(a.Function, a.Variant)
-	if s == nil || s.out == nil {
+	s := l.pickSession(a.Function, a.Variant, true)
+	if s == nil || l.closed {
 		l.mu.Unlock()
-		return nil, "", &Refusal{
-			Reason: NoRoom, Message: "no worker of " + string(l.Cell.ID) + " is free for " + a.Function,
-			Hint: "submit it as a task, which waits, or add workers", RetryAfter: 200 * time.Millisecond,
-		}
+		return nil, "", l.noRoomFor(a.Function)
 	}
 	inv := &invocation{done: make(chan *isobarv1.Outcome, 1)}
 	l.invokes[a.TaskId] = inv
@@ -146,7 +143,9 @@ func (l *leader) invokeLocal(ctx context.Context, a *isobarv1.Assignment) (*isob
 		l.release(run)
 		l.mu.Unlock()
 	}()
-	l.deliver(run, a)
+	if !l.deliver(run, a) {
+		return nil, worker, l.noRoomFor(a.Function) // its worker went away: nothing ran
+	}
 	select {
 	case o := <-inv.done:
 		if o == nil {
@@ -159,6 +158,13 @@ func (l *leader) invokeLocal(ctx context.Context, a *isobarv1.Assignment) (*isob
 		run.session.send(stopMessage(run.ref))
 		l.mu.Unlock()
 		return nil, worker, fmt.Errorf("scheduler: invoke %s: %w", a.Function, ctx.Err())
+	}
+}
+
+func (l *leader) noRoomFor(function string) *Refusal {
+	return &Refusal{
+		Reason: NoRoom, Message: "no worker of " + string(l.Cell.ID) + " is free for " + function,
+		Hint: "submit it as a task, which waits, or add workers", RetryAfter: 200 * time.Millisecond,
 	}
 }
 

@@ -24,7 +24,10 @@ type ref struct {
 // they hold.
 type leader struct {
 	*Scheduler
+	// ctx ends with the term, and so does all that was started in it; loops ends
+	// it when one of the leader's loops does.
 	ctx         context.Context
+	loops       *errgroup.Group
 	term        uint64
 	incarnation string
 	clock       clock
@@ -37,6 +40,7 @@ type leader struct {
 	}
 
 	mu       sync.Mutex
+	closed   bool                      // the term is over; nothing new may wait for it
 	waiting  dispatchSet               // ready tasks and confirmed guests
 	granting map[string]bool           // tasks whose grant is being committed
 	guests   map[ref]*guest            // guests this cell holds
@@ -47,17 +51,20 @@ type leader struct {
 	running  map[ref]*running          // attempts on workers of this cell
 	invokes  map[string]*invocation
 	parked   map[string]*parked // tasks nothing can run now
-	waiters  map[string][]chan struct{}
-	spans    map[ref]func(string)
-	avoid    map[string][]mesh.CellID // cells that refused or lost a task
-	view     *view
-	inflight inflightRefs
+	// unparkDue: some of them are to be decided again by the next dispatch.
+	unparkDue bool
+	waiters   map[string][]chan struct{}
+	spans     map[ref]func(string)
+	avoid     map[string][]mesh.CellID // cells that refused or lost a task
+	view      *view
+	inflight  *inflightRefs
 }
 
 func newLeader(ctx context.Context, s *Scheduler, term uint64, incarnation string) *leader {
 	leaseMs, wallMs := fsm.ReadClocks(s.State)
+	loops, ctx := errgroup.WithContext(ctx)
 	return &leader{
-		Scheduler: s, ctx: ctx, term: term, incarnation: incarnation,
+		Scheduler: s, ctx: ctx, loops: loops, term: term, incarnation: incarnation,
 		clock:    newClock(leaseMs, wallMs, time.Now()),
 		kicked:   make(chan struct{}, 1),
 		waiting:  newDispatchSet(),
@@ -132,15 +139,11 @@ func (l *leader) kick() {
 
 // run is the leader's loop; it ends with the term.
 func (l *leader) run() error {
-	g, ctx := errgroup.WithContext(l.ctx)
-	l.mu.Lock()
-	l.ctx = ctx
-	l.mu.Unlock()
-	g.Go(func() error { return l.watch(ctx) })
-	g.Go(func() error { return l.dispatchLoop(ctx) })
-	g.Go(func() error { return l.tickLoop(ctx) })
-	g.Go(func() error { return l.trimLoop(ctx) })
-	err := g.Wait()
+	l.loops.Go(func() error { return l.watch(l.ctx) })
+	l.loops.Go(func() error { return l.dispatchLoop(l.ctx) })
+	l.loops.Go(func() error { return l.tickLoop(l.ctx) })
+	l.loops.Go(func() error { return l.trimLoop(l.ctx) })
+	err := l.loops.Wait()
 	l.close()
 	return err
 }
@@ -164,8 +167,9 @@ func (l *leader) watch(ctx context.Context) error {
 func (l *leader) close() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.closed = true
 	for _, s := range l.sessions {
-		s.close()
+		l.letGo(s)
 	}
 	for _, list := range l.waiters {
 		for _, ch := range list {
@@ -190,6 +194,9 @@ func (l *leader) dispatchLoop(ctx context.Context) error {
 			return ctx.Err()
 		case <-l.kicked:
 		case <-l.Neighbours.Changed():
+			l.mu.Lock()
+			l.view.built = time.Time{}
+			l.mu.Unlock()
 		case <-ticker.C:
 			l.housekeep(time.Now())
 		}
@@ -236,9 +243,11 @@ func (l *leader) effect(e fsm.Effect) {
 	case fsm.LeaseGone:
 		l.leaseGone(r, e)
 	case fsm.GuestReady:
-		// Dispatched once its home has confirmed the lease.
+		// Dispatched once its home has confirmed the lease. One whose offer was
+		// given up before its commit is not known yet.
+		l.knowGuest(r)
 	case fsm.GuestEnded:
-		if g := l.guests[r]; g != nil {
+		if g := l.knowGuest(r); g != nil {
 			g.ended = true
 			l.linkTo(g.home).report(r)
 		}
@@ -276,23 +285,28 @@ func (l *leader) tickLoop(ctx context.Context) error {
 	elected := time.Now()
 	ticker := time.NewTicker(100 * time.Millisecond)
 	defer ticker.Stop()
-	last := elected
+	last, more := elected, false
 	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-ticker.C:
+		// What one Tick left over must not wait for the next.
+		if !more {
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-ticker.C:
+			}
 		}
 		now := time.Now()
 		clocks := l.clock.read(now)
 		expire := now.Sub(elected) > l.Renew
 		due, leases := fsm.Due(l.State, clocks.LeaseMs, clocks.WallMs, expire)
 		if !due && (!leases || now.Sub(last) < time.Second) {
+			more = false
 			continue
 		}
 		last = now
 		cmd := &meshv1.SchedulerCommand{Command: &meshv1.SchedulerCommand_Tick{Tick: &meshv1.Tick{Limit: 512, ExpireLeases: expire}}}
-		if _, err := l.command(ctx, cmd); err != nil && ctx.Err() == nil {
+		res, err := l.command(ctx, cmd)
+		if more = err == nil && res.More; err != nil && ctx.Err() == nil {
 			l.Logger.Warn("tick failed", "error", err)
 		}
 	}

@@ -54,7 +54,7 @@ func (l *leader) commitCell(r ref, p *placed, grant *meshv1.Grant, d *placement.
 	l.mu.Unlock()
 	trace := l.openSpan(r, LeaseInfo{
 		Name: "isobar.lease", Record: res.Task, Attempt: r.attempt, Cell: p.cell, Variant: d.Chosen.Variant, Decision: d,
-	})
+	}, func() bool { return l.placed[r] == p })
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	box := l.outboxTo(p.cell)
@@ -196,9 +196,12 @@ func (b *outbox) send(ctx context.Context, items []*meshv1.OfferItem, refs []ref
 	defer cancel()
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = 100*time.Millisecond, 2*time.Second
-	req := &meshv1.OfferRequest{
-		Home: string(l.Cell.ID), Incarnation: l.incarnation, GuestIncarnation: l.view.incarnation(b.cell), Items: items,
-	}
+	l.mu.Lock()
+	l.mu.Lock()
+	known := l.view.incarnation(b.cell)
+	l.mu.Unlock()
+	req := &meshv1.OfferRequest{Home: string(l.Cell.ID), Incarnation: l.incarnation, GuestIncarnation: known, Items: items}
+	l.mu.Unlock()
 	res, err := backoff.Retry(ctx, func() (*meshv1.OfferResponse, error) {
 		return l.Peers.Offer(ctx, b.cell, req)
 	}, backoff.WithBackOff(pause), backoff.WithMaxElapsedTime(l.CellLease))
@@ -207,12 +210,13 @@ func (b *outbox) send(ctx context.Context, items []*meshv1.OfferItem, refs []ref
 		l.mu.Lock()
 		for _, r := range refs {
 			l.addAvoid(r.task, b.cell)
+			b.forget(r)
 		}
 		l.mu.Unlock()
 		return // the leases run out, and the tasks are placed again
 	}
 	l.mu.Lock()
-	l.view.learn(res.Digest, time.Now())
+	l.view.hear(b.cell, res.Digest)
 	l.mu.Unlock()
 	for i, r := range refs {
 		b.forget(r)
@@ -266,7 +270,7 @@ func (s *Scheduler) GuestExtend(ctx context.Context, from mesh.CellID, r *meshv1
 		}
 	}
 	l.mu.Lock()
-	l.view.learn(r.Digest, time.Now())
+	l.view.hear(from, r.Digest)
 	l.mu.Unlock()
 	return out, nil
 }
@@ -279,7 +283,7 @@ func (s *Scheduler) GuestReport(ctx context.Context, from mesh.CellID, r *meshv1
 		return nil, err
 	}
 	l.mu.Lock()
-	l.view.learn(r.Digest, time.Now())
+	l.view.hear(from, r.Digest)
 	l.mu.Unlock()
 	out := &meshv1.ReportResponse{Verdicts: make([]string, len(r.Items))}
 	var wait sync.WaitGroup

@@ -75,19 +75,21 @@ func (d *dispatchSet) queue(k queueKey) *queue {
 	return q
 }
 
-// next picks the queue to serve, nil when each is empty or stuck. Empty queues
-// are dropped on the way.
+// next picks the queue to serve, nil when each is empty or stuck; the queue
+// moves to the end of its lane's line. Lanes that are not served keep theirs:
+// else a lane served every fifth time would always serve the same of five
+// queues. Empty queues are dropped on the way.
 func (d *dispatchSet) next() *queue {
-	var ready [4]*queue
+	var ready [4]int
 	total := 0
 	for _, lane := range mesh.Lanes() {
-		if ready[lane] = d.turn(lane); ready[lane] != nil {
+		if ready[lane] = d.first(lane); ready[lane] >= 0 {
 			total += lane.Weight()
 		}
 	}
 	best := -1
 	for _, lane := range mesh.Lanes() {
-		if ready[lane] == nil {
+		if ready[lane] < 0 {
 			continue
 		}
 		d.credit[lane] += lane.Weight()
@@ -99,28 +101,29 @@ func (d *dispatchSet) next() *queue {
 		return nil
 	}
 	d.credit[best] -= total
-	return ready[best]
+	list, i := d.lanes[best], ready[best]
+	q := list[i]
+	d.lanes[best] = append(slices.Delete(list, i, i+1), q)
+	return q
 }
 
-// turn is the lane's next queue with work that is not stuck; it moves to the
-// end of the line.
-func (d *dispatchSet) turn(lane mesh.Lane) *queue {
+// first is the place of the lane's first queue with work that is not stuck; -1
+// for none.
+func (d *dispatchSet) first(lane mesh.Lane) int {
 	list := d.lanes[lane]
-	for range len(list) {
-		q := list[0]
-		list = append(list[1:], q)
-		if q.empty() {
-			list = list[:len(list)-1]
-			delete(d.queues, q.key)
-			continue
-		}
-		if !q.stuck {
+	for i := 0; i < len(list); {
+		switch q := list[i]; {
+		case q.empty():
+			list = slices.Delete(list, i, i+1)
 			d.lanes[lane] = list
-			return q
+			delete(d.queues, q.key)
+		case !q.stuck:
+			return i
+		default:
+			i++
 		}
 	}
-	d.lanes[lane] = list
-	return nil
+	return -1
 }
 
 // unstick lets every queue try again.
@@ -132,7 +135,7 @@ func (d *dispatchSet) unstick() {
 	}
 }
 
-// waitingByLane counts what the windows hold; the state knows the rest.
+// guestsByLane counts the guests that wait for a worker; the state counts tasks.
 func (d *dispatchSet) guestsByLane() [4]int64 {
 	var n [4]int64
 	for _, lane := range mesh.Lanes() {

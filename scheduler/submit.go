@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/oklog/ulid/v2"
@@ -131,7 +130,7 @@ func (l *leader) record(sub Submission) (*meshv1.TaskRecord, *isobarv1.Function,
 		rec.DeadlineMs = dl.AsTime().UnixMilli()
 	}
 	if nb := spec.GetNotBefore(); nb != nil {
-		rec.NotBeforeMs = nb.AsTime().UnixMilli()
+		rec.NotBeforeMs = max(nb.AsTime().UnixMilli(), 0)
 		if rec.DeadlineMs != 0 && rec.NotBeforeMs >= rec.DeadlineMs {
 			return nil, nil, &Refusal{Reason: BadRequest, Field: "notBefore", Message: "not-before is not before the deadline", Hint: "start earlier or allow more time"}
 		}
@@ -204,13 +203,14 @@ func sameness(rec *meshv1.TaskRecord, spec *isobarv1.TaskSpec) []byte {
 func (l *leader) accept(ctx context.Context, rec *meshv1.TaskRecord, payload []byte) (*fsm.Result, error) {
 	topic := broker.Topic{Tenant: rec.Tenant, Function: rec.Function, Lane: mesh.Lane(rec.Lane)}
 	msg := broker.Message{Topic: topic, TaskID: mesh.TaskID(rec.Id), SHA256: [32]byte(rec.PayloadSha256), Payload: payload}
-	done := l.inflight.begin(topic.String())
-	defer done()
+	under := l.inflight.begin(topic.String())
+	defer under.end()
 	prepared, err := l.Broker.Prepare(ctx, []broker.Message{msg})
 	if err != nil {
 		return nil, err
 	}
 	rec.PayloadRef = prepared[0].Ref
+	under.prepared(prepared[0].Ref)
 	cmd := &meshv1.SchedulerCommand{
 		Clocks:  l.clock.read(time.Now()),
 		Command: &meshv1.SchedulerCommand_Accept{Accept: &meshv1.Accept{Task: rec, Cap: l.QueueCap}},
@@ -249,6 +249,8 @@ func (l *leader) notAccepted(rec *meshv1.TaskRecord, err error) (*Receipt, error
 		return nil, &Refusal{Reason: DiskFull, Message: "the broker is at its cap", RetryAfter: 5 * time.Second, Hint: "wait until tasks end, or raise the cap"}
 	case errors.Is(err, fsm.ErrDeadlinePast):
 		return nil, &Refusal{Reason: DeadlinePast, Field: "deadline", Message: "the deadline has passed"}
+	case errors.Is(err, fsm.ErrBadCommand), errors.Is(err, consensus.ErrTooLarge), errors.Is(err, broker.ErrTooLarge):
+		return nil, &Refusal{Reason: BadRequest, Message: "the task can't be stored", Hint: "make its fields smaller", Err: err}
 	case errors.Is(err, consensus.ErrNotLeader):
 		return nil, fmt.Errorf("scheduler: accept %s: %w", rec.Id, ErrNotLeader)
 	case errors.Is(err, fsm.ErrTrimmed), errors.Is(err, broker.ErrUnavailable), errors.Is(err, consensus.ErrClosed):
@@ -345,32 +347,4 @@ func timestampMs(ms int64) *timestamppb.Timestamp {
 		return nil
 	}
 	return timestamppb.New(time.UnixMilli(ms))
-}
-
-// inflightRefs counts accepts that have a payload's reference and no record
-// yet; no trim may pass them.
-type inflightRefs struct {
-	mu sync.Mutex
-	n  map[string]int
-}
-
-func newInflightRefs() inflightRefs { return inflightRefs{n: map[string]int{}} }
-
-func (f *inflightRefs) begin(topic string) (done func()) {
-	f.mu.Lock()
-	f.n[topic]++
-	f.mu.Unlock()
-	return func() {
-		f.mu.Lock()
-		if f.n[topic]--; f.n[topic] == 0 {
-			delete(f.n, topic)
-		}
-		f.mu.Unlock()
-	}
-}
-
-func (f *inflightRefs) idle(topic string) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.n[topic] == 0
 }

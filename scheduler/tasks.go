@@ -14,7 +14,9 @@ import (
 	"github.com/isobar-mesh/isobar/scheduler/fsm"
 )
 
-// Get answers from the home, with leadership verified: never stale.
+// Get answers from the home, with leadership verified: never stale. Of a task
+// that has ended nothing needs to be verified: its end was committed and stays
+// true, whoever leads.
 func (s *Scheduler) Get(ctx context.Context, id string) (*meshv1.TaskRecord, error) {
 	l, err := s.leading()
 	if err != nil {
@@ -22,6 +24,9 @@ func (s *Scheduler) Get(ctx context.Context, id string) (*meshv1.TaskRecord, err
 	}
 	if err := l.own(id); err != nil {
 		return nil, err
+	}
+	if rec, ok := fsm.Task(l.State, id); ok && fsm.Ended(fsm.State(rec)) {
+		return rec, nil
 	}
 	if err := l.Log.Verify(ctx); err != nil {
 		return nil, fmt.Errorf("scheduler: read task %s: %w", id, ErrNotLeader)
@@ -64,29 +69,42 @@ func (s *Scheduler) Wait(ctx context.Context, id string) (rec *meshv1.TaskRecord
 	if err != nil {
 		return nil, false, err
 	}
-	ch := make(chan struct{})
-	l.mu.Lock()
-	l.waiters[id] = append(l.waiters[id], ch)
-	l.mu.Unlock()
-	// The channel is in place before the state is read: an end between the two
-	// is not missed.
-	rec, err = s.Get(ctx, id)
-	if err == nil && !fsm.Ended(fsm.State(rec)) {
-		select {
-		case <-ch:
-		case <-ctx.Done():
-		}
-		// Leadership was verified when the wait began; an end seen since was
-		// applied from the log and stays true, whoever leads now.
-		if now, ok := fsm.Task(s.State, id); ok {
-			rec = now
-		}
+	if err := l.own(id); err != nil {
+		return nil, false, err
 	}
-	l.stopWaiting(id, ch)
+	ch, err := l.startWaiting(id)
 	if err != nil {
 		return nil, false, err
 	}
+	defer l.stopWaiting(id, ch)
+	// The channel is in place before the state is read: an end between the two
+	// is not missed. A task that is here needs no verification before the wait,
+	// only before it is said that it still goes on.
+	if rec, here := fsm.Task(l.State, id); here && !fsm.Ended(fsm.State(rec)) {
+		select {
+		case <-ch:
+		case <-ctx.Done():
+		case <-l.ctx.Done():
+		}
+	}
+	read, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	if rec, err = s.Get(read, id); err != nil {
+		return nil, false, err
+	}
 	return rec, fsm.Ended(fsm.State(rec)), nil
+}
+
+// startWaiting returns a channel that is closed when the task ends, or the term.
+func (l *leader) startWaiting(id string) (chan struct{}, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return nil, fmt.Errorf("scheduler: wait for task %s: %w", id, ErrNotLeader)
+	}
+	ch := make(chan struct{})
+	l.waiters[id] = append(l.waiters[id], ch)
+	return ch, nil
 }
 
 func (l *leader) stopWaiting(id string, ch chan struct{}) {

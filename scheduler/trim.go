@@ -37,8 +37,10 @@ func (l *leader) trimLoop(ctx context.Context) error {
 	}
 }
 
-// trimTopic raises the trim position to the lowest payload that is live. With
-// none live it goes past the last one, but only while no accept is under way.
+// trimTopic raises the trim position to the lowest payload that is live, or with
+// none live past the last one; never beyond what an accept under way may hold.
+// The state is older than what is known of accepts here, so one that ended in
+// between is in neither: the machine then refuses the trim, until the next round.
 func (l *leader) trimTopic(ctx context.Context, topic string, t fsm.TopicState) error {
 	q, ok := fsm.ParseTopic(topic)
 	if !ok {
@@ -46,10 +48,10 @@ func (l *leader) trimTopic(ctx context.Context, topic string, t fsm.TopicState) 
 	}
 	to := t.Lowest
 	if to == nil {
-		to = append(bytes.Clone(t.Highest), 0) // the least reference above it
+		to = above(t.Highest)
 	}
-	if !l.inflight.idle(topic) {
-		return nil // an accept under way may hold any reference: next round
+	if low, ok := l.inflight.lowest(topic); ok && bytes.Compare(low, to) < 0 {
+		to = low
 	}
 	if t.Lowest != nil {
 		if err := l.move(ctx, topic, q, t.Lowest); err != nil {

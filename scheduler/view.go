@@ -2,6 +2,8 @@ package scheduler
 
 import (
 	"cmp"
+	"fmt"
+	"hash/fnv"
 	"slices"
 	"time"
 
@@ -24,6 +26,7 @@ type view struct {
 	inflight *gossip.Inflight
 	built    time.Time
 	seq      uint64
+	shape    uint64 // of cells, see shapeOf
 }
 
 func newView(s *Scheduler) *view {
@@ -37,10 +40,11 @@ func (v *view) placement() placement.View { return placement.View{Cells: v.cells
 // maxViewAge is how long a view is used before ages and health are read again.
 const maxViewAge = 200 * time.Millisecond
 
-// refresh brings the view up to date; the caller holds the leader's lock.
-func (v *view) refresh(now time.Time, l *leader) {
+// refresh brings the view up to date; the caller holds the leader's lock. It
+// reports whether what can run at all may have changed.
+func (v *view) refresh(now time.Time, l *leader) (changed bool) {
 	if now.Sub(v.built) < maxViewAge {
-		return
+		return false
 	}
 	v.built = now
 	cells := []placement.Cell{v.ownCell(now)}
@@ -63,6 +67,20 @@ func (v *view) refresh(now time.Time, l *leader) {
 	}
 	v.own(l)
 	v.built = now
+	shape := shapeOf(v.cells)
+	changed, v.shape = shape != v.shape, shape
+	return changed
+}
+
+// shapeOf hashes what decides whether a task can run somewhere: cells, their
+// health, what they have in all. What is free decides only when.
+func shapeOf(cells []placement.Cell) uint64 {
+	h := fnv.New64a()
+	for i := range cells {
+		c := &cells[i]
+		_, _ = fmt.Fprintln(h, c.ID, c.Verified, c.Unhealthy == "", c.Total, c.Runtimes)
+	}
+	return h.Sum64()
 }
 
 // learn takes a digest if it is newer than the one known.
@@ -76,6 +94,14 @@ func (v *view) learn(d *meshv1.Digest, received time.Time) {
 	}
 	v.digests[mesh.CellID(d.Cell)] = gossip.Entry{Digest: d, At: received}
 	v.built = time.Time{}
+}
+
+// hear learns the digest that came with a message of a cell, which speaks for
+// nobody else.
+func (v *view) hear(from mesh.CellID, d *meshv1.Digest) {
+	if mesh.CellID(d.GetCell()) == from {
+		v.learn(d, time.Now())
+	}
 }
 
 // took counts an attempt against a cell until a digest of it does.
@@ -181,7 +207,7 @@ func (v *view) own(l *leader) {
 	c.Total, c.Free, c.Unhealthy = mesh.Capacity{}, mesh.Capacity{}, ""
 	c.Runtimes, c.Warm = c.Runtimes[:0], c.Warm[:0]
 	for _, s := range l.sessions {
-		if s.out == nil && s.poll == nil {
+		if !s.connected() {
 			continue
 		}
 		c.Total, c.Free = widest(c.Total, s.total), widest(c.Free, s.free)
@@ -271,8 +297,8 @@ func (l *leader) digestLocked(now time.Time) *meshv1.Digest {
 	var total, free, wide mesh.Capacity
 	warm := map[string]bool{}
 	for _, s := range l.sessions {
-		if s.out == nil && s.poll == nil {
-			continue
+		if s.out == nil {
+			continue // other cells' work goes to streaming workers only
 		}
 		total, free, wide = total.Plus(s.total), free.Plus(s.free), widest(wide, s.free)
 		d.Runtimes = append(d.Runtimes, s.runtimes...)

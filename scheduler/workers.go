@@ -2,10 +2,6 @@ package scheduler
 
 import (
 	"cmp"
-	"context"
-	"errors"
-
-	"fmt"
 	"slices"
 	"time"
 
@@ -26,10 +22,10 @@ type session struct {
 	runtimes   []string
 	functions  []string // only these, when not empty
 	warm       map[string]bool
-	out        chan *isobarv1.WorkResponse // nil while not connected
-	poll       *poll                       // a Lease call that waits
-	polls      bool                        // it uses the unary calls
-	seen       time.Time                   // last message
+	out        *stream   // nil while not connected
+	poll       *poll     // a Lease call that waits
+	polls      bool      // it uses the unary calls
+	seen       time.Time // last message
 	since      time.Time
 	pid        int64
 }
@@ -37,9 +33,10 @@ type session struct {
 // poll is one Lease call under way.
 type poll struct {
 	request string
-	want    int
+	want    int // more that may be granted
+	pending int // granted and not handed over yet: the answer waits for them
 	got     []*isobarv1.Assignment
-	ready   chan struct{} // closed at the first assignment, or by a failure
+	ready   chan struct{} // closed when there is an answer
 	closed  bool
 }
 
@@ -53,34 +50,10 @@ type running struct {
 	granted  time.Time
 	guest    bool
 	invoke   bool
+	handed   bool                 // its assignment left, or waits in the stream
 	assigned *isobarv1.Assignment // kept until the lease is confirmed by a poller
-	request  string
-}
-
-// send queues a message for a streaming worker; false when it can't take it.
-func (s *session) send(m *isobarv1.WorkResponse) bool {
-	if s.out == nil {
-		return false
-	}
-	select {
-	case s.out <- m:
-		return true
-	default:
-		// A worker that doesn't read loses its stream: it comes back and
-		// announces what it holds.
-		s.close()
-		return false
-	}
-}
-
-func (s *session) close() {
-	if s.out != nil {
-		close(s.out)
-		s.out = nil
-	}
-	if s.poll != nil {
-		s.poll.finish()
-	}
+	poll     *poll                // the Lease call it was granted to, until handed over
+	request  string               // of that call
 }
 
 func (p *poll) finish() {
@@ -92,41 +65,6 @@ func (p *poll) finish() {
 
 func stopMessage(r ref) *isobarv1.WorkResponse {
 	return &isobarv1.WorkResponse{Message: &isobarv1.WorkResponse_Stop{Stop: &isobarv1.LeaseRef{TaskId: r.task, Attempt: r.attempt}}}
-}
-
-// Session is a streaming worker's door.
-type Session struct {
-	l *leader
-	s *session
-	// Out yields what to send; closed when the server lets the session go.
-	Out <-chan *isobarv1.WorkResponse
-}
-
-// Open begins a streaming session. The worker announces what it still holds;
-// what is not its to run any more is in the Welcome.
-func (s *Scheduler) Open(hello *isobarv1.Hello) (*Session, error) {
-	l, err := s.leading()
-	if err != nil {
-		return nil, err
-	}
-	if hello.GetWorker() == "" || hello.GetSession() == "" || hello.GetOffer() == nil {
-		return nil, &Refusal{Reason: BadRequest, Message: "a hello needs worker, session and offer", Hint: "send Hello first, with all three"}
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	ses := l.session(hello.Session, hello.Worker, hello.Offer)
-	ses.polls, ses.pid = false, hello.Pid
-	if ses.out != nil {
-		close(ses.out) // an older stream of the same session
-	}
-	ses.out = make(chan *isobarv1.WorkResponse, 1024)
-	stop := l.adopt(ses, hello.Held)
-	ses.send(&isobarv1.WorkResponse{Message: &isobarv1.WorkResponse_Welcome{Welcome: &isobarv1.Welcome{
-		Cell: string(l.Cell.ID), Region: l.Cell.Region, ExtendEvery: durationpb.New(l.Renew), Lease: durationpb.New(l.WorkerLease), Stop: stop,
-	}}})
-	l.unparkAll()
-	l.kick()
-	return &Session{l: l, s: ses, Out: ses.out}, nil
 }
 
 // session finds or makes the session and brings its offer up to date.
@@ -172,7 +110,7 @@ func (l *leader) adoptOne(ses *session, r ref) bool {
 		if rec.Lease == nil || rec.Attempt != r.attempt || rec.Lease.Holder.Session != ses.id {
 			return false
 		}
-		l.occupyDemand(ses, r, rec.Function, rec.Lease.Variant, l.demandOf(rec.Version, rec.Lease.Variant))
+		l.occupyDemand(ses, r, rec.Function, rec.Lease.Variant, l.demandOf(rec.Version, rec.Lease.Variant)).handed = true
 		return true
 	}
 	g, ok := fsm.Guest(l.State, r.task, r.attempt)
@@ -180,17 +118,18 @@ func (l *leader) adoptOne(ses *session, r ref) bool {
 		return false
 	}
 	run := l.occupyDemand(ses, r, g.Function, g.Variant, l.demandOf(g.Version, g.Variant))
-	run.guest = true
+	run.guest, run.handed = true, true
 	return true
 }
 
 // pickSession chooses a worker for the variant: warm ones first, then the one
-// with most room, then by name. nil when none has room.
-func (l *leader) pickSession(function string, v *isobarv1.Variant) *session {
+// with most room, then by name. nil when none has room. Guests and invokes go
+// to streaming workers only: a poller may not come back in time.
+func (l *leader) pickSession(function string, v *isobarv1.Variant, streaming bool) *session {
 	d := demand(v)
 	var best *session
 	for _, s := range l.sessions {
-		if !s.can(function, v, d) {
+		if (streaming && s.out == nil) || !s.can(function, v, d) {
 			continue
 		}
 		if best == nil || s.before(best, function+"/"+v.Name) {
@@ -201,11 +140,20 @@ func (l *leader) pickSession(function string, v *isobarv1.Variant) *session {
 }
 
 func (s *session) can(function string, v *isobarv1.Variant, d mesh.Demand) bool {
-	if s.out == nil && (s.poll == nil || s.poll.closed || len(s.poll.got) >= s.poll.want) {
+	switch {
+	case s.out != nil:
+		if s.out.bytes > fullStream {
+			return false
+		}
+	case s.poll == nil || s.poll.closed || s.poll.want <= 0:
 		return false
 	}
-	return slices.Contains(s.runtimes, v.Runtime) && s.free.Fits(d) &&
-		(len(s.functions) == 0 || slices.Contains(s.functions, function))
+	return s.free.Fits(d) && s.offers(function, v)
+}
+
+// offers reports whether the worker runs that function's variant at all.
+func (s *session) offers(function string, v *isobarv1.Variant) bool {
+	return slices.Contains(s.runtimes, v.Runtime) && (len(s.functions) == 0 || slices.Contains(s.functions, function))
 }
 
 func (s *session) before(o *session, variant string) bool {
@@ -217,9 +165,10 @@ func (s *session) before(o *session, variant string) bool {
 
 func (l *leader) occupy(s *session, r ref, function string, v *isobarv1.Variant) *running {
 	run := l.occupyDemand(s, r, function, v.Name, demand(v))
-	if s.poll != nil && s.out == nil {
-		run.request = s.poll.request
-		s.poll.want-- // until delivered or released, it counts against this call
+	if s.out == nil {
+		run.poll, run.request = s.poll, s.poll.request
+		s.poll.want--
+		s.poll.pending++
 	}
 	return run
 }
@@ -238,53 +187,83 @@ func (l *leader) release(run *running) {
 	}
 	delete(l.running, run.ref)
 	run.session.free = run.session.free.Give(run.demand)
+	if p := run.poll; p != nil {
+		// Not handed over: the call may have another one instead.
+		run.poll = nil
+		p.want++
+		p.settle()
+	}
 	l.kick()
 }
 
+// settle answers the call once nothing more is on its way to it.
+func (p *poll) settle() {
+	p.pending--
+	if p.pending == 0 && len(p.got) > 0 {
+		p.finish()
+	}
+}
+
 // deliver hands a committed attempt to its worker, unless it was stopped since.
-func (l *leader) deliver(run *running, a *isobarv1.Assignment) {
-	a.Lease = durationpb.New(l.WorkerLease)
+// It reports whether it did.
+func (l *leader) deliver(run *running, a *isobarv1.Assignment) bool {
+	if a.Lease == nil {
+		a.Lease = durationpb.New(l.WorkerLease)
+	}
 	l.mu.Lock()
-	ok := l.running[run.ref] == run
-	if ok {
-		ok = l.hand(run, a)
+	defer l.mu.Unlock()
+	if l.running[run.ref] == run && l.hand(run, a) {
+		run.handed = true
+		return true
 	}
-	if !ok {
-		l.release(run)
-	}
-	l.mu.Unlock()
-	if ok {
-		return
-	}
-	ended := &meshv1.Ended{Status: "undelivered", Message: "the worker went away before it was told", Worker: run.session.worker}
-	if run.guest {
-		l.endGuest(run.ref, ended)
-	} else if !run.invoke {
-		l.endAttempt(run.ref, ended)
+	l.undelivered(run)
+	return false
+}
+
+// undelivered takes back an attempt that never reached its worker: it is not
+// counted, and what it was of is tried again. Of one that had ended for another
+// reason this changes nothing. The caller holds the lock.
+func (l *leader) undelivered(run *running) {
+	l.release(run)
+	const why = "the worker went away before it was told"
+	switch {
+	case run.invoke:
+		l.endInvoke(run.task, &isobarv1.Outcome{Status: "undelivered", Message: why})
+	case run.guest:
+		go l.endGuest(run.ref, &meshv1.Ended{Status: "undelivered", Message: why, Worker: run.session.worker})
+	default:
+		go l.endAttempt(run.ref, &meshv1.Ended{Status: "undelivered", Message: why, Worker: run.session.worker})
 	}
 }
 
 func (l *leader) hand(run *running, a *isobarv1.Assignment) bool {
-	s := run.session
+	s, p := run.session, run.poll
 	if run.request == "" {
 		return s.send(&isobarv1.WorkResponse{Message: &isobarv1.WorkResponse_Assign{Assign: a}})
 	}
-	if s.poll == nil || s.poll.closed || s.poll.request != run.request {
+	if p == nil || p.closed || s.poll != p {
 		return false
 	}
-	run.assigned = a
-	s.poll.got = append(s.poll.got, a)
-	s.poll.finish()
+	run.poll, run.assigned = nil, a
+	p.got = append(p.got, a)
+	p.settle()
 	return true
 }
 
-// loseSessions gives up workers that have not been heard of for a lease.
+// loseSessions gives up workers that have not been heard of for a lease, and
+// streams nobody reads: their worker comes back and announces what it holds.
 func (l *leader) loseSessions(now time.Time) {
 	for id, s := range l.sessions {
+		if s.poll != nil && !s.poll.closed {
+			s.seen = now // its call waits for us
+		}
+		if s.out != nil && s.out.stalled(now, l.WorkerLease) {
+			l.letGo(s)
+		}
 		if now.Sub(s.seen) <= l.WorkerLease {
 			continue
 		}
-		s.close()
+		l.letGo(s)
 		delete(l.sessions, id)
 		for r, run := range l.running {
 			if run.session != s {
@@ -299,85 +278,6 @@ func (l *leader) loseSessions(now time.Time) {
 			}
 			// A task of this cell: its lease runs out by lease time.
 		}
-	}
-}
-
-// Close ends the stream; what runs stays leased until it runs out or the
-// worker comes back and announces it.
-func (s *Session) Close() {
-	s.l.mu.Lock()
-	defer s.l.mu.Unlock()
-	if s.s.out != nil && s.Out == (<-chan *isobarv1.WorkResponse)(s.s.out) {
-		close(s.s.out)
-		s.s.out = nil
-	}
-}
-
-// Receive takes one message of the worker and answers over Out.
-func (s *Session) Receive(ctx context.Context, m *isobarv1.WorkRequest) error {
-	l := s.l
-	switch m := m.Message.(type) {
-	case *isobarv1.WorkRequest_Extend:
-		m.Extend.Session, m.Extend.Worker = s.s.id, s.s.worker
-		res, err := l.Extend(ctx, m.Extend)
-		if err != nil {
-			return err
-		}
-		s.answer(&isobarv1.WorkResponse{Message: &isobarv1.WorkResponse_Extended{Extended: res}})
-	case *isobarv1.WorkRequest_Complete:
-		m.Complete.Session, m.Complete.Worker = s.s.id, s.s.worker
-		// Commits of one stream go on side by side.
-		go func() {
-			res, err := l.Complete(ctx, m.Complete)
-			if definite(err) {
-				res, err = &isobarv1.CompleteResponse{Lease: m.Complete.Lease, Verdict: verdictWord(fsm.Fenced)}, nil
-			}
-			if err == nil {
-				s.answer(&isobarv1.WorkResponse{Message: &isobarv1.WorkResponse_Completed{Completed: res}})
-			}
-		}()
-	case *isobarv1.WorkRequest_Fail:
-		m.Fail.Session, m.Fail.Worker = s.s.id, s.s.worker
-		go func() {
-			res, err := l.Fail(ctx, m.Fail)
-			if definite(err) {
-				res, err = &isobarv1.FailResponse{Lease: m.Fail.Lease, Verdict: verdictWord(fsm.Fenced)}, nil
-			}
-			if err == nil {
-				s.answer(&isobarv1.WorkResponse{Message: &isobarv1.WorkResponse_Failed{Failed: res}})
-			}
-		}()
-	case *isobarv1.WorkRequest_Invoked:
-		l.mu.Lock()
-		l.endInvoke(m.Invoked.GetTaskId(), m.Invoked.GetOutcome())
-		l.mu.Unlock()
-	case *isobarv1.WorkRequest_Warm:
-		l.mu.Lock()
-		s.s.warm = map[string]bool{}
-		for _, v := range m.Warm.GetVariants() {
-			s.s.warm[v] = true
-		}
-		l.mu.Unlock()
-	default:
-		return &Refusal{Reason: BadRequest, Message: fmt.Sprintf("unexpected message %T", m), Hint: "after Hello send extend, complete, fail, invoked or warm"}
-	}
-	return nil
-}
-
-// definite reports whether a repeat of the message would fail the same way; the
-// worker then must stop repeating it. Otherwise it is left to repeat, here or
-// at the next leader.
-func definite(err error) bool {
-	var refused *Refusal
-	return errors.Is(err, fsm.ErrBadCommand) || errors.As(err, &refused)
-}
-
-func (s *Session) answer(m *isobarv1.WorkResponse) {
-	s.l.mu.Lock()
-	defer s.l.mu.Unlock()
-	s.s.seen = time.Now()
-	if s.s.out != nil && s.Out == (<-chan *isobarv1.WorkResponse)(s.s.out) {
-		s.s.send(m)
 	}
 }
 

@@ -19,9 +19,9 @@ type curve struct {
 	// divide the hour. Nothing is asked of the time before it.
 	origin time.Duration
 	step   time.Duration
-	rows []float64
-	sums []float64 // sums[i] is the sum of the rows before i
-	low  float64   // the lowest row
+	rows   []float64
+	sums   []float64 // sums[i] is the sum of the rows before i
+	low    float64   // the lowest row
 }
 
 func newCurve(step time.Duration, rows []float64) *curve {

@@ -17,9 +17,11 @@ import (
 
 const (
 	firstPause = 100 * time.Millisecond
-	maxPause   = 3 * time.Second
-	// maxHops is how many pointers to a leader are followed in a row; two
-	// servers in disagreement would point at each other for ever.
+	// maxPause is short against a lease: a worker that finds its cell's new
+	// leader late has lost what it runs.
+	maxPause = time.Second
+	// maxHops is how many addresses a round asks that are not configured, but
+	// were named as the leader's.
 	maxHops = 3
 )
 
@@ -127,8 +129,8 @@ func (w *Worker) post(e event) bool {
 }
 
 // connect keeps one stream open until the context ends: at the leader when one
-// is named, else at the configured addresses in turn, with a growing, jittered
-// pause.
+// is named, else at the configured addresses in turn. A round asks each address
+// once; between rounds is a growing, jittered pause.
 func (w *Worker) connect(ctx context.Context) {
 	pause := &backoff.ExponentialBackOff{
 		InitialInterval:     firstPause,
@@ -137,14 +139,20 @@ func (w *Worker) connect(ctx context.Context) {
 		MaxInterval:         maxPause,
 	}
 	pause.Reset()
-	leader, hops := "", 0
-	for turn := 0; ctx.Err() == nil; {
+	round := map[string]bool{}
+	for leader := ""; ctx.Err() == nil; {
 		address := leader
 		if leader == "" {
-			// Checked by New.
-			address, _ = baseURL(w.opts.Addresses[turn%len(w.opts.Addresses)])
-			turn++
+			if address = w.untried(round); address == "" {
+				clear(round)
+				select {
+				case <-ctx.Done():
+				case <-time.After(pause.NextBackOff()):
+				}
+				continue
+			}
 		}
+		round[address] = true
 		start := time.Now()
 		welcomed, err := w.stream(ctx, address)
 		if ctx.Err() != nil {
@@ -154,28 +162,34 @@ func (w *Worker) connect(ctx context.Context) {
 			leader = address
 			continue
 		}
-		if welcomed {
-			hops = 0
-			w.log.Warn("stream ended", "address", address, "error", err)
-		}
-		if leader = leaderOf(err); leader != "" && leader != address && hops < maxHops {
-			hops++
-			w.log.Debug("follow to the leader", "address", address, "leader", leader)
-			continue
-		}
-		leader, hops = "", 0
 		if welcomed && time.Since(start) > maxPause {
 			pause.Reset()
+			clear(round)
 		}
-		wait := pause.NextBackOff()
-		if !welcomed {
-			w.log.Warn("no stream", "address", address, "error", err, "retry_in", wait)
+		// Two servers in disagreement would point at each other for ever.
+		if leader = leaderOf(err); round[leader] || len(round) >= len(w.opts.Addresses)+maxHops {
+			leader = ""
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(wait):
+		switch {
+		case welcomed:
+			w.log.Warn("stream ended", "address", address, "error", err)
+		case leader != "":
+			w.log.Debug("follow to the leader", "address", address, "leader", leader)
+		default:
+			w.log.Warn("no stream", "address", address, "error", err)
 		}
 	}
+}
+
+// untried is the next configured address of the round; "" when it is over.
+func (w *Worker) untried(round map[string]bool) string {
+	for _, a := range w.opts.Addresses {
+		// Checked by New.
+		if address, _ := baseURL(a); !round[address] {
+			return address
+		}
+	}
+	return ""
 }
 
 // stream opens one Work stream and passes on what it brings until it ends. It

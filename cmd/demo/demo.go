@@ -23,7 +23,7 @@ const (
 	// accuracySlack is how far the accuracy seen may be from the quality that
 	// the manifest says, once enough answers were counted.
 	accuracySlack   = 0.05
-	accuracyAnswers = 500
+	accuracyAnswers = 1000
 )
 
 // errBad ends a run whose table shows something that must not be.
@@ -42,7 +42,7 @@ func (d *demo) run(ctx context.Context) error {
 		return err
 	}
 	d.header(p)
-	d.say("starting the mesh: three regions, each a server and a worker of its own")
+	d.sayf("starting the mesh: three regions, each a server and a worker of its own")
 	m, err := startMesh(ctx, d.options, p, d.out, d.err)
 	if err != nil {
 		return err
@@ -52,7 +52,7 @@ func (d *demo) run(ctx context.Context) error {
 		defer pl.close()
 	}
 	if err == nil && !d.once {
-		d.next(pl, m, outcomes)
+		d.next(m, outcomes)
 		err = stay(ctx, m)
 	}
 	return errors.Join(err, m.stop())
@@ -70,7 +70,7 @@ func (d *demo) work(ctx context.Context, p *plan, m *mesh) (*player, []loadtest.
 		if err != nil {
 			return pl, nil, err
 		}
-		d.say("deployed %s: %s; runnable in every region after %s", name, variants(spec), took.Round(10*time.Millisecond))
+		d.sayf("deployed %s: %s; runnable in every region after %s", name, variants(spec), took.Round(10*time.Millisecond))
 		for _, v := range spec.GetVariants() {
 			qualities[name+"/"+v.GetName()] = v.GetQuality()
 		}
@@ -79,8 +79,8 @@ func (d *demo) work(ctx context.Context, p *plan, m *mesh) (*player, []loadtest.
 	if err != nil {
 		return pl, nil, err
 	}
-	d.say("warmed up: %d tasks, each variant once in every region; they are not counted", n)
-	d.say("sending %d requests in %s", len(p.jobs), d.play)
+	d.sayf("warmed up: %d tasks, each variant once in every region; they are not counted", n)
+	d.sayf("sending %d requests in %s", len(p.jobs), d.play)
 	stop := d.progress(pl)
 	begin := time.Now()
 	outcomes := pl.play(ctx)
@@ -88,7 +88,7 @@ func (d *demo) work(ctx context.Context, p *plan, m *mesh) (*player, []loadtest.
 	if ctx.Err() != nil {
 		return pl, nil, context.Cause(ctx)
 	}
-	d.say("all ended after %s; reading the decisions", time.Since(begin).Round(time.Second))
+	d.sayf("all ended after %s; reading the decisions", time.Since(begin).Round(time.Second))
 	if err := pl.explain(ctx, outcomes); err != nil {
 		return pl, nil, err
 	}
@@ -97,7 +97,7 @@ func (d *demo) work(ctx context.Context, p *plan, m *mesh) (*player, []loadtest.
 
 // report prints the table and says whether all is well.
 func (d *demo) report(r loadtest.Report, qualities map[string]float64) error {
-	fmt.Fprintln(d.out)
+	_, _ = fmt.Fprintln(d.out)
 	if err := r.Text(d.out); err != nil {
 		return err
 	}
@@ -110,12 +110,12 @@ func (d *demo) report(r loadtest.Report, qualities map[string]float64) error {
 	for _, a := range r.Answers {
 		want, known := qualities[a.Function+"/"+a.Variant]
 		if known && a.Answers >= accuracyAnswers && math.Abs(a.Share()-want) > accuracySlack {
-			fmt.Fprintf(d.out, "%s/%s was right in %.1f %%, its manifest says %.1f %%\n", a.Function, a.Variant, 100*a.Share(), 100*want)
+			_, _ = fmt.Fprintf(d.out, "%s/%s was right in %.1f %%, its manifest says %.1f %%\n", a.Function, a.Variant, 100*a.Share(), 100*want)
 			bad = true
 		}
 	}
 	if missing := r.All.Tasks - r.All.Decided; missing > 0 {
-		fmt.Fprintf(d.out, "%d tasks have no stored decision\n", missing)
+		_, _ = fmt.Fprintf(d.out, "%d tasks have no stored decision\n", missing)
 		bad = true
 	}
 	if bad {
@@ -125,7 +125,7 @@ func (d *demo) report(r loadtest.Report, qualities map[string]float64) error {
 }
 
 func writeJSON(path string, r loadtest.Report) error {
-	f, err := os.Create(path)
+	f, err := os.Create(path) //nolint:gosec // the file the user named
 	if err != nil {
 		return fmt.Errorf("write report: %w", err)
 	}
@@ -140,22 +140,24 @@ func variants(spec *isobarv1.FunctionSpec) string {
 	return strings.Join(parts, ", ")
 }
 
-func (d *demo) say(format string, args ...any) { fmt.Fprintf(d.out, "==> "+format+"\n", args...) }
+func (d *demo) sayf(format string, args ...any) {
+	_, _ = fmt.Fprintf(d.out, "==> "+format+"\n", args...)
+}
 
 // header says what will be played, and how it stands for what.
 func (d *demo) header(p *plan) {
-	d.say("workload: %s", p.source)
+	d.sayf("workload: %s", p.source)
 	services := p.trace.Services()
 	span := p.trace.Span().Round(time.Second)
-	fmt.Fprintf(d.out, "    sizes and arrivals: %d requests (%d conversations, %d code completions), %d of %d, evenly picked\n",
+	_, _ = fmt.Fprintf(d.out, "    sizes and arrivals: %d requests (%d conversations, %d code completions), %d of %d, evenly picked\n",
 		len(p.jobs), services["conv"], services["code"], len(p.jobs), p.of)
-	fmt.Fprintf(d.out, "    time is compressed: %s of the workload are played in %s, %.1f times as fast; carbon's clock too\n", span, d.play, p.speed)
+	_, _ = fmt.Fprintf(d.out, "    time is compressed: %s of the workload are played in %s, %.1f times as fast; carbon's clock too\n", span, d.play, p.speed)
 	for _, rule := range rules() {
-		fmt.Fprintln(d.out, "    "+rule)
+		_, _ = fmt.Fprintln(d.out, "    "+rule)
 	}
-	fmt.Fprintf(d.out, "    requests come in at %s, drawn by local time: %s\n", p.shares(), loadtest.SpreadRule)
-	fmt.Fprintf(d.out, "    each region offers %g core(s); carbon: %s, from %s\n", d.cpu, p.carbonSource, p.carbonClock.UTC().Format("2006-01-02 15:04"))
-	fmt.Fprintf(d.out, "    a task's quality is priced at USD %s, low, so that the small variant does where no minimum is asked for\n",
+	_, _ = fmt.Fprintf(d.out, "    requests come in at %s, drawn by local time: %s\n", p.shares(), loadtest.SpreadRule)
+	_, _ = fmt.Fprintf(d.out, "    each region offers %g core(s); carbon: %s, from %s\n", d.cpu, p.carbonSource, p.carbonClock.UTC().Format("2006-01-02 15:04"))
+	_, _ = fmt.Fprintf(d.out, "    a task's quality is priced at USD %s, low, so that the small variant does where no minimum is asked for\n",
 		strconv.FormatFloat(d.quality, 'f', -1, 64))
 }
 
@@ -171,9 +173,9 @@ func (d *demo) progress(pl *player) (stop func()) {
 		line := fmt.Sprintf("%3.0f s: %d of %d sent, %d completed, %d bad, %d under way", time.Since(begin).Seconds(), pl.sent.Load(),
 			len(pl.plan.jobs), pl.ended.Load()-pl.bad.Load(), pl.bad.Load(), pl.sent.Load()-pl.ended.Load())
 		if d.terminal {
-			fmt.Fprintf(d.out, "\r    %-70s", line)
+			_, _ = fmt.Fprintf(d.out, "\r    %-70s", line)
 		} else {
-			fmt.Fprintln(d.out, "    "+line)
+			_, _ = fmt.Fprintln(d.out, "    "+line)
 		}
 	}
 	quit, done := make(chan struct{}), make(chan struct{})
@@ -188,7 +190,7 @@ func (d *demo) progress(pl *player) (stop func()) {
 			case <-quit:
 				show()
 				if d.terminal {
-					fmt.Fprintln(d.out)
+					_, _ = fmt.Fprintln(d.out)
 				}
 				return
 			}
@@ -198,7 +200,7 @@ func (d *demo) progress(pl *player) (stop func()) {
 }
 
 // next prints three commands to try on the mesh that stays up.
-func (d *demo) next(pl *player, m *mesh, outcomes []loadtest.Outcome) {
+func (d *demo) next(m *mesh, outcomes []loadtest.Outcome) {
 	task := outcomes[0].Task
 	for _, o := range outcomes {
 		if o.Moved {
@@ -206,14 +208,14 @@ func (d *demo) next(pl *player, m *mesh, outcomes []loadtest.Outcome) {
 			break
 		}
 	}
-	fmt.Fprintf(d.out, "\nthe mesh stays up; interrupt to end it. Three things to try in another terminal:\n\n")
+	_, _ = fmt.Fprintf(d.out, "\nthe mesh stays up; interrupt to end it. Three things to try in another terminal:\n\n")
 	at := ""
 	if d.ports != "fixed" {
 		at = " --server " + m.address
 	}
-	fmt.Fprintf(d.out, "  %s explain%s %s\n", d.binary, at, task)
-	fmt.Fprintf(d.out, "  %s submit%s --wait %s 'The soup was cold and the waiter was rude.'\n", d.binary, at, sentimentName)
-	fmt.Fprintf(d.out, "  %s mesh%s\n", d.binary, at)
+	_, _ = fmt.Fprintf(d.out, "  %s explain%s %s\n", d.binary, at, task)
+	_, _ = fmt.Fprintf(d.out, "  %s submit%s --wait %s 'The soup was cold and the waiter was rude.'\n", d.binary, at, sentimentName)
+	_, _ = fmt.Fprintf(d.out, "  %s mesh%s\n", d.binary, at)
 }
 
 // stay waits until it is interrupted, which is a good end, or the mesh ends.

@@ -36,7 +36,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	case errors.Is(err, flag.ErrHelp):
 		return 0
 	case err != nil:
-		fmt.Fprintln(stderr, "demo:", err)
+		_, _ = fmt.Fprintln(stderr, "demo:", err)
 		return exitUsage
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -44,13 +44,13 @@ func run(args []string, stdout, stderr io.Writer) int {
 	d := &demo{options: o, out: stdout, err: stderr, terminal: isTerminal(stdout)}
 	switch err := d.run(ctx); {
 	case errors.As(err, new(*usageError)):
-		fmt.Fprintln(stderr, "demo:", err)
+		_, _ = fmt.Fprintln(stderr, "demo:", err)
 		return exitUsage
 	case err != nil && ctx.Err() != nil:
-		fmt.Fprintln(stderr, "demo: interrupted")
+		_, _ = fmt.Fprintln(stderr, "demo: interrupted")
 		return exitFailed
 	case err != nil:
-		fmt.Fprintln(stderr, "demo:", err)
+		_, _ = fmt.Fprintln(stderr, "demo:", err)
 		return exitFailed
 	}
 	return 0

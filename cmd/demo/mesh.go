@@ -162,7 +162,7 @@ func (m *mesh) follow(stdout io.Reader, out io.Writer, ready chan<- struct{}) {
 			continue
 		}
 		if ready != nil {
-			fmt.Fprintln(out, "  "+line)
+			_, _ = fmt.Fprintln(out, "  "+line)
 		}
 	}
 	_, _ = io.Copy(io.Discard, stdout) // after a line too long to scan

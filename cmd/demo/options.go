@@ -52,7 +52,7 @@ func parseOptions(args []string, stderr io.Writer) (options, error) {
 	flags.StringVar(&traces, "trace", "", "files of the Azure LLM inference trace, comma-separated, .csv or .csv.gz (default: generated in its shape)")
 	flags.StringVar(&o.carbon, "carbon", "", "CSV of carbon intensity, gzipped or not: datetime_utc and a column a zone (default: generated)")
 	flags.IntVar(&o.requests, "requests", 500, "requests to send, evenly picked from the workload; 0 sends all")
-	flags.DurationVar(&o.play, "play", time.Minute, "time to play the workload in")
+	flags.DurationVar(&o.play, "play", 50*time.Second, "time to play the workload in")
 	flags.DurationVar(&o.span, "span", 57*time.Minute, "how much of the workload to play, from its begin")
 	flags.Uint64Var(&o.seed, "seed", 1, "seed of all that is drawn")
 	flags.Float64Var(&o.cpu, "cpu", 1, "cores that each region offers")

@@ -22,10 +22,10 @@ const (
 	colourSlack = 24
 )
 
-// pictureWidth is the width of the picture that stands for a request: three quarters as
+// pictureWidth is the width of the picture that stands for a request: half as
 // many pixels as the input has tokens.
 func pictureWidth(tokens int) int {
-	steps := (tokens*3/4 + widthStep - 1) / widthStep
+	steps := (tokens/2 + widthStep - 1) / widthStep
 	return min(max(steps*widthStep, minWidth), maxWidth)
 }
 
@@ -41,8 +41,8 @@ type picture struct {
 func newPicture(width int) (*picture, error) {
 	p := &picture{width: width, height: width * 3 / 4}
 	for i := range p.quadrants {
-		h := uint32(width*4+i) * 2654435761 // a spread of colours
-		p.quadrants[i] = color.YCbCr{Y: 64 + uint8(h>>24)/2, Cb: 64 + uint8(h>>16)/2, Cr: 64 + uint8(h>>8)/2}
+		h := int64(width*4+i) * 2654435761 // a spread of colours
+		p.quadrants[i] = color.YCbCr{Y: level(h >> 24), Cb: level(h >> 16), Cr: level(h >> 8)}
 	}
 	im := image.NewYCbCr(image.Rect(0, 0, p.width, p.height), image.YCbCrSubsampleRatio420)
 	for y := range p.height {
@@ -60,6 +60,10 @@ func newPicture(width int) (*picture, error) {
 	p.jpeg = out.Bytes()
 	return p, nil
 }
+
+// level is one of the middle half of the values a channel can have, so that
+// JPEG does not clip it.
+func level(h int64) uint8 { return uint8(64 + h&0x7f) }
 
 func (p *picture) at(x, y int) color.YCbCr {
 	i := 0
@@ -100,14 +104,14 @@ func (p *picture) check(result []byte) error {
 // mean is the mean colour of the pixels around a place.
 func mean(im image.Image, x, y int) color.Color {
 	const reach = 4
-	var r, g, b, n uint32
+	var r, g, b, n uint32 // n is 81: no sum overflows
 	for dy := -reach; dy <= reach; dy++ {
 		for dx := -reach; dx <= reach; dx++ {
 			pr, pg, pb, _ := im.At(im.Bounds().Min.X+x+dx, im.Bounds().Min.Y+y+dy).RGBA()
 			r, g, b, n = r+pr>>8, g+pg>>8, b+pb>>8, n+1
 		}
 	}
-	return color.RGBA{R: uint8(r / n), G: uint8(g / n), B: uint8(b / n), A: math.MaxUint8}
+	return color.RGBA{R: uint8(r / n), G: uint8(g / n), B: uint8(b / n), A: math.MaxUint8} //nolint:gosec // means of bytes
 }
 
 func off(a, b uint8) bool { return math.Abs(float64(a)-float64(b)) > colourSlack }

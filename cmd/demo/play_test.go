@@ -39,6 +39,7 @@ type fakeMesh struct {
 }
 
 func newFakeMesh(t *testing.T) *fakeMesh {
+	t.Helper()
 	return &fakeMesh{
 		t: t, tasks: map[string]*isobarv1.TaskSpec{}, order: map[string]int{}, spoil: map[int]func(*isobarv1.Task){}, never: -1, refuse: -1,
 	}
@@ -138,14 +139,14 @@ func (c cell) Wait(ctx context.Context, r *isobarv1.WaitRequest) (*isobarv1.Wait
 
 func (c cell) Explain(_ context.Context, r *isobarv1.ExplainRequest) (*isobarv1.ExplainResponse, error) {
 	if home, _, err := imesh.TaskID(r.GetTaskId()).Home(); err != nil || string(home) != c.id {
-		return nil, fmt.Errorf("%s was asked of %s: %v", c.id, r.GetTaskId(), err)
+		return nil, fmt.Errorf("%s was asked of %s: %w", c.id, r.GetTaskId(), err)
 	}
 	return &isobarv1.ExplainResponse{Decisions: []*isobarv1.Decision{{
 		Home: c.id, Candidates: []*isobarv1.Candidate{{Cell: c.id, Usd: 1e-6, Gco2Eq: 1e-5}},
 	}}}, nil
 }
 
-func (f functions) Deploy(_ context.Context, r *isobarv1.DeployRequest) (*isobarv1.DeployResponse, error) {
+func (f functions) Deploy(_ context.Context, _ *isobarv1.DeployRequest) (*isobarv1.DeployResponse, error) {
 	return &isobarv1.DeployResponse{Cells: f.readiness()}, nil
 }
 

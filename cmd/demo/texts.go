@@ -17,13 +17,16 @@ const (
 	bytesPerToken = 4
 	// maxTextTokens keeps the answers below what a result may hold.
 	maxTextTokens = 60_000
+	// stride spreads a text over the set, whose parts are not equally hard. It
+	// shares no factor with the set's 200, so every sentence has its turn.
+	stride = 73
 )
 
 // sentences are labelled, and were seen by no variant when it learned.
 type sentences []sentiment.Example
 
 func readSentences(path string) (sentences, error) {
-	text, err := os.ReadFile(path)
+	text, err := os.ReadFile(path) //nolint:gosec // below the folder the user named
 	if err != nil {
 		return nil, fmt.Errorf("read labelled sentences: %w", err)
 	}
@@ -43,14 +46,14 @@ type text struct {
 	labels []bool // positive, of each line
 }
 
-// compose puts together a text of about so many tokens, from the sentences in
-// their order, round and round, from a place on.
+// compose puts together a text of about so many tokens. Sentences are taken by
+// turns, round and round; from is how many turns were taken before.
 func (s sentences) compose(tokens, from int) text {
 	var b strings.Builder
 	var t text
 	want := min(tokens, maxTextTokens) * bytesPerToken
 	for i := from; b.Len() < want; i++ {
-		e := s[i%len(s)]
+		e := s[i*stride%len(s)]
 		b.WriteString(e.Text)
 		b.WriteByte('\n')
 		t.labels = append(t.labels, e.Positive)

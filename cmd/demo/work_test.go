@@ -133,7 +133,7 @@ func TestTexts(t *testing.T) {
 	if share := float64(right) / float64(answers); answers < 390 || share < 0.6 || share > 0.67 {
 		t.Errorf("%d of %d right, want about 400 answers and 0.635 of them right", right, answers)
 	}
-	if short := s.compose(1, 7); len(short.labels) != 1 || short.body != s[7].Text+"\n" {
+	if short := s.compose(1, 7); len(short.labels) != 1 || short.body != s[7*stride%len(s)].Text+"\n" {
 		t.Errorf("one token makes %q", short.body)
 	}
 	if long := s.compose(1<<40, 0); len(long.body) > 1<<20 || len(long.labels)*43 > 256<<10 {
@@ -354,5 +354,18 @@ func TestRunUsage(t *testing.T) {
 		if all := strings.ReplaceAll(stderr.String(), "  -", "  --"); !strings.Contains(all, tt.want) {
 			t.Errorf("%q: no %q in %s", tt.args, tt.want, &stderr)
 		}
+	}
+}
+
+// TestStride: every sentence has its turn before one comes again.
+func TestStride(t *testing.T) {
+	t.Parallel()
+	s := labelled(t)
+	seen := map[string]bool{}
+	for i := range s {
+		seen[s.compose(1, i).body] = true
+	}
+	if len(seen) != len(s) {
+		t.Errorf("%d of %d sentences have a turn", len(seen), len(s))
 	}
 }

@@ -23,17 +23,17 @@ const modulePath = "github.com/isobar-mesh/isobar"
 // listed is a package as `go list` tells it. Paths of this module are without
 // the module's own: "scheduler/fsm".
 type listed struct {
-	ImportPath  string
-	Name        string
-	Dir         string
-	Export      string
-	GoFiles     []string
-	TestGoFiles []string
+	ImportPath   string
+	Name         string
+	Dir          string
+	Export       string
+	GoFiles      []string
+	TestGoFiles  []string
 	XTestGoFiles []string
-	Imports     []string
-	TestImports []string
+	Imports      []string
+	TestImports  []string
 	XTestImports []string
-	Standard    bool
+	Standard     bool
 }
 
 // goList runs `go list` in the module's root.

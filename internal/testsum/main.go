@@ -39,25 +39,25 @@ func run(args []string, ci bool, stdout, stderr io.Writer) int {
 		return 2
 	}
 	if flags.NArg() > 0 || len(commands) == 0 {
-		fmt.Fprintln(stderr, "testsum: usage: testsum [--may-skip REGEXP] -- go test -json ... [-- go test -json ...]")
+		_, _ = fmt.Fprintln(stderr, "testsum: usage: testsum [--may-skip REGEXP] -- go test -json ... [-- go test -json ...]")
 		return 2
 	}
 	s := &summary{out: stdout, strict: ci}
 	if *maySkip != "" {
 		allowed, err := regexp.Compile(*maySkip)
 		if err != nil {
-			fmt.Fprintln(stderr, "testsum: read --may-skip:", err)
+			_, _ = fmt.Fprintln(stderr, "testsum: read --may-skip:", err)
 			return 2
 		}
 		s.maySkip = allowed
 	}
 	for _, command := range commands {
 		if err := test(command, s, stderr); err != nil {
-			fmt.Fprintln(stderr, "testsum:", err)
+			_, _ = fmt.Fprintln(stderr, "testsum:", err)
 			return 2
 		}
 	}
-	fmt.Fprintf(stdout, "%d passed, %d failed, %d skipped\n", s.passed, s.failed, s.skipped)
+	_, _ = fmt.Fprintf(stdout, "%d passed, %d failed, %d skipped\n", s.passed, s.failed, s.skipped)
 	if s.failed > 0 {
 		return 1
 	}
@@ -99,7 +99,7 @@ func test(command []string, s *summary, stderr io.Writer) error {
 	if err := cmd.Wait(); err != nil && s.failed == failedBefore {
 		// It failed without an event that says so: an unknown flag, say.
 		s.failed++
-		fmt.Fprintf(s.out, "FAIL: %v: %v\n", command, err)
+		_, _ = fmt.Fprintf(s.out, "FAIL: %v: %v\n", command, err)
 	}
 	return nil
 }

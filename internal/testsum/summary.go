@@ -11,12 +11,12 @@ import (
 
 // event is one line of `go test -json` (go doc test2json).
 type event struct {
-	Action      string
-	Package     string
-	ImportPath  string // of build-output and build-fail
-	Test        string
-	Output      string
-	FailedBuild string
+	Action      string `json:"Action"`
+	Package     string `json:"Package"`
+	ImportPath  string `json:"ImportPath"` // of build-output and build-fail
+	Test        string `json:"Test"`
+	Output      string `json:"Output"`
+	FailedBuild string `json:"FailedBuild"`
 }
 
 // maxLine is the longest event that is read: a line of output, escaped.
@@ -50,7 +50,7 @@ func (s *summary) read(r io.Reader) error {
 	for lines.Scan() {
 		var e event
 		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
-			fmt.Fprintln(s.out, lines.Text()) // not an event: for the person
+			_, _ = fmt.Fprintln(s.out, lines.Text()) // not an event: for the person
 			continue
 		}
 		s.event(e)
@@ -67,7 +67,7 @@ func (s *summary) event(e event) {
 		if s.builds[e.ImportPath] == nil {
 			s.builds[e.ImportPath] = &strings.Builder{}
 		}
-		s.builds[e.ImportPath].WriteString(e.Output)
+		_, _ = s.builds[e.ImportPath].WriteString(e.Output)
 	case e.Action == "build-fail" || e.Package == "":
 	case e.Test == "":
 		s.packageEvent(s.at(e.Package), e)
@@ -90,17 +90,17 @@ func (s *summary) packageEvent(p *pkg, e event) {
 	case "output":
 		switch {
 		case strings.HasPrefix(e.Output, "ok  \t"):
-			fmt.Fprint(s.out, e.Output)
+			_, _ = fmt.Fprint(s.out, e.Output)
 		case strings.HasPrefix(e.Output, "?   \t"), e.Output == "PASS\n":
 		default:
 			p.output.WriteString(e.Output)
 		}
 	case "fail":
 		if b := s.builds[e.FailedBuild]; b != nil {
-			fmt.Fprint(s.out, b.String())
+			_, _ = fmt.Fprint(s.out, b.String())
 			delete(s.builds, e.FailedBuild) // once, for all packages it fails
 		}
-		fmt.Fprint(s.out, p.output.String())
+		_, _ = fmt.Fprint(s.out, p.output.String())
 		if p.failed == 0 {
 			// It did not build, or ended outside of any test.
 			s.failed++
@@ -115,7 +115,7 @@ func (s *summary) testEvent(p *pkg, e event) {
 	if p.tests[e.Test] == nil {
 		p.tests[e.Test] = &strings.Builder{}
 	}
-	parent, _, nested := cutLast(e.Test)
+	parent, nested := parentOf(e.Test)
 	switch e.Action {
 	case "run":
 		if nested {
@@ -123,7 +123,7 @@ func (s *summary) testEvent(p *pkg, e event) {
 		}
 		return
 	case "output":
-		p.tests[e.Test].WriteString(e.Output)
+		_, _ = p.tests[e.Test].WriteString(e.Output)
 		return
 	case "pass":
 		if !p.parents[e.Test] {
@@ -132,12 +132,12 @@ func (s *summary) testEvent(p *pkg, e event) {
 	case "skip":
 		s.skip(p, e)
 	case "fail":
-		fmt.Fprint(s.out, p.tests[e.Test].String())
+		_, _ = fmt.Fprint(s.out, p.tests[e.Test].String())
 		p.failed++
 		if !p.broken[e.Test] {
 			s.failed++
 		}
-		for name, ok := parent, nested; ok; name, _, ok = cutLast(name) {
+		for name, ok := parent, nested; ok; name, ok = parentOf(name) {
 			p.broken[name] = true
 		}
 	default: // pause, cont, start, bench
@@ -152,20 +152,21 @@ func (s *summary) skip(p *pkg, e event) {
 	if s.strict && (s.maySkip == nil || !s.maySkip.MatchString(part)) {
 		s.failed++
 		p.failed++
-		fmt.Fprintf(s.out, "FAIL: %s was skipped, and with CI=true it must run: %s\n", part, why)
+		_, _ = fmt.Fprintf(s.out, "FAIL: %s was skipped, and with CI=true it must run: %s\n", part, why)
 		return
 	}
 	s.skipped++
-	fmt.Fprintf(s.out, "skipped: %s: %s\n", part, why)
+	_, _ = fmt.Fprintf(s.out, "skipped: %s: %s\n", part, why)
 }
 
-// cutLast parts a test's name from its last element.
-func cutLast(name string) (parent, last string, ok bool) {
+// parentOf is the test that a subtest belongs to; ok is false for one that is
+// no subtest.
+func parentOf(name string) (parent string, ok bool) {
 	i := strings.LastIndexByte(name, '/')
 	if i < 0 {
-		return name, "", false
+		return "", false
 	}
-	return name[:i], name[i+1:], true
+	return name[:i], true
 }
 
 // short drops the host, the owner and the project of an import path.

@@ -53,12 +53,15 @@ func durableCell(ctx context.Context, o options, r *report, n int) (err error) {
 	if _, _, err := closedLoop(ctx, c.client, o.span/5, o.inFlight); err != nil { // warm up
 		return err
 	}
+	used := cpuTime()
 	rate, lat, err := closedLoop(ctx, c.client, o.span, o.inFlight)
 	if err != nil {
 		return err
 	}
+	used = (cpuTime() - used) / time.Duration(max(lat.Count(), 1))
 	r.add("durable", name+": closed loop", rate, "tasks/s", fmt.Sprintf("%d in flight, fake worker; %.2f of the log's commits/s at 3 commits a task", o.inFlight, 3*rate/floor))
 	r.add("durable", name+": closed loop p50", millis(lat.Quantile(0.5)), "ms", fmt.Sprintf("p99 %.0f ms", millis(lat.Quantile(0.99))))
+	r.add("durable", name+": CPU of a task", micros(used), "µs", "of servers, worker and client together")
 	lat, err = openLoop(ctx, c.client, o.span, rate/2)
 	if err != nil {
 		return err

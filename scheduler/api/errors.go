@@ -65,7 +65,7 @@ func Errors(leader func() string) connect.ServerInterceptor {
 
 func wire(err error, leader func() string) error {
 	var ce *connect.Error
-	if errors.As(err, &ce) {
+	if !ours(err) && errors.As(err, &ce) {
 		if !ce.IsRemote() {
 			return explained(ce)
 		}
@@ -115,9 +115,18 @@ func explained(e *connect.Error) error {
 	return connect.NewError(code, d.Message).WithCause(e).WithDetail(detail)
 }
 
+// ours reports whether this server has judged itself what went wrong. What
+// another one answered on the way there may be wrapped within, and is not the
+// answer: a cell that lost a Submit half way and then said not_leader has not
+// refused it.
+func ours(err error) bool {
+	var r *scheduler.Refusal
+	return errors.As(err, &r) || errors.Is(err, scheduler.ErrPeerUnavailable)
+}
+
 // Describe writes an error as the typed detail.
 func Describe(err error, leader func() string) *isobarv1.TaskError {
-	if d := peers.Detail(err); d != nil {
+	if d := peers.Detail(err); d != nil && !ours(err) {
 		return d
 	}
 	r := refusal(err, leader)

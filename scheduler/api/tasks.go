@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 	"unicode/utf8"
@@ -138,8 +139,18 @@ func checkSpec(spec *isobarv1.TaskSpec) error {
 		return bad("minQuality", fmt.Sprintf("%v is not between 0 and 1", spec.MinQuality), "quality is a share: 0.8")
 	case len(spec.IdempotencyKey) > 256 || len(spec.RequestId) > 256 || len(spec.CorrelationId) > 256:
 		return bad("idempotencyKey", "keys and ids are at most 256 bytes", "hash longer ones")
+	case len(spec.ContentType) > 256:
+		return bad("contentType", "a content type is at most 256 bytes", "application/json, say")
 	case len(spec.GetResidency().GetAllowed())+len(spec.GetResidency().GetDenied()) > 64:
 		return bad("residency", "at most 64 jurisdictions", "")
+	case slices.ContainsFunc(slices.Concat(spec.GetResidency().GetAllowed(), spec.GetResidency().GetDenied()), func(j string) bool { return j == "" || len(j) > 64 }):
+		return bad("residency", "a jurisdiction is named by 1 to 64 bytes", "eu, say")
+	case spec.Deadline != nil && !spec.Deadline.IsValid():
+		return bad("deadline", "not a time between the years 1 and 9999", "2026-01-02T15:04:05Z")
+	case spec.NotBefore != nil && !spec.NotBefore.IsValid():
+		return bad("notBefore", "not a time between the years 1 and 9999", "2026-01-02T15:04:05Z")
+	case len(spec.Lane) > 64:
+		return bad("lane", "there is no lane of that name", "use critical, interactive, standard or batch")
 	}
 	if spec.Retry == nil {
 		return nil

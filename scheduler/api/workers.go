@@ -48,20 +48,15 @@ func (h *workers) Work(ctx context.Context, stream isobarv1.WorkerServiceWorkSer
 		}
 	}()
 	for {
-		select {
-		case <-ctx.Done():
-			if err := context.Cause(ctx); !errors.Is(err, io.EOF) && !errors.Is(err, context.Canceled) {
-				return err
-			}
-			return nil
-		case m, ok := <-session.Out:
-			if !ok {
-				// Replaced by a newer stream, or this server leads no longer.
-				return scheduler.ErrNotLeader
-			}
-			if err := stream.Send(m); err != nil {
-				return err
-			}
+		m, err := session.Next(ctx)
+		switch {
+		case errors.Is(err, io.EOF) || errors.Is(err, context.Canceled):
+			return nil // the worker ended the stream
+		case err != nil:
+			return err
+		}
+		if err := stream.Send(m); err != nil {
+			return err
 		}
 	}
 }

@@ -130,12 +130,12 @@ func (c *Client) to(s Server) *connect.Client {
 		DialTLSContext: func(ctx context.Context, _, address string) (net.Conn, error) {
 			raw, err := c.Dial(ctx, s.Region, address)
 			if err != nil {
-				return nil, err
+				return nil, fmt.Errorf("peers: dial %s: %w: %w", address, errNotConnected, err)
 			}
 			conn := tls.Client(raw, config)
 			if err := conn.HandshakeContext(ctx); err != nil {
 				_ = raw.Close()
-				return nil, fmt.Errorf("peers: greet %s: %w", address, err)
+				return nil, fmt.Errorf("peers: greet %s: %w: %w", address, errNotConnected, err)
 			}
 			return conn, nil
 		},
@@ -186,7 +186,9 @@ func (c *Client) led(cell mesh.CellID, address string) {
 
 // Ask calls the leader of a cell: it tries the servers in turn and follows a
 // not_leader that names another one. Only errors that mean "nothing happened
-// here" are tried elsewhere.
+// here" are tried elsewhere: a connection that breaks with the call under way
+// leaves open whether it was served, and the caller knows whether a repeat is
+// safe. Either way the error is scheduler.ErrPeerUnavailable.
 func (c *Client) Ask(ctx context.Context, cell mesh.CellID, call func(ctx context.Context, conn *connect.Client) error) error {
 	tried := map[string]bool{}
 	var last error
@@ -209,7 +211,9 @@ func (c *Client) Ask(ctx context.Context, cell mesh.CellID, call func(ctx contex
 			if next := detail.GetAddress(); next != "" && !tried[next] {
 				queue = append([]Server{{Cell: cell, Region: s.Region, Peer: next}}, queue...)
 			}
-		case detail == nil && unreached(err):
+		case errors.Is(err, errNotConnected):
+		case lost(err):
+			return fmt.Errorf("peers: ask %s: the answer was lost: %w: %w", cell, scheduler.ErrPeerUnavailable, err)
 		default:
 			return err
 		}
@@ -224,9 +228,29 @@ func (c *Client) Ask(ctx context.Context, cell mesh.CellID, call func(ctx contex
 	return fmt.Errorf("peers: ask %s: %w: %w", cell, scheduler.ErrPeerUnavailable, last)
 }
 
-// unreached reports whether the call failed before any handler saw it.
-func unreached(err error) bool {
-	return connect.CodeOf(err) == connect.CodeUnavailable
+// lost reports whether the connection failed after the call was sent, so that
+// what became of it is not known.
+func lost(err error) bool {
+	var ce *connect.Error
+	if !errors.As(err, &ce) || ce.IsRemote() {
+		return false
+	}
+	switch ce.Code() {
+	case connect.CodeUnavailable, connect.CodeUnknown, connect.CodeInternal, connect.CodeAborted:
+		return true
+	default: // of our own making: the caller's time is up, the message is too large
+		return false
+	}
+}
+
+// errNotConnected: there was no connection, so nobody saw the call.
+var errNotConnected = errors.New("not connected")
+
+// broken reports whether the connection ended before the answer was read: the
+// error is this side's own, not the other's.
+func broken(err error) bool {
+	var ce *connect.Error
+	return !errors.As(err, &ce) || !ce.IsRemote()
 }
 
 // Detail returns the typed detail of an error; nil when it has none.

@@ -3,6 +3,7 @@ package pebblestore
 import (
 	"encoding/binary"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"testing"
@@ -58,15 +59,29 @@ func TestCrashKeepsWholeBatches(t *testing.T) {
 			continue
 		}
 		crashed := filepath.Join(dir, "crashed")
-		if err := errors.Join(os.RemoveAll(crashed), os.CopyFS(crashed, os.DirFS(filepath.Join(dir, "live")))); err != nil {
-			t.Fatal(err)
-		}
+		copyLive(t, filepath.Join(dir, "live"), crashed)
 		after := mustOpen(t, crashed)
 		a, b := number(t, after, "a"), number(t, after, "b")
 		if a != b || a < synced || a > n {
 			t.Errorf("after a crash at %d, synced at %d: a is %d, b is %d", n, synced, a, b)
 		}
 		if err := after.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// copyLive copies a directory that is in use. A compaction may remove a file
+// between the listing and the copy: no crash leaves that, so the copy is made
+// again.
+func copyLive(t *testing.T, from, to string) {
+	t.Helper()
+	for {
+		err := errors.Join(os.RemoveAll(to), os.CopyFS(to, os.DirFS(from)))
+		switch {
+		case err == nil:
+			return
+		case !errors.Is(err, fs.ErrNotExist):
 			t.Fatal(err)
 		}
 	}

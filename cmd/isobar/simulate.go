@@ -1,0 +1,169 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/isobar-mesh/isobar/carbon"
+	"github.com/isobar-mesh/isobar/internal/meshfile"
+	"github.com/isobar-mesh/isobar/simulate"
+)
+
+// simulation holds the flags of `isobar simulate`.
+type simulation struct {
+	mesh, trace, carbon, start, plot string
+	policies                         []string
+	objective, forecast, durations   string
+	digestAge                        float64
+	carbonPrice, latencyPrice        float64
+	json                             bool
+}
+
+func newSimulate(a *app) *cobra.Command {
+	var s simulation
+	c := &cobra.Command{
+		Use:   "simulate --mesh FILE --trace FILE --carbon FILE",
+		Short: "Play a trace over a mesh in virtual time and report what each policy would have cost",
+		Long: `Plays a trace of tasks over a mesh in virtual time: by simple policies, by the
+real placement code, and by an oracle that knows everything, with a lower bound.
+docs/placement.md describes the files and shows worked examples.`,
+		Args: args(0, 0),
+	}
+	flags := c.Flags()
+	flags.StringVar(&s.mesh, "mesh", "", "regions, round trips, prices and functions, YAML")
+	flags.StringVar(&s.trace, "trace", "", "tasks, CSV with the columns arrival_s, duration_s and more")
+	flags.StringVar(&s.carbon, "carbon", "", "carbon intensity by hour and zone, gCO2eq/kWh, CSV or gzip")
+	flags.StringVar(&s.start, "start", "", "time of the trace's zero, such as 2022-06-01T00:00:00Z (default the first carbon row)")
+	flags.StringArrayVar(&s.policies, "policy", nil, "home, cheapest, greenest, isobar or oracle; may be repeated (default all)")
+	flags.StringVar(&s.objective, "objective", string(simulate.Balanced), "carbon, cost, latency or balanced")
+	flags.StringVar(&s.forecast, "forecast", string(simulate.Perfect), "what isobar knows of the carbon to come: perfect, mean7 or model")
+	flags.StringVar(&s.durations, "durations", string(simulate.Known), "what isobar knows of run times: known or learned")
+	flags.Float64Var(&s.digestAge, "digest-age", 0, "how old isobar's knowledge of other regions' free capacity is, seconds")
+	flags.Float64Var(&s.carbonPrice, "carbon-price", simulate.DefaultCarbonPrice, "USD for a tonne of CO2eq (EPA 2023, 2 % discount)")
+	flags.Float64Var(&s.latencyPrice, "latency-price", simulate.DefaultLatencyPrice, "USD for a second of wait and round trip (a waiting core)")
+	flags.BoolVar(&s.json, "json", false, "print JSON, and nothing else on standard output")
+	flags.StringVar(&s.plot, "plot", "", "also draw the report into this SVG file")
+	c.RunE = func(*cobra.Command, []string) error { return s.run(a) }
+	return c
+}
+
+func (s *simulation) run(a *app) error {
+	const see = "see `isobar simulate --help`"
+	for _, f := range [...]struct{ name, value string }{{"mesh", s.mesh}, {"trace", s.trace}, {"carbon", s.carbon}} {
+		if f.value == "" {
+			return usage("--"+f.name+" is required", see)
+		}
+	}
+	opts, err := s.options()
+	if err != nil {
+		return err
+	}
+	const files = "docs/placement.md describes the files"
+	in, err := s.read()
+	if err != nil {
+		return hinted(exitUsage, err, files)
+	}
+	done := a.progress(&opts)
+	report, err := simulate.Run(in, opts)
+	done()
+	if err != nil {
+		return hinted(exitUsage, err, files+"; for flags "+see)
+	}
+	if s.plot != "" {
+		if err := s.draw(report); err != nil {
+			return failed("name a file that can be written with --plot", "%w", err)
+		}
+	}
+	if s.json {
+		return report.WriteJSON(a.stdout)
+	}
+	return report.WriteText(a.stdout)
+}
+
+func (s *simulation) options() (simulate.Options, error) {
+	opts := simulate.NewOptions()
+	opts.Policies = nil
+	for _, p := range s.policies {
+		opts.Policies = append(opts.Policies, simulate.Policy(p))
+	}
+	opts.Objective, opts.Forecast = simulate.Objective(s.objective), simulate.Forecast(s.forecast)
+	opts.Durations = simulate.Durations(s.durations)
+	opts.CarbonPrice, opts.LatencyPrice = s.carbonPrice, s.latencyPrice
+	if !(s.digestAge >= 0 && s.digestAge <= 1e9) {
+		return opts, usage(fmt.Sprintf("--digest-age %g cannot be", s.digestAge), "seconds, 0 or more")
+	}
+	opts.DigestAge = time.Duration(s.digestAge * float64(time.Second))
+	if s.start != "" {
+		start, err := time.Parse(time.RFC3339, s.start)
+		if err != nil {
+			return opts, usage(fmt.Sprintf("--start %q is not a time", s.start), "write 2022-06-01T00:00:00Z")
+		}
+		opts.Start = start
+	}
+	return opts, nil
+}
+
+func (s *simulation) read() (in simulate.Input, err error) {
+	data, err := os.ReadFile(s.mesh)
+	if err != nil {
+		return in, fmt.Errorf("read mesh: %w", err)
+	}
+	if in.Mesh, err = meshfile.Parse(s.mesh, data); err != nil {
+		return in, err
+	}
+	if in.Carbon, err = carbon.ReadFile(s.carbon, carbon.Average); err != nil {
+		return in, err
+	}
+	in.Trace, err = simulate.ReadTraceFile(s.trace, in.Mesh)
+	return in, err
+}
+
+func (s *simulation) draw(report *simulate.Report) error {
+	f, err := os.Create(s.plot)
+	if err != nil {
+		return fmt.Errorf("write plot: %w", err)
+	}
+	if err := report.WriteSVG(f); err != nil {
+		_ = f.Close()
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return fmt.Errorf("write plot: %w", err)
+	}
+	return nil
+}
+
+// progress draws a bar on standard error when that is a terminal. The function
+// it returns takes the bar away.
+func (a *app) progress(opts *simulate.Options) (done func()) {
+	if !terminal(a.stderr) {
+		return func() {}
+	}
+	const width = 30
+	last := -1
+	opts.Progress = func(p simulate.Policy, done, of int) {
+		full := width * done / max(of, 1)
+		if full == last {
+			return
+		}
+		last = full
+		fmt.Fprintf(a.stderr, "\r%-9s [%s%s]", p, strings.Repeat("#", full), strings.Repeat(".", width-full))
+	}
+	return func() { fmt.Fprintf(a.stderr, "\r%s\r", strings.Repeat(" ", width+12)) }
+}
+
+// terminal reports whether what is written is shown on a device: to a file or a
+// pipe a bar would be noise.
+func terminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}
