@@ -100,13 +100,17 @@ func offersGPU(total mesh.Capacity, d mesh.Demand) bool {
 	return false
 }
 
-// late is by how much an attempt that takes so long misses the deadline; zero
-// or less when it is in time, to the instant.
-func (q *question) late(total time.Duration) time.Duration {
-	if q.task.Deadline.IsZero() {
-		return 0
+// late is by how much an attempt that takes so long misses the deadline, or
+// starts after StartBy; zero or less when it is in time, to the instant.
+func (q *question) late(t timing) time.Duration {
+	late := -always
+	if !q.task.Deadline.IsZero() {
+		late = t.total() - q.left
 	}
-	return total - q.left
+	if !q.task.StartBy.IsZero() {
+		late = max(late, q.way(t)+t.wait-q.startBy)
+	}
+	return late
 }
 
 // detail says in words how (cell, variant) breaks the rule.
@@ -138,7 +142,10 @@ func (q *question) detail(r rule, c *Cell, v *variantFacts, t timing) string {
 		if q.left < 0 {
 			return fmt.Sprintf("the deadline passed %s ago", short(-q.left))
 		}
-		return fmt.Sprintf("would take %s and end %s after the deadline", short(t.total()), short(q.late(t.total())))
+		if q.task.Deadline.IsZero() {
+			return fmt.Sprintf("could start after %s, which is %s too late", short(q.way(t)+t.wait), short(max(q.late(t), 0)))
+		}
+		return fmt.Sprintf("would take %s and end %s after the deadline", short(t.total()), short(max(q.late(t), 0)))
 	}
 }
 

@@ -140,8 +140,9 @@ func compareJoined(s, function, variant string) int {
 
 // price fills in what the offer would cost. Each product is rounded by an
 // explicit conversion, which forbids fused multiply-add: so the figures are
-// the same on every processor.
-func (d *Decider) price(q *question, o *offer, cell *Cell, v *variantFacts, known bool) {
+// the same on every processor. It returns false when there is too little room
+// in time for work in pieces.
+func (d *Decider) price(q *question, o *offer, cell *Cell, v *variantFacts, known bool) bool {
 	model := gpuModel(cell, v.demand)
 	gpus := float64(v.demand.GPUs)
 
@@ -157,7 +158,9 @@ func (d *Decider) price(q *question, o *offer, cell *Cell, v *variantFacts, know
 	}
 
 	o.kwh, o.known = d.kwh(cell, v, model), known
-	d.choose(q, o, cell, v, known)
+	if !d.choose(q, o, cell, v, known) {
+		return false
+	}
 	o.intensity = q.unknown
 	switch {
 	case known && o.finish > 0:
@@ -178,6 +181,7 @@ func (d *Decider) price(q *question, o *offer, cell *Cell, v *variantFacts, know
 	o.quality = v.lost
 	o.terms.Quality = float64(v.lost * q.policy.QualityUSD)
 	o.score = o.terms.Sum()
+	return true
 }
 
 // kwh is the energy of one run at the meter.

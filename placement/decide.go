@@ -230,23 +230,26 @@ func (d *Decider) offer(q *question, pos int, ruled *[]RuledOut) {
 		var t timing
 		if broken == 0 {
 			t = q.timing(cell, v)
-			broken = when(ruleDeadline, q.late(t.total()) > 0)
+			broken = when(ruleDeadline, q.late(t) > 0)
 		}
-		if broken != 0 {
-			r := broken.first()
-			d.counts[r]++
-			if ruled != nil {
-				*ruled = append(*ruled, RuledOut{
-					Cell: cell.ID, Region: cell.Region, Variant: v.Name,
-					Constraint: r.constraint(), Detail: q.detail(r, cell, v, t),
-				})
+		if broken == 0 {
+			d.offers = append(d.offers, offer{
+				cell: d.cells[pos], variant: int32(i), avoided: avoided, timing: t,
+			})
+			if d.price(q, &d.offers[len(d.offers)-1], cell, v, d.known[pos]) {
+				continue
 			}
-			continue
+			d.offers = d.offers[:len(d.offers)-1]
+			broken = 1 << ruleDeadline
 		}
-		d.offers = append(d.offers, offer{
-			cell: d.cells[pos], variant: int32(i), avoided: avoided, timing: t,
-		})
-		d.price(q, &d.offers[len(d.offers)-1], cell, v, d.known[pos])
+		r := broken.first()
+		d.counts[r]++
+		if ruled != nil {
+			*ruled = append(*ruled, RuledOut{
+				Cell: cell.ID, Region: cell.Region, Variant: v.Name,
+				Constraint: r.constraint(), Detail: q.detail(r, cell, v, t),
+			})
+		}
 	}
 }
 

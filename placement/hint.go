@@ -52,8 +52,11 @@ func (d *Decider) leastRelaxation(q *question) relaxation {
 		for j := range d.variants {
 			v := &d.variants[j]
 			r := relaxation{pos: pos, variant: j}
-			r.late = q.late(q.timing(cell, v).total())
+			r.late = q.late(q.timing(cell, v))
 			r.broken = cellBroken | v.broken | pairBreaks(cell, v) | when(ruleDeadline, r.late > 0)
+			if r.broken == 0 {
+				r.broken = 1 << ruleDeadline // there is room, but too little of it in time
+			}
 			if best.broken == 0 || d.easier(r, best) {
 				best = r
 			}
@@ -186,6 +189,9 @@ func (q *question) ask(r rule, c *Cell, v *variantFacts, late time.Duration) str
 	case ruleRoundTrip:
 		return fmt.Sprintf("allow a round trip of %s to %s", short(c.RTT), c.ID)
 	default:
+		if q.task.Deadline.IsZero() {
+			return fmt.Sprintf("let the task start %s later", short(max(late, 0)))
+		}
 		at := q.task.Deadline.Add(late)
 		if t := at.Truncate(time.Millisecond); t.Before(at) {
 			at = t.Add(time.Millisecond)

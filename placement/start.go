@@ -80,30 +80,30 @@ func (q *question) way(t timing) time.Duration {
 }
 
 // choose sets when the attempt starts: at once, or later where that is cheaper.
-// last is the finish of interruptible work, from which its pieces follow.
-func (d *Decider) choose(q *question, o *offer, cell *Cell, v *variantFacts, known bool) {
+// It returns false when there is too little room in time.
+func (d *Decider) choose(q *question, o *offer, cell *Cell, v *variantFacts, known bool) bool {
 	slack := q.slack(o.timing, v)
 	if o.run == 0 || (slack == 0 && !q.inPieces(cell)) {
-		return
+		return true
 	}
 	a := d.attempt(q, o, cell, v, known)
 	a.slack = slack
 	d.plan.rooms = d.roomsOf(q, cell, v, &a, o.cold, d.plan.rooms[:0])
-	if q.task.Interruptible {
-		if finish, ok := d.plan.interruptible(&a); ok {
-			o.finish = finish
-			pieces := d.plan.spread(&a, finish)
-			o.put = pieces[0].from - a.begin
-			o.pause = pieces[len(pieces)-1].to - pieces[0].from - o.run
-		} else if cell.Booked != nil {
-			// Too little room in time, even in pieces: late, and in one.
-			o.wait, _ = q.earliest(cell, v, q.way(o.timing), o.cold+o.run)
+	if !q.task.Interruptible {
+		start, ok := d.plan.contiguous(&a)
+		if ok {
+			o.put = start - a.begin
 		}
-		return
+		return ok
 	}
-	if start, ok := d.plan.contiguous(&a); ok {
-		o.put = start - a.begin
+	finish, ok := d.plan.interruptible(&a)
+	if ok {
+		o.finish = finish
+		pieces := d.plan.spread(&a, finish)
+		o.put = pieces[0].from - a.begin
+		o.pause = pieces[len(pieces)-1].to - pieces[0].from - o.run
 	}
+	return ok
 }
 
 // inPieces reports whether the task may run in the gaps of a calendar.

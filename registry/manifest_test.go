@@ -199,7 +199,7 @@ func FuzzParseManifest(f *testing.F) {
 	f.Add([]byte("name: &n f\ntenant: *n\nvariants: []"))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		if bytes.Contains(text, []byte("module")) {
-			t.Skip("would read files")
+			return // it would read files
 		}
 		spec, _, err := registry.ParseManifest(text, t.TempDir())
 		if err != nil {

@@ -226,6 +226,12 @@ func (a *asker) decide(q *question) answer {
 	}
 	d := a.decider.Decide(task, view, a.policy, now, placement.Options{NoTravel: true})
 	if d.Chosen == nil {
+		// Too late already: as soon as it can, whatever it costs.
+		task.StartBy, task.Interruptible = time.Time{}, false
+		d = a.decider.Decide(task, view, placement.Policy{LatencyUSDPerS: 1, UnpaidUSD: true, UnpricedRun: true}, now,
+			placement.Options{NoTravel: true})
+	}
+	if d.Chosen == nil {
 		// The shape has an option, so a constraint was read in two ways.
 		panic(fmt.Sprintf("simulate: task at line %d: placement finds nothing: %s", j.Line, d.Hint))
 	}
