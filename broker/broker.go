@@ -41,6 +41,13 @@ type Message struct {
 	Payload []byte
 }
 
+// Unfinished is what the result of a Trim's command may be asked.
+type Unfinished interface {
+	// Unfinished reports whether messages below the position are left to delete:
+	// committing the same command again goes on with them.
+	Unfinished() bool
+}
+
 // Stored is a payload as read back. Err is set when this one message is
 // damaged (its bytes do not match SHA256); reading goes on.
 type Stored struct {

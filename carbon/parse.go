@@ -269,8 +269,7 @@ func (p *tableParser) fault(column int, field, value string, cause error) error 
 
 // syntax is an error of the CSV reader, or of what it reads from.
 func (p *tableParser) syntax(err error) error {
-	var bad *csv.ParseError
-	if errors.As(err, &bad) {
+	if bad, ok := errors.AsType[*csv.ParseError](err); ok {
 		return &ParseError{File: p.name, Line: bad.Line, Err: fmt.Errorf("%w: %w", ErrSyntax, bad.Err)}
 	}
 	return &ParseError{File: p.name, Line: p.count + 2, Err: err}

@@ -396,7 +396,7 @@ func TestErrors(t *testing.T) {
 		}
 	}
 	e := errorOf("submit", "http://a", &isobarv1.TaskError{Code: "resource_exhausted", Reason: "queue_full", Message: "the queue is full", Outcome: NotAccepted})
-	var err error = fmt.Errorf("wrapped: %w", e)
+	var err = fmt.Errorf("wrapped: %w", e)
 	for _, target := range []*Error{{Code: connect.CodeResourceExhausted}, {Reason: "queue_full"}, {Reason: "queue_full", Outcome: NotAccepted}} {
 		if !errors.Is(err, target) {
 			t.Errorf("is not %+v", target)

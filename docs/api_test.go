@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -95,7 +96,7 @@ func playPage(t *testing.T, page string, m *devMesh, prepare func(string) string
 		t.Fatalf("%s has no commands", page)
 	}
 	var script bytes.Buffer
-	script.WriteString("set -eu\ntrap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n")
+	script.WriteString("set -eu\n")
 	skipped := map[int]bool{}
 	for i, r := range list {
 		if r.needs != "" && !have(t, page, r.needs) {
@@ -104,7 +105,7 @@ func playPage(t *testing.T, page string, m *devMesh, prepare func(string) string
 		}
 		fmt.Fprintf(&script, "{\n%s} >%s 2>%s\n", r.text, out(i, "out"), out(i, "err"))
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
 	sh := exec.CommandContext(ctx, "bash")
 	sh.Dir = filepath.Join(dir, "here")
@@ -118,8 +119,12 @@ func playPage(t *testing.T, page string, m *devMesh, prepare func(string) string
 	}
 	sh.Env = append(clean(os.Environ()), "PATH="+m.bin+":"+os.Getenv("PATH"), "ISOBAR_SERVER="+m.home())
 	sh.Stdin = strings.NewReader(prepare(script.String()))
+	// What the page leaves running ends with it.
+	sh.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	sh.Cancel = func() error { return syscall.Kill(-sh.Process.Pid, syscall.SIGKILL) }
 	sh.WaitDelay = time.Second
 	message, failed := sh.CombinedOutput()
+	_ = syscall.Kill(-sh.Process.Pid, syscall.SIGKILL) // most often nothing is left
 	for i, r := range list {
 		if skipped[i] {
 			continue

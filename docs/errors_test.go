@@ -94,7 +94,7 @@ func table(t *testing.T, page, header string) [][]string {
 			break
 		}
 		var cells []string
-		for _, c := range strings.Split(strings.Trim(line, "|"), "|") {
+		for c := range strings.SplitSeq(strings.Trim(line, "|"), "|") {
 			cells = append(cells, strings.TrimSpace(c))
 		}
 		if len(cells) != strings.Count(header, "|")-1 {

@@ -54,7 +54,7 @@ type started struct {
 	err  error
 }
 
-var shared started //nolint:gochecknoglobals // one mesh for the package: a start takes seconds
+var shared started
 
 func TestMain(m *testing.M) {
 	code := m.Run()
@@ -149,7 +149,7 @@ func ready(out io.Reader) error {
 				return errors.New("it ended before it was ready")
 			case line == "isobar dev: ready":
 				go func() {
-					for range lines { //nolint:revive // what comes after is not looked at, and must not block
+					for range lines {
 					}
 				}()
 				return nil

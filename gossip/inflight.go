@@ -128,17 +128,22 @@ func (f *Inflight) Corrected(e Entry, now time.Time) Corrected {
 // which accelerator an attempt without a model takes depends on that order.
 func (f *Inflight) pending(e Entry, now time.Time) []flight {
 	cell := f.cells[e.Cell()]
-	keys := slices.SortedFunc(maps.Keys(cell), func(a, b Placement) int {
+	// Most have been shown: they stay until they end, and need no order.
+	var keys []Placement
+	for k, fl := range cell {
+		if !f.expired(fl, now) && !fl.reflected(e.Version()) {
+			keys = append(keys, k)
+		}
+	}
+	slices.SortFunc(keys, func(a, b Placement) int {
 		if c := cell[a].at.Compare(cell[b].at); c != 0 {
 			return c
 		}
 		return a.compare(b)
 	})
-	var out []flight
-	for _, k := range keys {
-		if fl := cell[k]; !f.expired(fl, now) && !fl.reflected(e.Version()) {
-			out = append(out, fl)
-		}
+	out := make([]flight, len(keys))
+	for i, k := range keys {
+		out[i] = cell[k]
 	}
 	return out
 }

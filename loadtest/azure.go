@@ -77,11 +77,11 @@ func ReadAzureLLMFile(path string) (Trace, error) {
 	if err != nil {
 		return Trace{}, err
 	}
-	f, err := os.Open(path) //nolint:gosec // the file the user named
+	f, err := os.Open(path)
 	if err != nil {
 		return Trace{}, &ParseError{File: path, Err: cause(err)}
 	}
-	defer f.Close() //nolint:errcheck // opened for reading
+	defer f.Close()
 	return ReadAzureLLM(f, path, service)
 }
 

@@ -103,7 +103,7 @@ func stream(seed uint64, names ...string) *rand.Rand {
 		}
 		h = (h ^ '/') * 1099511628211
 	}
-	return rand.New(rand.NewPCG(seed, h)) //nolint:gosec // workloads, not secrets
+	return rand.New(rand.NewPCG(seed, h))
 }
 
 // Smooth is a doubly stochastic Poisson process: requests come independently of

@@ -19,7 +19,7 @@ import (
 	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
 )
 
-var rewrite = flag.Bool("rewrite", false, "write the golden files anew") //nolint:gochecknoglobals // a flag of the test
+var rewrite = flag.Bool("rewrite", false, "write the golden files anew")
 
 // outcomes is a small run: sentiment at home and moved, a thumbnail, one task
 // whose home was ruled out, one that failed and one with a wrong result.
@@ -198,7 +198,7 @@ func golden(t *testing.T, name string, got []byte) {
 		}
 		return
 	}
-	want, err := os.ReadFile(path) //nolint:gosec // of testdata
+	want, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -80,7 +80,8 @@ func throw(t *testing.T, network, address string) {
 	}
 	// A TLS listener may send an alert first; then the connection ends.
 	_, err = io.Copy(io.Discard, conn)
-	if timeout, ok := err.(net.Error); ok && timeout.Timeout() {
+	var timeout net.Error
+	if errors.As(err, &timeout) {
 		t.Errorf("%s keeps a connection open that sent garbage", address)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -79,9 +80,7 @@ func TestKilledRegion(t *testing.T) {
 	if unfinished == 0 {
 		t.Error("the region had no task in flight when it was killed")
 	}
-	for id, task := range m.get(t, own) {
-		tasks[id] = task
-	}
+	maps.Copy(tasks, m.get(t, own))
 	highest := audit(t, readLedger(t, ledger), tasks, ids)
 	t.Logf("%d tasks homed elsewhere, %d of the region's own of which %d were in flight, highest attempt %d", len(others), len(own), unfinished, highest)
 }

@@ -53,6 +53,7 @@ func TestResidency(t *testing.T) {
 	inEU := 0
 	for file, form := range n.files(t, m.dir) {
 		if strings.HasPrefix(file, "eu-north"+string(filepath.Separator)) {
+			t.Logf("found in %s (%s)", file, form)
 			inEU++
 		} else {
 			t.Errorf("the bytes are in %s (%s)", file, form)

@@ -168,26 +168,37 @@ func checkCancel(t *testing.T, m *mesh) {
 	again.Retry = &isobarv1.RetryPolicy{MaxAttempts: 9, Backoff: durationpb.New(time.Minute)}
 	m.deploy(t, "eu-north", again)
 
-	const (
-		deferred  = isobarv1.TaskState_TASK_STATE_DEFERRED
-		ready     = isobarv1.TaskState_TASK_STATE_READY
-		leased    = isobarv1.TaskState_TASK_STATE_LEASED
-		completed = isobarv1.TaskState_TASK_STATE_COMPLETED
-		dead      = isobarv1.TaskState_TASK_STATE_DEAD
-		cancelled = isobarv1.TaskState_TASK_STATE_CANCELLED
-		expired   = isobarv1.TaskState_TASK_STATE_EXPIRED
-	)
+	for _, c := range cancelCases(m, dir) {
+		t.Run(c.name, func(t *testing.T) { c.check(t, m, dir) })
+	}
+}
+
+// The states a task can be in.
+const (
+	deferred  = isobarv1.TaskState_TASK_STATE_DEFERRED
+	ready     = isobarv1.TaskState_TASK_STATE_READY
+	leased    = isobarv1.TaskState_TASK_STATE_LEASED
+	completed = isobarv1.TaskState_TASK_STATE_COMPLETED
+	dead      = isobarv1.TaskState_TASK_STATE_DEAD
+	cancelled = isobarv1.TaskState_TASK_STATE_CANCELLED
+	expired   = isobarv1.TaskState_TASK_STATE_EXPIRED
+)
+
+// cancelCase is a task that is brought to a state and cancelled there.
+type cancelCase struct {
+	name   string
+	region string
+	spec   *isobarv1.TaskSpec
+	state  isobarv1.TaskState
+	is     func(*isobarv1.Task) bool // more than the state
+	before func(t *testing.T)
+	runs   bool // a process runs that must be killed
+	wins   bool
+}
+
+func cancelCases(m *mesh, dir string) []cancelCase {
 	in := func(d time.Duration) *timestamppb.Timestamp { return timestamppb.New(time.Now().Add(d)) }
-	cases := []struct {
-		name   string
-		region string
-		spec   *isobarv1.TaskSpec
-		state  isobarv1.TaskState
-		is     func(*isobarv1.Task) bool // more than the state
-		before func(t *testing.T)
-		runs   bool // a process runs that must be killed
-		wins   bool
-	}{
+	return []cancelCase{
 		{name: "deferred to a time", region: "eu-north", spec: &isobarv1.TaskSpec{Function: "fine", NotBefore: in(time.Hour)}, state: deferred, wins: true},
 		{
 			name: "deferred by back-off", region: "eu-north", spec: &isobarv1.TaskSpec{Function: "later", Residency: only("eu-north")}, state: deferred, wins: true,
@@ -222,45 +233,44 @@ func checkCancel(t *testing.T, m *mesh) {
 		},
 		{name: "cancelled", region: "eu-north", spec: &isobarv1.TaskSpec{Function: "fine", NotBefore: in(time.Hour), IdempotencyKey: "cancelled"}, state: cancelled},
 	}
-	for _, c := range cases {
-		t.Run(c.name, func(t *testing.T) {
-			if c.before != nil {
-				c.before(t)
-			}
-			id := m.submit(t, c.region, c.spec)
-			if c.state == cancelled {
-				m.cancel(t, id)
-			}
-			m.awaitTask(t, id, "task that is "+c.name, func(task *isobarv1.Task) bool {
-				return task.GetState() == c.state && (c.is == nil || c.is(task))
-			})
-			pid := 0
-			if c.runs {
-				pid = awaitPID(t, dir, id)
-			}
-			began := time.Now()
-			res := m.cancel(t, id)
-			if res.GetCancelled() != c.wins {
-				t.Errorf("cancelled: %v", res.GetCancelled())
-			}
-			want := c.state
-			if c.wins {
-				want = cancelled
-			}
-			if got := res.GetTask().GetState(); got != want {
-				t.Errorf("it is %v, not %v", got, want)
-			}
-			if c.runs {
-				awaitGone(t, pid, "the cancelled function")
-				took := time.Since(began)
-				t.Logf("killed %v after the cancel", took.Round(time.Millisecond))
-				if took > killWithin {
-					t.Errorf("the function ran on for %v", took)
-				}
-			}
-			m.checkStays(t, id, want)
-		})
+}
+
+func (c cancelCase) check(t *testing.T, m *mesh, dir string) {
+	if c.before != nil {
+		c.before(t)
 	}
+	id := m.submit(t, c.region, c.spec)
+	if c.state == cancelled {
+		m.cancel(t, id)
+	}
+	m.awaitTask(t, id, "task that is "+c.name, func(task *isobarv1.Task) bool {
+		return task.GetState() == c.state && (c.is == nil || c.is(task))
+	})
+	pid := 0
+	if c.runs {
+		pid = awaitPID(t, dir, id)
+	}
+	began := time.Now()
+	res := m.cancel(t, id)
+	if res.GetCancelled() != c.wins {
+		t.Errorf("cancelled: %v", res.GetCancelled())
+	}
+	want := c.state
+	if c.wins {
+		want = cancelled
+	}
+	if got := res.GetTask().GetState(); got != want {
+		t.Errorf("it is %v, not %v", got, want)
+	}
+	if c.runs {
+		awaitGone(t, pid, "the cancelled function")
+		took := time.Since(began)
+		t.Logf("killed %v after the cancel", took.Round(time.Millisecond))
+		if took > killWithin {
+			t.Errorf("the function ran on for %v", took)
+		}
+	}
+	m.checkStays(t, id, want)
 }
 
 // checkStays holds that nothing moves an ended task on.

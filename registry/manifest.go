@@ -81,8 +81,7 @@ func ParseManifest(text []byte, dir string) (spec *isobarv1.FunctionSpec, module
 		return nil, nil, fmt.Errorf("registry: parse manifest: %w", err)
 	}
 	spec = WithDefaults(spec)
-	var invalid *InvalidError
-	if errors.As(Validate(spec), &invalid) {
+	if invalid, ok := errors.AsType[*InvalidError](Validate(spec)); ok {
 		for _, f := range invalid.Fields {
 			if !c.has(f.Field) {
 				c.all = append(c.all, f)

@@ -3,6 +3,7 @@ package registry
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -240,8 +241,8 @@ func TestEditsExceed(t *testing.T) {
 		}
 		commands = append(commands, command)
 	}
-	for i := len(commands) - 1; i >= 0; i-- {
-		c.do(commands[i])
+	for _, command := range slices.Backward(commands) {
+		c.do(command)
 	}
 	if f, err := c.Function("", "f"); err != nil || f.GetSpec().GetVariants()[0].GetCommand()[0] != "4" {
 		t.Errorf("the last edit lost: %v, error %v", f, err)

@@ -27,11 +27,14 @@ func (s *Scheduler) Lease(ctx context.Context, r *isobarv1.LeaseRequest) (*isoba
 	if r.Worker == "" || r.Session == "" || r.RequestId == "" || r.Offer == nil {
 		return nil, &Refusal{Reason: BadRequest, Message: "a lease needs worker, session, requestId and offer", Hint: "docs/api.md shows one"}
 	}
+	if err := checkOffer(r.Offer); err != nil {
+		return nil, err
+	}
 	wait := 10 * time.Second
 	if r.Wait != nil {
 		wait = min(max(r.Wait.AsDuration(), 0), 30*time.Second)
 	}
-	p := &poll{request: r.RequestId, want: int(max(r.Max, 1)), ready: make(chan struct{})}
+	p := &poll{request: r.RequestId, want: int(min(max(r.Max, 1), maxLeases)), ready: make(chan struct{})}
 	l.mu.Lock()
 	if l.closed {
 		l.mu.Unlock()
@@ -71,6 +74,9 @@ func (s *Scheduler) Lease(ctx context.Context, r *isobarv1.LeaseRequest) (*isoba
 	ses.seen = time.Now()
 	return &isobarv1.LeaseResponse{Assignments: p.got}, nil
 }
+
+// maxLeases bounds one answer to Lease: each brings a payload.
+const maxLeases = 64
 
 // leasedBefore finds the unconfirmed leases of an earlier answer to this
 // request. After a change of leader they are found in the state.

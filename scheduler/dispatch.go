@@ -41,6 +41,7 @@ type parked struct {
 	until time.Time
 	pause time.Duration
 	why   string
+	after uint64 // set aside since this attempt was refused; 0 for another cause
 }
 
 // dispatch places what waits until nothing more fits.
@@ -52,7 +53,7 @@ func (l *leader) dispatch(now time.Time) {
 	}
 	if l.unparkDue {
 		l.unparkDue = false
-		l.unpark(now)
+		l.reopen()
 	}
 	l.waiting.unstick()
 	for range 4096 {
@@ -116,6 +117,14 @@ func (l *leader) place(key queueKey, r ref, now time.Time) outcome {
 		why := blockedBy(&d)
 		l.noteBlocked(rec, why)
 		return l.park(key, r, now, why)
+	}
+	if d.Chosen.Cell == l.Cell.ID && !l.served(rec.Function, variantOf(fn, d.Chosen.Variant)) {
+		why := "no_worker: no worker of " + string(l.Cell.ID) + " takes " + rec.Function + "/" + d.Chosen.Variant
+		l.noteBlocked(rec, why)
+		return l.park(key, r, now, why)
+	}
+	if slices.Contains(task.Avoid, d.Chosen.Cell) && d.Chosen.Cell != l.Cell.ID && l.refusedNow(rec) {
+		return l.parkRefused(key, rec, now, string(d.Chosen.Cell)+" refused or lost it, and no other may take it")
 	}
 	delete(l.parked, r.task)
 	attempt := ref{r.task, rec.Attempt + 1}
@@ -301,11 +310,43 @@ func (l *leader) park(key queueKey, r ref, now time.Time, why string) outcome {
 	return nowhere
 }
 
+// Bounds of the pause before a task is offered again to a cell that refused or
+// lost it, when no other is left. Without it the grants that a task may use up
+// would last no longer than a function takes to arrive there.
+const (
+	refusedFirst = 100 * time.Millisecond
+	refusedMost  = 10 * time.Second
+)
+
+// refusedNow reports whether the task's last attempt was refused or lost and it
+// was not set aside for that yet.
+func (l *leader) refusedNow(rec *meshv1.TaskRecord) bool {
+	p := l.parked[rec.Id]
+	return rec.Attempt > 0 && (p == nil || p.after != rec.Attempt)
+}
+
+// parkRefused sets a task aside; the pause doubles with each attempt that did
+// not start.
+func (l *leader) parkRefused(key queueKey, rec *meshv1.TaskRecord, now time.Time, why string) outcome {
+	did := l.park(key, ref{task: rec.Id}, now, why)
+	if p := l.parked[rec.Id]; p != nil {
+		n := max(int64(rec.Attempt)-int64(rec.Counted), 1)
+		p.after, p.pause = rec.Attempt, min(refusedFirst<<min(n-1, 10), refusedMost)
+		p.until = now.Add(p.pause)
+	}
+	return did
+}
+
 // unparkAll lets the next dispatch decide everything again: the mesh changed.
-func (l *leader) unparkAll() {
-	l.unparkDue = true
-	for _, p := range l.parked {
-		p.until = time.Time{}
+func (l *leader) unparkAll() { l.unparkDue = true }
+
+// reopen reads the queues of all that was set aside from their beginning again:
+// more may have been set aside than a window holds.
+func (l *leader) reopen() {
+	for id, p := range l.parked {
+		q := l.waiting.queue(p.key)
+		q.items, q.more = nil, true
+		delete(l.parked, id)
 	}
 }
 
@@ -313,7 +354,7 @@ func (l *leader) unparkAll() {
 func (l *leader) unpark(now time.Time) {
 	for id, p := range l.parked {
 		if now.After(p.until) {
-			l.waiting.queue(p.key).add(ref{task: id})
+			l.waiting.queue(p.key).insert(ref{task: id})
 			p.until = now.Add(p.pause)
 		}
 	}
@@ -329,9 +370,11 @@ func (l *leader) noteBlocked(rec *meshv1.TaskRecord, why string) {
 }
 
 func (l *leader) addAvoid(task string, cell mesh.CellID) {
-	if !slices.Contains(l.avoid[task], cell) {
-		l.avoid[task] = append(l.avoid[task], cell)
+	rec, ok := fsm.Task(l.State, task)
+	if !ok || fsm.Ended(fsm.State(rec)) || slices.Contains(l.avoid[task], cell) {
+		return // of an ended one nobody would forget it
 	}
+	l.avoid[task] = append(l.avoid[task], cell)
 }
 
 // blockedBy names the constraints that ruled every candidate out.

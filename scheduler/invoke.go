@@ -51,8 +51,8 @@ type Invoked struct {
 	Why     string
 }
 
-// Invoke places and runs one call. A refused place is tried again once, at the
-// next candidate.
+// Invoke places and runs one call. When the place refuses, the next candidate
+// is tried, once; what may have begun to run is never run again.
 func (s *Scheduler) Invoke(ctx context.Context, in Invocation) (*Invoked, error) {
 	l, err := s.leading()
 	if err != nil {
@@ -79,11 +79,19 @@ func (s *Scheduler) Invoke(ctx context.Context, in Invocation) (*Invoked, error)
 				Hint: "allow more time, at most the function's own timeout of " + in.Function.Spec.Timeout.AsDuration().String(),
 			}
 		}
-		if try == 1 || ctx.Err() != nil {
+		if try == 1 || ctx.Err() != nil || !notTaken(err) {
 			return nil, err
 		}
 		avoid = append(avoid, d.Chosen.Cell)
 	}
+}
+
+// notTaken reports whether the call certainly did not begin to run.
+func notTaken(err error) bool {
+	if r, ok := errors.AsType[*Refusal](err); ok {
+		return r.Reason == NoRoom
+	}
+	return errors.Is(err, ErrNotTaken)
 }
 
 func (l *leader) decideInvoke(in Invocation, avoid []mesh.CellID) placement.Decision {
@@ -148,8 +156,14 @@ func (l *leader) invokeLocal(ctx context.Context, a *isobarv1.Assignment) (*isob
 	}
 	select {
 	case o := <-inv.done:
-		if o == nil {
-			return nil, worker, fmt.Errorf("scheduler: invoke %s: %w", a.Function, ErrNotLeader)
+		switch {
+		case o == nil:
+			return nil, worker, &Refusal{
+				Reason: OutcomeUnknown, Message: "this server leads its cell no longer; " + a.Function + " may have run", Unknown: true,
+				Hint: "call it again if it may run twice",
+			}
+		case o.GetStatus() == "undelivered" || o.GetStatus() == "refused":
+			return nil, worker, l.noRoomFor(a.Function)
 		}
 		l.learned.add(a.Version, a.Variant.Name, o.GetRunTime().AsDuration(), o.GetColdStart().AsDuration(), len(o.GetResult()), o.GetStatus() == "done")
 		return o, worker, nil
@@ -204,7 +218,7 @@ func (s *Scheduler) Invocation(sub Submission) (*Invocation, error) {
 			Hint: "put large inputs where the function can read them and pass the place",
 		}
 	}
-	tenant, err := s.Registry.Residency(sub.Spec.Tenant)
+	res, err := s.Residency(sub.Spec)
 	if err != nil {
 		return nil, err
 	}
@@ -212,7 +226,6 @@ func (s *Scheduler) Invocation(sub Submission) (*Invocation, error) {
 	if err != nil {
 		return nil, err
 	}
-	res := stricter(residencyOf(sub.Spec.Residency), tenant)
 	if !s.Cell.Within(res) {
 		return nil, s.elsewhere(res)
 	}

@@ -55,7 +55,7 @@ func (m *learned) add(version, variant string, run, cold time.Duration, result i
 	x := m.runs[key]
 	if x == nil {
 		if len(m.runs) >= 10_000 {
-			m.runs = map[string]*measure{} // versions come and go; start over
+			m.runs, m.out = map[string]*measure{}, map[string]float64{} // versions come and go; start over
 		}
 		x = &measure{run: run.Seconds()}
 		m.runs[key] = x

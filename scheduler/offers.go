@@ -197,11 +197,9 @@ func (b *outbox) send(ctx context.Context, items []*meshv1.OfferItem, refs []ref
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = 100*time.Millisecond, 2*time.Second
 	l.mu.Lock()
-	l.mu.Lock()
 	known := l.view.incarnation(b.cell)
 	l.mu.Unlock()
 	req := &meshv1.OfferRequest{Home: string(l.Cell.ID), Incarnation: l.incarnation, GuestIncarnation: known, Items: items}
-	l.mu.Unlock()
 	res, err := backoff.Retry(ctx, func() (*meshv1.OfferResponse, error) {
 		return l.Peers.Offer(ctx, b.cell, req)
 	}, backoff.WithBackOff(pause), backoff.WithMaxElapsedTime(l.CellLease))
@@ -323,15 +321,19 @@ func (l *leader) reported(ctx context.Context, from mesh.CellID, it *meshv1.Repo
 	return string(verdict)
 }
 
-// GuestPayload hands out a leased task's bytes again.
-func (s *Scheduler) GuestPayload(ctx context.Context, from mesh.CellID, r *meshv1.PayloadRequest) (*meshv1.PayloadResponse, error) {
+// GuestPayload hands out a leased task's bytes again, to the cell that holds the
+// lease and may hold the bytes.
+func (s *Scheduler) GuestPayload(ctx context.Context, from mesh.Cell, r *meshv1.PayloadRequest) (*meshv1.PayloadResponse, error) {
 	l, err := s.leading()
 	if err != nil {
 		return nil, err
 	}
 	rec, ok := fsm.Task(l.State, r.TaskId)
-	if !ok || rec.Lease == nil || rec.Attempt != r.Attempt || mesh.CellID(rec.Lease.Holder.Cell) != from {
-		return nil, &Refusal{Reason: NotHolder, TaskID: r.TaskId, Message: "the lease of this attempt is not held by " + string(from)}
+	if !ok || rec.Lease == nil || rec.Attempt != r.Attempt || mesh.CellID(rec.Lease.Holder.Cell) != from.ID {
+		return nil, &Refusal{Reason: NotHolder, TaskID: r.TaskId, Message: "the lease of this attempt is not held by " + string(from.ID)}
+	}
+	if !from.Within(mesh.Residency{Allowed: rec.Allowed, Denied: rec.Denied}) {
+		return nil, &Refusal{Reason: ResidencyForbids, TaskID: r.TaskId, Message: string(from.ID) + " lies outside the task's residency"}
 	}
 	payload, err := l.payload(ctx, rec)
 	if err != nil {

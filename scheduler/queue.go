@@ -32,17 +32,24 @@ func compareRefs(a, b ref) int {
 	return cmp.Or(cmp.Compare(a.task, b.task), cmp.Compare(a.attempt, b.attempt))
 }
 
+// add puts in what became ready. What lies behind the window is found when the
+// window moves on.
 func (q *queue) add(r ref) {
+	if n := len(q.items); q.more && (n == 0 || compareRefs(r, q.items[n-1]) > 0) {
+		return
+	}
+	q.insert(r)
+}
+
+// insert is add for one that the window passed over as it moved on.
+func (q *queue) insert(r ref) {
 	i, found := slices.BinarySearchFunc(q.items, r, compareRefs)
-	switch {
-	case found:
-	case q.more && i == len(q.items):
-		// Behind the window: it is found when the window moves on.
-	default:
-		q.items = slices.Insert(q.items, i, r)
-		if !q.key.guest && len(q.items) > 2*window {
-			q.items, q.more = q.items[:window], true
-		}
+	if found {
+		return
+	}
+	q.items = slices.Insert(q.items, i, r)
+	if !q.key.guest && len(q.items) > 2*window {
+		q.items, q.more = q.items[:window], true
 	}
 }
 

@@ -158,6 +158,9 @@ type LeaseInfo struct {
 // ErrNotLeader: another server of the cell leads, or none does.
 var ErrNotLeader = errors.New("this server does not lead its cell")
 
+// ErrNotTaken: the other cell did not take the call, or never saw it.
+var ErrNotTaken = errors.New("the other cell did not take it")
+
 // ErrPeerUnavailable: no server of the other cell answered.
 var ErrPeerUnavailable = errors.New("the other cell does not answer")
 
@@ -316,7 +319,19 @@ func (s *Scheduler) propose(ctx context.Context, cmd *meshv1.SchedulerCommand, b
 	if err != nil {
 		return nil, fmt.Errorf("scheduler: encode command: %w", err)
 	}
-	group := append(before, state.Command{Machine: state.SchedulerMachine, Body: body})
+	results, err := s.proposeGroup(ctx, append(before, state.Command{Machine: state.SchedulerMachine, Body: body}))
+	if err != nil {
+		return nil, err
+	}
+	last, ok := results[len(results)-1].(*fsm.Result)
+	if !ok {
+		return nil, fmt.Errorf("scheduler: apply command: unexpected result %T", results[len(results)-1])
+	}
+	return last, nil
+}
+
+// proposeGroup commits a group and returns the result of each command.
+func (s *Scheduler) proposeGroup(ctx context.Context, group []state.Command) ([]any, error) {
 	out, err := s.Log.Propose(ctx, state.EncodeGroup(group))
 	if err != nil {
 		return nil, err
@@ -325,12 +340,5 @@ func (s *Scheduler) propose(ctx context.Context, cmd *meshv1.SchedulerCommand, b
 	if !ok {
 		return nil, fmt.Errorf("scheduler: apply command: unexpected result %T", out)
 	}
-	if res.Err != nil {
-		return nil, res.Err
-	}
-	last, ok := res.Results[len(res.Results)-1].(*fsm.Result)
-	if !ok {
-		return nil, fmt.Errorf("scheduler: apply command: unexpected result %T", res.Results[len(res.Results)-1])
-	}
-	return last, nil
+	return res.Results, res.Err
 }

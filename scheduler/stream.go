@@ -110,6 +110,9 @@ func (s *Scheduler) Open(hello *isobarv1.Hello) (*Session, error) {
 	if hello.GetWorker() == "" || hello.GetSession() == "" || hello.GetOffer() == nil {
 		return nil, &Refusal{Reason: BadRequest, Message: "a hello needs worker, session and offer", Hint: "send Hello first, with all three"}
 	}
+	if err := checkOffer(hello.Offer); err != nil {
+		return nil, err
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {

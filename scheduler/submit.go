@@ -100,7 +100,7 @@ func (l *leader) record(sub Submission) (*meshv1.TaskRecord, *isobarv1.Function,
 			Hint: "put large inputs where the function can read them and pass the place",
 		}
 	}
-	tenant, err := l.Registry.Residency(spec.Tenant)
+	res, err := l.Residency(spec)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -113,7 +113,6 @@ func (l *leader) record(sub Submission) (*meshv1.TaskRecord, *isobarv1.Function,
 	if dl := spec.GetDeadline(); dl != nil && !dl.AsTime().After(wall) {
 		return nil, nil, &Refusal{Reason: DeadlinePast, Field: "deadline", Message: "the deadline " + dl.AsTime().Format(time.RFC3339) + " has passed", Hint: "leave it out, or set a later one"}
 	}
-	res := stricter(residencyOf(spec.Residency), tenant)
 	if !l.Cell.Within(res) {
 		return nil, nil, l.elsewhere(res)
 	}
@@ -291,6 +290,16 @@ func (s *Scheduler) elsewhere(res mesh.Residency) *Refusal {
 		}
 	}
 	return r
+}
+
+// Residency is what bounds a task: its own residency and its tenant's, the
+// stricter of the two. The error is the registry's for an unknown tenant.
+func (s *Scheduler) Residency(spec *isobarv1.TaskSpec) (mesh.Residency, error) {
+	tenant, err := s.Registry.Residency(spec.Tenant)
+	if err != nil {
+		return mesh.Residency{}, err
+	}
+	return stricter(residencyOf(spec.Residency), tenant), nil
 }
 
 func residencyOf(r *isobarv1.Residency) mesh.Residency {

@@ -3,6 +3,7 @@ package scheduler
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -228,9 +229,9 @@ func (v *view) region(name string) bool {
 // Decisions are the stored decisions of a task, newest first.
 func Decisions(rec *meshv1.TaskRecord) ([]*isobarv1.Decision, error) {
 	var out []*isobarv1.Decision
-	for i := len(rec.Decisions) - 1; i >= 0; i-- {
+	for _, v := range slices.Backward(rec.Decisions) {
 		var d isobarv1.Decision
-		if err := proto.Unmarshal(rec.Decisions[i], &d); err != nil {
+		if err := proto.Unmarshal(v, &d); err != nil {
 			return nil, fmt.Errorf("scheduler: read decision of %s: %w", rec.Id, err)
 		}
 		out = append(out, &d)

@@ -3,7 +3,10 @@ package scheduler
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"time"
+
+	"google.golang.org/protobuf/proto"
 
 	"github.com/isobar-mesh/isobar/broker"
 	"github.com/isobar-mesh/isobar/internal/mesh"
@@ -70,12 +73,24 @@ func (l *leader) trimTopic(ctx context.Context, topic string, t fsm.TopicState) 
 		Clocks:  l.clock.read(time.Now()),
 		Command: &meshv1.SchedulerCommand_Trim{Trim: &meshv1.Trim{Topic: topic, Ref: to}},
 	}
-	var before []state.Command
-	if command != nil {
-		before = append(before, state.Command{Machine: state.BrokerMachine, Body: command})
+	body, err := proto.Marshal(trim)
+	if err != nil {
+		return fmt.Errorf("scheduler: encode trim: %w", err)
 	}
-	_, err = l.propose(ctx, trim, before...)
-	return err
+	group := []state.Command{{Machine: state.SchedulerMachine, Body: body}}
+	if command != nil {
+		group = append([]state.Command{{Machine: state.BrokerMachine, Body: command}}, group...)
+	}
+	// A broker may delete a part at a time; what is left would grow under load.
+	for unfinished := true; unfinished; {
+		results, err := l.proposeGroup(ctx, group)
+		if err != nil {
+			return err
+		}
+		left, ok := results[0].(broker.Unfinished)
+		unfinished = ok && left.Unfinished()
+	}
+	return nil
 }
 
 // move appends a payload again that has been live for long.

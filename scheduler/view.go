@@ -207,10 +207,13 @@ func (v *view) own(l *leader) {
 	c.Total, c.Free, c.Unhealthy = mesh.Capacity{}, mesh.Capacity{}, ""
 	c.Runtimes, c.Warm = c.Runtimes[:0], c.Warm[:0]
 	for _, s := range l.sessions {
-		if !s.connected() {
+		if !s.connected() && !s.polls {
 			continue
 		}
-		c.Total, c.Free = widest(c.Total, s.total), widest(c.Free, s.free)
+		c.Total = widest(c.Total, s.total)
+		if s.connected() { // one that polls comes back: what only it can run waits for it
+			c.Free = widest(c.Free, s.free)
+		}
 		c.Runtimes = append(c.Runtimes, s.runtimes...)
 		for w := range s.warm {
 			c.Warm = append(c.Warm, w)

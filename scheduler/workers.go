@@ -156,6 +156,18 @@ func (s *session) offers(function string, v *isobarv1.Variant) bool {
 	return slices.Contains(s.runtimes, v.Runtime) && (len(s.functions) == 0 || slices.Contains(s.functions, function))
 }
 
+// served reports whether some worker of this cell would run the variant if it
+// had room.
+func (l *leader) served(function string, v *isobarv1.Variant) bool {
+	d := demand(v)
+	for _, s := range l.sessions {
+		if s.offers(function, v) && s.total.Fits(d) {
+			return true
+		}
+	}
+	return false
+}
+
 func (s *session) before(o *session, variant string) bool {
 	if s.warm[variant] != o.warm[variant] {
 		return s.warm[variant]
@@ -307,6 +319,18 @@ func (s *Scheduler) Workers() ([]*isobarv1.WorkerInfo, error) {
 	}
 	slices.SortFunc(out, func(a, b *isobarv1.WorkerInfo) int { return cmp.Compare(a.Worker+a.Session, b.Worker+b.Session) })
 	return out, nil
+}
+
+// checkOffer refuses amounts that no machine has.
+func checkOffer(o *isobarv1.Offer) error {
+	ok := o.GetCpu() >= 0 && o.GetCpu() <= 1e6 && o.GetMemoryMib() >= 0 && o.GetMemoryMib() <= 1<<40
+	for _, a := range o.GetAccelerators() {
+		ok = ok && a.GetModel() != "" && a.GetCount() >= 0 && a.GetCount() <= 1e6
+	}
+	if !ok || len(o.GetAccelerators()) > 64 {
+		return &Refusal{Reason: BadRequest, Field: "offer", Message: "the offer's amounts are negative, not numbers or beyond any machine", Hint: "cpu is in cores, memoryMib in MiB"}
+	}
+	return nil
 }
 
 // CapacityOf reads an offer's amounts.

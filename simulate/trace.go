@@ -396,8 +396,7 @@ func (p *traceParser) fault(column int, field, value string, cause error) error 
 
 // syntax is what the reader itself refused.
 func (p *traceParser) syntax(err error) error {
-	var bad *csv.ParseError
-	if errors.As(err, &bad) {
+	if bad, ok := errors.AsType[*csv.ParseError](err); ok {
 		return &ParseError{File: p.trace.Name, Line: bad.Line, Err: fmt.Errorf("%w: %w", ErrSyntax, bad.Err)}
 	}
 	return &ParseError{File: p.trace.Name, Line: len(p.trace.Tasks) + 2, Err: err}

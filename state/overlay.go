@@ -3,6 +3,7 @@ package state
 import (
 	"bytes"
 	"iter"
+	"slices"
 
 	"github.com/google/btree"
 )
@@ -41,8 +42,8 @@ func (o *overlay) keep() { o.journal = o.journal[:0] }
 
 // rollback ends a group: its writes go.
 func (o *overlay) rollback() {
-	for i := len(o.journal) - 1; i >= 0; i-- {
-		if u := o.journal[i]; u.had {
+	for _, v := range slices.Backward(o.journal) {
+		if u := v; u.had {
 			o.tree.ReplaceOrInsert(u.before)
 		} else {
 			o.tree.Delete(u.before)

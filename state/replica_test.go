@@ -51,7 +51,7 @@ var errFail = errors.New("told to fail")
 
 func (script) Apply(tx state.Tx, body []byte) (any, error) {
 	var out []string
-	for _, line := range bytes.Split(body, []byte("\n")) {
+	for line := range bytes.SplitSeq(body, []byte("\n")) {
 		f := bytes.Fields(line)
 		switch string(f[0]) {
 		case "set":
@@ -273,7 +273,7 @@ func TestReplicaAgainstModel(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer disk.Close() //nolint:errcheck // of a test
+		defer disk.Close()
 		replicas := []*state.Replica{}
 		for _, s := range []state.Store{state.NewMemory(), disk} {
 			r, err := state.NewReplica(s, map[state.MachineID]state.Machine{'a': script{}, 0xff: script{}}, state.Options{})

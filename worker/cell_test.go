@@ -135,7 +135,7 @@ func (s *stream) read(ctx context.Context, ws isobarv1.WorkerServiceWorkServerSt
 		case <-ctx.Done():
 			return nil
 		case err := <-errs:
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				return nil
 			}
 			return err

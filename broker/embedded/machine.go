@@ -46,6 +46,11 @@ type Trimmed struct {
 	More bool
 }
 
+var _ broker.Unfinished = Trimmed{}
+
+// Unfinished reports More.
+func (t Trimmed) Unfinished() bool { return t.More }
+
 // Machine is the broker's part of the cell's state. It is pure, has no state
 // of its own, and its zero value is ready.
 //

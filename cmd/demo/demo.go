@@ -89,10 +89,9 @@ func (d *demo) work(ctx context.Context, p *plan, m *mesh) (*player, []loadtest.
 		return pl, nil, context.Cause(ctx)
 	}
 	d.sayf("all ended after %s; reading the decisions", time.Since(begin).Round(time.Second))
-	if err := pl.explain(ctx, outcomes); err != nil {
-		return pl, nil, err
-	}
-	return pl, outcomes, d.report(loadtest.NewReport(outcomes), qualities)
+	explained := pl.explain(ctx, outcomes)
+	// What is known is shown, whether or not every decision could be read.
+	return pl, outcomes, errors.Join(d.report(loadtest.NewReport(outcomes), qualities), explained)
 }
 
 // report prints the table and says whether all is well.
@@ -125,7 +124,7 @@ func (d *demo) report(r loadtest.Report, qualities map[string]float64) error {
 }
 
 func writeJSON(path string, r loadtest.Report) error {
-	f, err := os.Create(path) //nolint:gosec // the file the user named
+	f, err := os.Create(path)
 	if err != nil {
 		return fmt.Errorf("write report: %w", err)
 	}

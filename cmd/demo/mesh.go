@@ -60,7 +60,7 @@ func startMesh(ctx context.Context, o options, p *plan, out, stderr io.Writer) (
 		m.clean()
 		return nil, err
 	}
-	m.cmd = exec.Command(o.binary, args...) //nolint:gosec,noctx // the program that was built; stopped in order by stop
+	m.cmd = exec.Command(o.binary, args...) //nolint:noctx // the program that was built; stopped in order by stop
 	m.cmd.SysProcAttr = childAttr()
 	m.cmd.Stderr = stderr
 	stdout, err := m.cmd.StdoutPipe()

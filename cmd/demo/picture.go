@@ -111,7 +111,7 @@ func mean(im image.Image, x, y int) color.Color {
 			r, g, b, n = r+pr>>8, g+pg>>8, b+pb>>8, n+1
 		}
 	}
-	return color.RGBA{R: uint8(r / n), G: uint8(g / n), B: uint8(b / n), A: math.MaxUint8} //nolint:gosec // means of bytes
+	return color.RGBA{R: uint8(r / n), G: uint8(g / n), B: uint8(b / n), A: math.MaxUint8}
 }
 
 func off(a, b uint8) bool { return math.Abs(float64(a)-float64(b)) > colourSlack }

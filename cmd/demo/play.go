@@ -23,6 +23,8 @@ const (
 	// second a task counts as lost.
 	submitWithin = 30 * time.Second
 	endWithin    = 90 * time.Second
+	// explainWithin bounds the reading of all decisions.
+	explainWithin = 30 * time.Second
 	// explainers ask for decisions at a time.
 	explainers = 8
 )
@@ -196,16 +198,20 @@ func (pl *player) judge(o *loadtest.Outcome, j job, task *isobarv1.Task) {
 }
 
 // explain reads the decision that bound each task's last attempt from its home.
+// The error is the first of those that could not be read.
 func (pl *player) explain(ctx context.Context, out []loadtest.Outcome) error {
+	ctx, cancel := context.WithTimeout(ctx, explainWithin)
+	defer cancel()
 	next := make(chan *loadtest.Outcome)
 	errs := make(chan error, explainers)
 	for range explainers {
 		go func() {
 			var failed error
 			for o := range next {
-				if err := pl.decision(ctx, o); err != nil {
-					failed = err
+				if failed != nil {
+					continue
 				}
+				failed = pl.decision(ctx, o)
 			}
 			errs <- failed
 		}()
@@ -216,11 +222,13 @@ func (pl *player) explain(ctx context.Context, out []loadtest.Outcome) error {
 		}
 	}
 	close(next)
-	var all []error
+	var first error
 	for range explainers {
-		all = append(all, <-errs)
+		if err := <-errs; first == nil {
+			first = err
+		}
 	}
-	return errors.Join(all...)
+	return first
 }
 
 func (pl *player) decision(ctx context.Context, o *loadtest.Outcome) error {

@@ -26,7 +26,7 @@ const (
 type sentences []sentiment.Example
 
 func readSentences(path string) (sentences, error) {
-	text, err := os.ReadFile(path) //nolint:gosec // below the folder the user named
+	text, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("read labelled sentences: %w", err)
 	}

@@ -149,7 +149,7 @@ func (p *plan) readCarbon(path string) error {
 }
 
 func (p *plan) makeJobs(seed uint64, s sentences) error {
-	r := rand.New(rand.NewPCG(seed, 0x6a6f6273)) //nolint:gosec // workloads, not secrets
+	r := rand.New(rand.NewPCG(seed, 0x6a6f6273))
 	pictures := map[int]*picture{}
 	line := 0
 	for i, a := range p.trace.Arrivals {

@@ -91,7 +91,7 @@ func Open(disk *Disk, m consensus.Machine, o Options) (*Log, error) {
 		changes: make(chan struct{}, 1),
 		disk:    disk,
 		faults:  o.Faults,
-		rng:     rand.New(rand.NewPCG(o.Seed, 0x150ba7)), //nolint:gosec // repeatable on purpose
+		rng:     rand.New(rand.NewPCG(o.Seed, 0x150ba7)),
 	}
 	if err := l.restore(m); err != nil {
 		return nil, fmt.Errorf("locallog: open: %w", err)

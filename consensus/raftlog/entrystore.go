@@ -2,6 +2,7 @@ package raftlog
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/hashicorp/raft"
@@ -169,11 +170,11 @@ func (s *entryStore) trailing(bytes int64) uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var entries uint64
-	for i := len(s.chunks) - 1; i >= 0; i-- {
-		if bytes -= s.chunks[i].bytes; bytes < 0 {
+	for _, v := range slices.Backward(s.chunks) {
+		if bytes -= v.bytes; bytes < 0 {
 			break
 		}
-		entries += s.chunks[i].last - s.chunks[i].first + 1
+		entries += v.last - v.first + 1
 	}
 	return max(entries, minTrailing)
 }

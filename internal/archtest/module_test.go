@@ -78,7 +78,6 @@ func module(t *testing.T) map[string]listed {
 	return all
 }
 
-//nolint:gochecknoglobals // the go tool is asked once
 var loadModule = sync.OnceValues(func() (map[string]listed, error) {
 	list, err := goList("./...")
 	if err != nil {

@@ -195,7 +195,7 @@ func TestArrows(t *testing.T) {
 				}
 				continue
 			}
-			for _, no := range strings.Fields(r.never) {
+			for no := range strings.FieldsSeq(r.never) {
 				if under(i, no) {
 					t.Errorf("%s may not import %s", path, i)
 				}

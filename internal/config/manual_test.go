@@ -122,8 +122,8 @@ func defaultText(v reflect.Value) string {
 }
 
 func collectTypes(t reflect.Type, path string, into map[string]string) {
-	for i := range t.NumField() {
-		f := t.Field(i)
+	for f := range t.Fields() {
+		f := f
 		if f.Type.Kind() != reflect.Struct || strictyaml.IsScalar(f.Type) {
 			continue
 		}

@@ -225,7 +225,7 @@ func TestCloseWithADeafPeer(t *testing.T) {
 		must(t, err)
 		must(t, near.Close())
 		pass(10 * time.Second)
-		if _, err := far.Read(make([]byte, 1)); err != io.EOF {
+		if _, err := far.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 			t.Errorf("far end: %v", err)
 		}
 		must(t, far.Close())

@@ -62,7 +62,7 @@ func spawn(s *spawner, o Options, kind, region, id, dir string) (*process, error
 		return nil, fmt.Errorf("devmesh: open log of %s: %w", id, err)
 	}
 	defer func() { _ = out.Close() }()                                          // the child has its own
-	p.cmd = exec.Command(o.Binary, kind, "--config", file, "--exit-with-stdin") //nolint:gosec,noctx // our own program; stop ends it in order
+	p.cmd = exec.Command(o.Binary, kind, "--config", file, "--exit-with-stdin") //nolint:noctx // our own program; stop ends it in order
 	p.cmd.Env = childEnv(o.Env)
 	p.cmd.Stdout, p.cmd.Stderr = out, out
 	p.cmd.SysProcAttr = childAttr()

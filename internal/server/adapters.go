@@ -17,8 +17,6 @@ import (
 	"github.com/isobar-mesh/isobar/internal/mesh"
 	"github.com/isobar-mesh/isobar/placement"
 	meshv1 "github.com/isobar-mesh/isobar/proto/isobar/mesh/v1"
-	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
-	"github.com/isobar-mesh/isobar/registry"
 	"github.com/isobar-mesh/isobar/registry/code"
 	"github.com/isobar-mesh/isobar/scheduler/peers"
 )
@@ -35,34 +33,6 @@ func (l *lateLog) Verify(ctx context.Context) error  { return l.raft.Verify(ctx)
 func (l *lateLog) Status() consensus.Status          { return l.raft.Status() }
 func (l *lateLog) Changes() <-chan struct{}          { return l.raft.Changes() }
 func (l *lateLog) Close() error                      { return l.raft.Close() }
-
-// functionsOf is the registry as the scheduler asks it.
-type functionsOf struct{ *registry.Registry }
-
-func (f functionsOf) Version(digest string) (*isobarv1.Function, error) {
-	spec, err := f.Registry.Version(digest)
-	if err != nil {
-		return nil, err
-	}
-	return &isobarv1.Function{Spec: spec, Version: digest}, nil
-}
-
-func (f functionsOf) Residency(tenant string) (mesh.Residency, error) {
-	t, err := f.Tenant(tenant)
-	if err != nil {
-		return mesh.Residency{}, err
-	}
-	return mesh.Residency{Allowed: t.Allowed, Denied: t.Denied}, nil
-}
-
-// Hash is 0 when the registry can't be read: the exchange then compares.
-func (f functionsOf) Hash() uint64 {
-	h, err := f.Registry.Hash()
-	if err != nil {
-		return 0
-	}
-	return h
-}
 
 func pricesOf(p config.Prices) placement.Prices {
 	out := placement.Prices{CPUHour: p.CPUHour, MemoryGiBHour: p.MemoryGiBHour}

@@ -42,7 +42,9 @@ func (s *Server) serveAPI(ctx context.Context) error {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
-	return serveHTTP(ctx, s.apiListener, &http.Server{Handler: mux, Protocols: protocols, ReadHeaderTimeout: 10 * time.Second})
+	return serveHTTP(ctx, s.apiListener, &http.Server{
+		Handler: mux, Protocols: protocols, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: idleTimeout, HTTP2: http2(),
+	})
 }
 
 // servePeers serves other servers over mutual TLS, with the same services for
@@ -65,7 +67,18 @@ func (s *Server) servePeers(ctx context.Context) error {
 	protocols.SetHTTP2(true)
 	return serveHTTP(ctx, tls.NewListener(s.peerListener, config), &http.Server{
 		Handler: mux, Protocols: protocols, TLSConfig: config, ReadHeaderTimeout: 10 * time.Second, ErrorLog: s.strangers(),
+		IdleTimeout: idleTimeout, HTTP2: http2(),
 	})
+}
+
+// idleTimeout is longer than clients and servers keep idle connections, so that
+// they close them.
+const idleTimeout = 10 * time.Minute
+
+// http2 allows many calls on one connection: the waits of a whole server may be
+// forwarded on one. A caller that is gone without a word is noticed by pings.
+func http2() *http.HTTP2Config {
+	return &http.HTTP2Config{MaxConcurrentStreams: 2000, SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second}
 }
 
 func (s *Server) connect(leader func() string) (*connect.Server, error) {
@@ -76,8 +89,12 @@ func (s *Server) connect(leader func() string) (*connect.Server, error) {
 	return connect.NewServer(tracing, api.Errors(leader)), nil
 }
 
+// compressFrom is the least message that is compressed, in bytes: below it, that
+// costs more processor time than it saves network.
+const compressFrom = 4 << 10
+
 func mount(mux *http.ServeMux, server *connect.Server) {
-	connecthttp.Mount(mux, server,
+	connecthttp.Mount(mux, server, connecthttp.WithCompressMinBytes(compressFrom),
 		connecthttp.WithReadMaxBytes(peers.MaxMessage), connecthttp.WithSendMaxBytes(peers.MaxMessage),
 		connecthttp.WithCodecs(connectproto.NewBinaryCodec(), api.StrictJSON()),
 	)

@@ -58,6 +58,9 @@ func (s *Server) count(r *fsm.Result) {
 		s.counters.attempts.WithLabelValues(string(r.Verdict)).Inc()
 	}
 	for _, e := range r.Effects {
+		if e.Kind == fsm.LeaseGone && r.Verdict == "" {
+			s.counters.attempts.WithLabelValues("lost").Inc() // by a tick: lease, timeout or deadline ran out
+		}
 		if e.Kind == fsm.TaskEnded {
 			s.counters.ended.WithLabelValues(strings.ToLower(strings.TrimPrefix(e.State.String(), "TASK_STATE_"))).Inc()
 		}

@@ -64,6 +64,7 @@ type Server struct {
 	peers  *peers.Client
 	code   *code.Store
 	reg    *registry.Registry
+	known  *functionsOf
 	spread *exchange.Exchange
 	sched  *scheduler.Scheduler
 	api    *api.Services
@@ -89,8 +90,8 @@ func Run(ctx context.Context, cfg config.Server, log *slog.Logger, tel *telemetr
 func (s *Server) later(f func() error) { s.closers = append(s.closers, f) }
 
 func (s *Server) close() {
-	for i := len(s.closers) - 1; i >= 0; i-- {
-		if err := s.closers[i](); err != nil && !errors.Is(err, net.ErrClosed) {
+	for _, v := range slices.Backward(s.closers) {
+		if err := v(); err != nil && !errors.Is(err, net.ErrClosed) {
 			s.log.Warn("not closed cleanly", "error", err)
 		}
 	}
@@ -157,6 +158,7 @@ func (s *Server) applied(at consensus.Position, results []state.GroupResult) {
 			switch r := r.(type) {
 			case *registry.Merged:
 				if len(r.Changed) > 0 {
+					s.known.forget()
 					s.spread.Changed()
 				}
 			case *fsm.Result:
@@ -244,6 +246,7 @@ func (s *Server) otel() []otelconnect.Option {
 
 func (s *Server) openRegistry() error {
 	s.reg = registry.New(s.state.Reader(state.RegistryMachine), registry.Options{Cell: s.cell.ID})
+	s.known = newFunctionsOf(s.reg)
 	var err error
 	s.code, err = code.New(filepath.Join(s.cfg.Data, "code"), code.Options{Sources: s.sources, Log: s.log.With("part", "code")})
 	if err != nil {
@@ -299,7 +302,7 @@ func (s *Server) openScheduler() error {
 	s.broker = embedded.New(s.state.Reader(state.BrokerMachine), embedded.Options{})
 	s.sched = scheduler.New(scheduler.Options{
 		Cell: s.cell, Log: (*lateLog)(s), State: s.state.Reader(state.SchedulerMachine), Broker: s.broker,
-		Registry: functionsOf{s.reg}, Neighbours: s.mesh, Peers: s.peers, Carbon: s.energy, Prices: pricesOf(s.cfg.Prices),
+		Registry: s.known, Neighbours: s.mesh, Peers: s.peers, Carbon: s.energy, Prices: pricesOf(s.cfg.Prices),
 		Policy: placement.Policy{
 			CarbonUSDPerTonne: s.cfg.Policy.CarbonPrice, LatencyUSDPerS: s.cfg.Policy.LatencyPrice, QualityUSD: s.cfg.Policy.QualityPrice,
 		},
@@ -307,9 +310,16 @@ func (s *Server) openScheduler() error {
 		CellLease: s.cfg.Lease.Cell, WorkerLease: s.cfg.Lease.Worker, Renew: s.cfg.Lease.Renew,
 		Retention: s.cfg.Retention.Task, Lifetime: s.cfg.Lifetime,
 		QueueCap: &meshv1.QueueCap{Count: uint64(s.cfg.Queue.Count), Bytes: uint64(s.cfg.Queue.Bytes)},
-		OnLead:   s.broker.Lead, OnResign: s.broker.Resign, Full: s.full.Load,
+		OnLead:   s.takeLead, OnResign: s.broker.Resign, Full: s.full.Load,
 	})
 	return nil
+}
+
+// takeLead begins a term. A snapshot may have brought documents that nothing was
+// told of.
+func (s *Server) takeLead(term uint64) error {
+	s.known.forget()
+	return s.broker.Lead(term)
 }
 
 func (s *Server) link(region string) scheduler.Link {

@@ -3,6 +3,7 @@ package sim
 import (
 	"fmt"
 	"math/rand/v2"
+	"strings"
 
 	"google.golang.org/protobuf/proto"
 
@@ -142,11 +143,12 @@ func told(cmd *meshv1.SchedulerCommand, res *fsm.Result) string {
 	case *meshv1.SchedulerCommand_Grant:
 		return fmt.Sprintf("grant %s to %s%s", at(m.Grant.TaskId, m.Grant.Attempt), m.Grant.Holder.Cell, m.Grant.Holder.Session)
 	case *meshv1.SchedulerCommand_Extend:
-		s := "extend"
+		var s strings.Builder
+		s.WriteString("extend")
 		for i, it := range m.Extend.Items {
-			s += fmt.Sprintf(" %s:%s", at(it.TaskId, it.Attempt), res.Items[i].Verdict)
+			s.WriteString(fmt.Sprintf(" %s:%s", at(it.TaskId, it.Attempt), res.Items[i].Verdict))
 		}
-		return s
+		return s.String()
 	case *meshv1.SchedulerCommand_Complete:
 		return fmt.Sprintf("complete %s: %s", at(m.Complete.TaskId, m.Complete.Attempt), res.Verdict)
 	case *meshv1.SchedulerCommand_Fail:
@@ -162,11 +164,12 @@ func told(cmd *meshv1.SchedulerCommand, res *fsm.Result) string {
 	case *meshv1.SchedulerCommand_GuestForget:
 		return fmt.Sprintf("guest-forget %s", at(m.GuestForget.TaskId, m.GuestForget.Attempt))
 	case *meshv1.SchedulerCommand_Tick:
-		s := "tick"
+		var s strings.Builder
+		s.WriteString("tick")
 		for _, e := range res.Effects {
-			s += fmt.Sprintf(" %d:%s", e.Kind, at(e.TaskID, e.Attempt))
+			s.WriteString(fmt.Sprintf(" %d:%s", e.Kind, at(e.TaskID, e.Attempt)))
 		}
-		return s
+		return s.String()
 	default:
 		return fmt.Sprintf("%T", m)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"sync"
@@ -104,9 +105,7 @@ func startNode(ctx context.Context, o options, dir string, first bool, extra map
 		return nil, err
 	}
 	mounts := map[state.MachineID]state.Machine{state.SchedulerMachine: fsm.Machine{}, state.BrokerMachine: embedded.Machine{}}
-	for id, m := range extra {
-		mounts[id] = m
-	}
+	maps.Copy(mounts, extra)
 	x.state, err = state.NewReplica(x.store, mounts, state.Options{OnApply: func(at consensus.Position, results []state.GroupResult) {
 		x.sched.Observe(at, results)
 	}})

@@ -81,6 +81,12 @@ func (e *Exchange) Run(ctx context.Context) error {
 	defer ticker.Stop()
 	hourly := time.NewTicker(forgetAfter)
 	defer hourly.Stop()
+	// Modules come beside: one that nobody has, or that comes from far, must not
+	// hold up the documents.
+	due := make(chan struct{}, 1)
+	var fetching sync.WaitGroup
+	defer fetching.Wait()
+	fetching.Go(func() { e.fetchLoop(ctx, due) })
 	for {
 		push := false
 		select {
@@ -94,9 +100,23 @@ func (e *Exchange) Run(ctx context.Context) error {
 				e.forget(ctx, now)
 			}
 		}
-		e.fetch(ctx)
+		select {
+		case due <- struct{}{}:
+		default:
+		}
 		if e.Leading() {
 			e.round(ctx, push)
+		}
+	}
+}
+
+func (e *Exchange) fetchLoop(ctx context.Context, due <-chan struct{}) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-due:
+			e.fetch(ctx)
 		}
 	}
 }

@@ -114,7 +114,8 @@ func route[Req, Res any](ctx context.Context, s *Services, cell mesh.CellID, req
 ) (res Res, err error) {
 	if cell == s.Scheduler.Cell.ID {
 		if s.Scheduler.Leading() {
-			if res, err = here(ctx, req); !errors.Is(err, scheduler.ErrNotLeader) {
+			// Either error says that nothing was done: the leader that took over may.
+			if res, err = here(ctx, req); !errors.Is(err, scheduler.ErrNotLeader) && !errors.Is(err, consensus.ErrNotLeader) {
 				return res, err
 			}
 		}
@@ -135,15 +136,16 @@ func route[Req, Res any](ctx context.Context, s *Services, cell mesh.CellID, req
 		return err
 	})
 	if errors.Is(err, scheduler.ErrPeerUnavailable) {
-		err = s.unavailable(cell, err)
+		err = s.unavailable(cell, err, errors.Is(err, peers.ErrAnswerLost))
 	}
 	return res, err
 }
 
-// unavailable says that a cell could not be asked.
-func (s *Services) unavailable(cell mesh.CellID, err error) error {
+// unavailable says that a cell could not be asked; unknown, that it may have
+// been and only its answer is missing.
+func (s *Services) unavailable(cell mesh.CellID, err error, unknown bool) error {
 	return &scheduler.Refusal{
-		Reason: scheduler.HomeUnavailable, Cell: cell, Address: s.address(cell), RetryAfter: time.Second, Unknown: true, Err: err,
+		Reason: scheduler.HomeUnavailable, Cell: cell, Address: s.address(cell), RetryAfter: time.Second, Unknown: unknown, Err: err,
 		Message: "no server of " + string(cell) + " answers for it", Hint: "try again; what " + string(cell) + " accepted is kept there",
 	}
 }
@@ -201,7 +203,7 @@ func (s *Services) keyedHome(tenant, key string, res mesh.Residency) (mesh.CellI
 			var ok bool
 			if cell, ok = s.Mesh.Identity(id); !ok && res.Bound() {
 				// Not knowing whether it is allowed, any choice may be a second home.
-				return "", s.unavailable(id, scheduler.ErrPeerUnavailable)
+				return "", s.unavailable(id, scheduler.ErrPeerUnavailable, false)
 			}
 		}
 		if res.Bound() && !cell.Within(res) {

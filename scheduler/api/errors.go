@@ -163,6 +163,8 @@ func refusal(err error, leader func() string) *scheduler.Refusal {
 		return &scheduler.Refusal{Reason: scheduler.Unavailable, Message: "the function's version has not arrived here yet", RetryAfter: time.Second, Hint: "try again"}
 	case errors.Is(err, scheduler.ErrNotLeader), errors.Is(err, consensus.ErrNotLeader):
 		return &scheduler.Refusal{Reason: scheduler.NotLeader, Message: "this server does not lead its cell", Address: leader(), RetryAfter: 200 * time.Millisecond, Hint: "ask the leader; while one is elected, try again"}
+	case errors.Is(err, consensus.ErrTooLarge):
+		return &scheduler.Refusal{Reason: scheduler.BadRequest, Message: "the request is too large to be stored at once", Hint: "send it in parts"}
 	case errors.Is(err, consensus.ErrOutcomeUnknown):
 		return &scheduler.Refusal{Reason: scheduler.OutcomeUnknown, Message: "the answer was lost", Unknown: true, RetryAfter: 200 * time.Millisecond, Hint: "repeat it with the same ids"}
 	case errors.Is(err, scheduler.ErrPeerUnavailable), errors.Is(err, consensus.ErrClosed):

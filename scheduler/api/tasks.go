@@ -12,6 +12,8 @@ import (
 
 	"connectrpc.com/connect/v2"
 	"github.com/google/uuid"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/isobar-mesh/isobar/internal/mesh"
@@ -19,6 +21,7 @@ import (
 	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
 	"github.com/isobar-mesh/isobar/registry"
 	"github.com/isobar-mesh/isobar/scheduler"
+	"github.com/isobar-mesh/isobar/scheduler/peers"
 )
 
 const defaultTenant = "default"
@@ -93,8 +96,11 @@ func (h *tasks) submit(ctx context.Context, spec *isobarv1.TaskSpec) (*isobarv1.
 		if err := h.checkHomes(ctx); err != nil {
 			return nil, err
 		}
-		res := mesh.Residency{Allowed: spec.GetResidency().GetAllowed(), Denied: spec.GetResidency().GetDenied()}
-		var err error
+		// The tenant's too: a server outside it must not pass the body on.
+		res, err := h.Scheduler.Residency(spec)
+		if err != nil {
+			return nil, err
+		}
 		if cell, err = h.keyedHome(spec.Tenant, spec.IdempotencyKey, res); err != nil {
 			return nil, err
 		}
@@ -172,11 +178,20 @@ func (h *tasks) submitHere(ctx context.Context, spec *isobarv1.TaskSpec) (*isoba
 	if err != nil {
 		return nil, err
 	}
+	correlate(ctx, spec.CorrelationId)
 	res := &isobarv1.SubmitResult{TaskId: rec.TaskID, State: rec.State, Duplicate: rec.Duplicate}
 	if d := rec.Decision; d != nil {
 		res.Provisional, res.Why = scheduler.CandidateMessage(d.Chosen), d.Summary()
 	}
 	return res, nil
+}
+
+// correlate carries the caller's own id to the trace. Only the server that took
+// the task does: its residency may leave others out.
+func correlate(ctx context.Context, id string) {
+	if id != "" {
+		trace.SpanFromContext(ctx).SetAttributes(attribute.String("isobar.correlation_id", id))
+	}
 }
 
 func (s *Services) submission(ctx context.Context, spec *isobarv1.TaskSpec) (*scheduler.Submission, error) {
@@ -216,6 +231,9 @@ func (h *tasks) Get(ctx context.Context, r *isobarv1.GetRequest) (*isobarv1.GetR
 	}
 	return route(ctx, h.Services, cell, r, func(ctx context.Context, r *isobarv1.GetRequest) (*isobarv1.GetResponse, error) {
 		rec, err := h.Scheduler.Get(ctx, r.TaskId)
+		if err == nil {
+			err = h.outside(ctx, rec)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -236,9 +254,41 @@ func (s *Services) task(rec *meshv1.TaskRecord, result bool) *isobarv1.Task {
 	return t
 }
 
+// outside refuses to tell of a task to a server that was asked for it and lies
+// outside its residency, which bounds results and keys too: whoever wants to
+// know has to ask here.
+func (s *Services) outside(ctx context.Context, rec *meshv1.TaskRecord) error {
+	own := s.Scheduler.Cell.ID
+	from, ok := peers.Caller(ctx)
+	if !ok || from.ID == own || from.Within(mesh.Residency{Allowed: rec.Allowed, Denied: rec.Denied}) {
+		return nil
+	}
+	return &scheduler.Refusal{
+		Reason: scheduler.ResidencyForbids, TaskID: rec.Id, Cell: own, Address: s.address(own),
+		Message: fmt.Sprintf("the task may not be told of in %v, where %s lies", from.Jurisdictions, from.ID), Hint: "ask " + string(own),
+	}
+}
+
+// outsideOf is outside for a task not read yet.
+func (s *Services) outsideOf(ctx context.Context, id string) error {
+	if from, ok := peers.Caller(ctx); !ok || from.ID == s.Scheduler.Cell.ID {
+		return nil
+	}
+	rec, err := s.Scheduler.Get(ctx, id)
+	if err != nil {
+		return err
+	}
+	return s.outside(ctx, rec)
+}
+
+// maxReason bounds the text of a Cancel, in bytes.
+const maxReason = 1024
+
 const (
 	defaultWait = 30 * time.Second
 	maxWait     = 10 * time.Minute
+	// defaultInvoke is how long an Invoke may take that names no timeout.
+	defaultInvoke = 30 * time.Second
 )
 
 // Wait answers when the task has ended or the time has passed.
@@ -254,6 +304,9 @@ func (h *tasks) Wait(ctx context.Context, r *isobarv1.WaitRequest) (*isobarv1.Wa
 	return route(ctx, h.Services, cell, r, func(ctx context.Context, r *isobarv1.WaitRequest) (*isobarv1.WaitResponse, error) {
 		ctx, cancel := context.WithTimeout(ctx, wait)
 		defer cancel()
+		if err := h.outsideOf(ctx, r.TaskId); err != nil {
+			return nil, err
+		}
 		rec, ended, err := h.Scheduler.Wait(ctx, r.TaskId)
 		if err != nil {
 			return nil, err
@@ -293,7 +346,13 @@ func (h *tasks) Cancel(ctx context.Context, r *isobarv1.CancelRequest) (*isobarv
 	if err != nil {
 		return nil, err
 	}
+	if len(r.Reason) > maxReason {
+		return nil, &scheduler.Refusal{Reason: scheduler.BadRequest, Field: "reason", Message: fmt.Sprintf("a reason of %d bytes is above %d", len(r.Reason), maxReason), Hint: "a sentence will do"}
+	}
 	return route(ctx, h.Services, cell, r, func(ctx context.Context, r *isobarv1.CancelRequest) (*isobarv1.CancelResponse, error) {
+		if err := h.outsideOf(ctx, r.TaskId); err != nil {
+			return nil, err
+		}
 		rec, won, err := h.Scheduler.Cancel(ctx, r.TaskId, r.Reason)
 		if err != nil {
 			return nil, err
@@ -324,7 +383,16 @@ func lastWords(o *isobarv1.Outcome) string {
 }
 
 func (h *tasks) invokeHere(ctx context.Context, r *isobarv1.InvokeRequest) (*isobarv1.InvokeResponse, error) {
-	spec := &isobarv1.TaskSpec{Tenant: r.Tenant, Function: r.Function, ContentType: r.ContentType, Residency: r.Residency, MinQuality: r.MinQuality}
+	timeout := defaultInvoke
+	if r.Timeout != nil {
+		if timeout = r.Timeout.AsDuration(); timeout <= 0 {
+			return nil, &scheduler.Refusal{Reason: scheduler.BadRequest, Field: "timeout", Message: "a timeout of " + timeout.String(), Hint: "leave it out for " + defaultInvoke.String()}
+		}
+	}
+	spec := &isobarv1.TaskSpec{
+		Tenant: r.Tenant, Function: r.Function, ContentType: r.ContentType, Residency: r.Residency, MinQuality: r.MinQuality,
+		CorrelationId: r.CorrelationId,
+	}
 	if spec.Tenant == "" {
 		spec.Tenant = defaultTenant
 	}
@@ -347,9 +415,8 @@ func (h *tasks) invokeHere(ctx context.Context, r *isobarv1.InvokeRequest) (*iso
 	if err != nil {
 		return nil, h.withAddress(err)
 	}
-	if r.Timeout != nil {
-		in.Timeout = min(in.Timeout, r.Timeout.AsDuration())
-	}
+	in.Timeout = min(in.Timeout, timeout)
+	correlate(ctx, r.CorrelationId)
 	out, err := h.Scheduler.Invoke(ctx, *in)
 	if err != nil {
 		return nil, err

@@ -164,6 +164,7 @@ func (Machine) Apply(tx state.Tx, command []byte) (any, error) {
 	if err := a.command(&cmd); err != nil {
 		return nil, err
 	}
+	a.storeQueue()
 	return a.result, nil
 }
 
@@ -172,6 +173,11 @@ type apply struct {
 	state.Tx
 	clocks meshv1.Clocks
 	result *Result
+	// The counts of the queue touched last. A command moves a task through
+	// several of them; they are read and written once.
+	queueOf    Queue
+	counts     *meshv1.QueueRecord
+	queueDirty bool
 }
 
 func (a *apply) command(cmd *meshv1.SchedulerCommand) error {

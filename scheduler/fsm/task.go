@@ -303,20 +303,32 @@ func (a *apply) moved(c *meshv1.Moved) error {
 	return nil
 }
 
+// queue is the counts of a queue, with the changes of this command.
 func (a *apply) queue(q Queue) *meshv1.QueueRecord {
-	var r meshv1.QueueRecord
-	get(a, queueKey(q), &r)
-	return &r
+	if a.counts == nil || a.queueOf != q {
+		a.storeQueue()
+		a.queueOf, a.counts = q, &meshv1.QueueRecord{}
+		get(a, queueKey(q), a.counts)
+	}
+	return a.counts
 }
 
 func (a *apply) queueAdd(q Queue, change func(*meshv1.QueueRecord)) {
-	r := a.queue(q)
-	change(r)
-	if r.Ready == 0 && r.Deferred == 0 && r.Leased == 0 && r.Bytes == 0 {
-		a.Delete(queueKey(q))
+	change(a.queue(q))
+	a.queueDirty = true
+}
+
+// storeQueue writes the counts that this command changed and are not written.
+func (a *apply) storeQueue() {
+	if !a.queueDirty {
 		return
 	}
-	put(a, queueKey(q), r)
+	a.queueDirty = false
+	if r := a.counts; r.Ready == 0 && r.Deferred == 0 && r.Leased == 0 && r.Bytes == 0 {
+		a.Delete(queueKey(a.queueOf))
+		return
+	}
+	put(a, queueKey(a.queueOf), a.counts)
 }
 
 // backoff is the pause before another attempt, in milliseconds: it doubles with

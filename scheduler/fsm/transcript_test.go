@@ -173,8 +173,7 @@ func (s *story) run(command proto.Message) string {
 // told shortens an error to what a reader needs, and says how a caller
 // recognises it.
 func told(err error) string {
-	var dup *DuplicateError
-	if errors.As(err, &dup) {
+	if dup, ok := errors.AsType[*DuplicateError](err); ok {
 		how := "request id"
 		if dup.ByKey {
 			how = "key"

@@ -213,7 +213,7 @@ func (c *Client) Ask(ctx context.Context, cell mesh.CellID, call func(ctx contex
 			}
 		case errors.Is(err, errNotConnected):
 		case lost(err):
-			return fmt.Errorf("peers: ask %s: the answer was lost: %w: %w", cell, scheduler.ErrPeerUnavailable, err)
+			return fmt.Errorf("peers: ask %s: %w: %w: %w", cell, ErrAnswerLost, scheduler.ErrPeerUnavailable, err)
 		default:
 			return err
 		}
@@ -243,15 +243,12 @@ func lost(err error) bool {
 	}
 }
 
+// ErrAnswerLost: the call was sent, and what became of it is not known. An
+// ErrPeerUnavailable without it says that no server took the call.
+var ErrAnswerLost = errors.New("the answer was lost")
+
 // errNotConnected: there was no connection, so nobody saw the call.
 var errNotConnected = errors.New("not connected")
-
-// broken reports whether the connection ended before the answer was read: the
-// error is this side's own, not the other's.
-func broken(err error) bool {
-	var ce *connect.Error
-	return !errors.As(err, &ce) || !ce.IsRemote()
-}
 
 // Detail returns the typed detail of an error; nil when it has none.
 func Detail(err error) *isobarv1.TaskError {
@@ -300,9 +297,14 @@ func (c *Client) Payload(ctx context.Context, to mesh.CellID, r *meshv1.PayloadR
 	return ask(ctx, c, to, r, meshv1.CellServiceClient.Payload)
 }
 
-// Invoke runs one synchronous call there.
+// Invoke runs one synchronous call there. The error is scheduler.ErrNotTaken
+// when the cell refused it.
 func (c *Client) Invoke(ctx context.Context, to mesh.CellID, r *meshv1.CellInvokeRequest) (*meshv1.CellInvokeResponse, error) {
-	return ask(ctx, c, to, r, meshv1.CellServiceClient.Invoke)
+	res, err := ask(ctx, c, to, r, meshv1.CellServiceClient.Invoke)
+	if d := Detail(err); d.GetOutcome() == "not_accepted" || errors.Is(err, errNotConnected) {
+		return nil, fmt.Errorf("peers: invoke at %s: %w: %w", to, scheduler.ErrNotTaken, err)
+	}
+	return res, err
 }
 
 // Sync exchanges registry documents.

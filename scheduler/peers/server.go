@@ -57,6 +57,13 @@ func caller(ctx context.Context) (identity.Identity, error) {
 	return identity.Identity{}, &scheduler.Refusal{Reason: scheduler.BadRequest, Message: "the caller shows no certificate"}
 }
 
+// Caller is the cell of the server that asks, by its certificate; false for a
+// client, which shows none.
+func Caller(ctx context.Context) (mesh.Cell, bool) {
+	id, err := caller(ctx)
+	return id.Cell, err == nil
+}
+
 // from is the caller's cell; claimed, where the message names one, must be it.
 func from(ctx context.Context, claimed string) (mesh.CellID, error) {
 	id, err := caller(ctx)
@@ -101,11 +108,14 @@ func (h *cellHandler) Report(ctx context.Context, r *meshv1.ReportRequest) (*mes
 // Payload gives a task's bytes only to a cell that may hold them, by its
 // certificate: the lease alone is not enough.
 func (h *cellHandler) Payload(ctx context.Context, r *meshv1.PayloadRequest) (*meshv1.PayloadResponse, error) {
-	cell, err := from(ctx, r.Guest)
+	if _, err := from(ctx, r.Guest); err != nil {
+		return nil, err
+	}
+	id, err := caller(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return h.Scheduler.GuestPayload(ctx, cell, r)
+	return h.Scheduler.GuestPayload(ctx, id.Cell, r)
 }
 
 func (h *cellHandler) Invoke(ctx context.Context, r *meshv1.CellInvokeRequest) (*meshv1.CellInvokeResponse, error) {

@@ -45,7 +45,7 @@ func TestCrashKeepsWholeBatches(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	s := mustOpen(t, filepath.Join(dir, "live"))
-	defer s.Close() //nolint:errcheck // of a test
+	defer s.Close()
 	synced := uint64(0)
 	for n := uint64(1); n <= 1500; n++ {
 		commit(t, s, n)

@@ -234,7 +234,7 @@ func program(spec attempt.Spec) (string, error) {
 	candidates := []string{name}
 	if !filepath.IsAbs(name) {
 		candidates = candidates[:0]
-		for _, dir := range strings.Split(attempt.Path, ":") {
+		for dir := range strings.SplitSeq(attempt.Path, ":") {
 			candidates = append(candidates, filepath.Join(dir, name))
 		}
 	}

@@ -209,7 +209,7 @@ func TestWholeGroup(t *testing.T) {
 			if err != nil || len(strings.Fields(string(wrote))) != 2 {
 				t.Fatalf("got processes %q, %v, want two", wrote, err)
 			}
-			for _, f := range strings.Fields(string(wrote)) {
+			for f := range strings.FieldsSeq(string(wrote)) {
 				awaitGone(t, f)
 			}
 		})
