@@ -15,7 +15,7 @@ MANIFESTS := $(wildcard examples/functions/*/*.yaml)
 
 # Suites that start real processes. They run alone, one package after the other,
 # so that what they time is not disturbed.
-PROCESS_TESTS := ./cmd/... ./meshtest/...
+PROCESS_TESTS := ./cmd/... ./docs/... ./internal/devmesh/... ./meshtest/...
 
 # Generated code and documents.
 GENERATED := proto docs/config.md

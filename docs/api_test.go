@@ -173,6 +173,13 @@ func TestFunctionsPage(t *testing.T) {
 	playPage(t, "functions.md", m, func(script string) string { return script })
 }
 
+// TestReadme goes through the first ten minutes of the README.
+func TestReadme(t *testing.T) {
+	m := testMesh(t)
+	need(t, "README.md", "bash")
+	playPage(t, "../README.md", m, func(script string) string { return script })
+}
+
 // TestOperationsPage makes certificates and starts a server and a worker by
 // hand, as operations.md says, on free ports.
 func TestOperationsPage(t *testing.T) {

@@ -3,6 +3,7 @@ package meshtest_test
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -80,8 +81,7 @@ func throw(t *testing.T, network, address string) {
 	}
 	// A TLS listener may send an alert first; then the connection ends.
 	_, err = io.Copy(io.Discard, conn)
-	var timeout net.Error
-	if errors.As(err, &timeout) {
+	if e, ok := errors.AsType[net.Error](err); ok && e.Timeout() {
 		t.Errorf("%s keeps a connection open that sent garbage", address)
 	}
 }

@@ -95,7 +95,7 @@ func checkAway(t *testing.T, at *server, id string) {
 	defer c.Close()
 	_, err = c.Get(t.Context(), &isobarv1.GetRequest{TaskId: id})
 	if e, ok := errors.AsType[*client.Error](err); !ok || e.Code != connect.CodeUnavailable || e.Reason != "home_unavailable" {
-		t.Errorf("a task of the killed region, asked for elsewhere: %v", err)
+		t.Errorf("a task of the killed region, asked for elsewhere: %v (code %v, reason %q)", err, e.Code, e.Reason)
 	}
 }
 

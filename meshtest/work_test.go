@@ -194,12 +194,14 @@ type cancelCase struct {
 	before func(t *testing.T)
 	runs   bool // a process runs that must be killed
 	wins   bool
+	// deadline is set from the moment of the submit, when not 0.
+	deadline time.Duration
 }
 
 func cancelCases(m *mesh, dir string) []cancelCase {
-	in := func(d time.Duration) *timestamppb.Timestamp { return timestamppb.New(time.Now().Add(d)) }
+	later := timestamppb.New(time.Now().Add(time.Hour))
 	return []cancelCase{
-		{name: "deferred to a time", region: "eu-north", spec: &isobarv1.TaskSpec{Function: "fine", NotBefore: in(time.Hour)}, state: deferred, wins: true},
+		{name: "deferred to a time", region: "eu-north", spec: &isobarv1.TaskSpec{Function: "fine", NotBefore: later}, state: deferred, wins: true},
 		{
 			name: "deferred by back-off", region: "eu-north", spec: &isobarv1.TaskSpec{Function: "later", Residency: only("eu-north")}, state: deferred, wins: true,
 			is: func(task *isobarv1.Task) bool { return task.GetAttempt() == 1 },
@@ -228,16 +230,19 @@ func cancelCases(m *mesh, dir string) []cancelCase {
 		{name: "completed", region: "ap-south", spec: &isobarv1.TaskSpec{Function: "fine"}, state: completed},
 		{name: "dead", region: "ap-south", spec: &isobarv1.TaskSpec{Function: "fails"}, state: dead},
 		{
-			name: "expired", region: "eu-north", state: expired,
-			spec: &isobarv1.TaskSpec{Function: "gpu-sleeper", Deadline: in(10 * time.Second)},
+			name: "expired", region: "eu-north", state: expired, deadline: 2 * time.Second,
+			spec: &isobarv1.TaskSpec{Function: "gpu-sleeper"},
 		},
-		{name: "cancelled", region: "eu-north", spec: &isobarv1.TaskSpec{Function: "fine", NotBefore: in(time.Hour), IdempotencyKey: "cancelled"}, state: cancelled},
+		{name: "cancelled", region: "eu-north", spec: &isobarv1.TaskSpec{Function: "fine", NotBefore: later, IdempotencyKey: "cancelled"}, state: cancelled},
 	}
 }
 
 func (c cancelCase) check(t *testing.T, m *mesh, dir string) {
 	if c.before != nil {
 		c.before(t)
+	}
+	if c.deadline > 0 {
+		c.spec.Deadline = timestamppb.New(time.Now().Add(c.deadline))
 	}
 	id := m.submit(t, c.region, c.spec)
 	if c.state == cancelled {

@@ -63,6 +63,7 @@ func (l *leader) dispatch(now time.Time) {
 		}
 		l.refill(q)
 		if len(q.items) == 0 {
+			l.waiting.unserved()
 			continue
 		}
 		r := q.items[0]
@@ -77,6 +78,7 @@ func (l *leader) dispatch(now time.Time) {
 			q.items = q.items[1:]
 		case noRoom:
 			q.stuck = true
+			l.waiting.unserved()
 		}
 	}
 	l.kick()

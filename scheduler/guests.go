@@ -128,7 +128,7 @@ func (l *leader) roomForGuest(function string, v *isobarv1.Variant) bool {
 	var free mesh.Capacity
 	fits := false
 	for _, s := range l.sessions {
-		if s.out == nil || !s.offers(function, v) {
+		if s.out == nil || !l.takes(s) || !s.offers(function, v) {
 			continue
 		}
 		free = free.Plus(s.free)

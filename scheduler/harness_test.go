@@ -222,6 +222,7 @@ func (c *testCell) record(id string) *meshv1.TaskRecord {
 // wantState checks a task's state.
 func (c *testCell) wantState(id string, want isobarv1.TaskState) *meshv1.TaskRecord {
 	c.w.t.Helper()
+	synctest.Wait()
 	rec := c.record(id)
 	if got := fsm.State(rec); got != want {
 		c.w.t.Fatalf("task is %s, want %s; attempts %v, reason %q, blocked %q", got, want, rec.Attempts, rec.Reason, rec.Blocked)
@@ -454,7 +455,7 @@ func (p *testPeers) Report(ctx context.Context, to mesh.CellID, r *meshv1.Report
 
 func (p *testPeers) Payload(ctx context.Context, to mesh.CellID, r *meshv1.PayloadRequest) (*meshv1.PayloadResponse, error) {
 	return call(p, ctx, "payload", to, r, func(s *Scheduler, ctx context.Context, r *meshv1.PayloadRequest) (*meshv1.PayloadResponse, error) {
-		return s.GuestPayload(ctx, p.from, r)
+		return s.GuestPayload(ctx, p.w.cells[p.from].Cell, r)
 	})
 }
 

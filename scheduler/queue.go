@@ -67,6 +67,7 @@ type dispatchSet struct {
 	queues map[queueKey]*queue
 	lanes  [4][]*queue
 	credit [4]int
+	before [4]int // credit as it was before the last next
 }
 
 func newDispatchSet() dispatchSet { return dispatchSet{queues: map[queueKey]*queue{}} }
@@ -95,6 +96,7 @@ func (d *dispatchSet) next() *queue {
 		}
 	}
 	best := -1
+	d.before = d.credit
 	for _, lane := range mesh.Lanes() {
 		if ready[lane] < 0 {
 			continue
@@ -113,6 +115,10 @@ func (d *dispatchSet) next() *queue {
 	d.lanes[best] = append(slices.Delete(list, i, i+1), q)
 	return q
 }
+
+// unserved takes back what next charged: its queue had nothing to run, or no
+// room. A lane pays only for what it was given.
+func (d *dispatchSet) unserved() { d.credit = d.before }
 
 // first is the place of the lane's first queue with work that is not stuck; -1
 // for none.

@@ -9,6 +9,8 @@ import (
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/isobar-mesh/isobar/internal/mesh"
+	meshv1 "github.com/isobar-mesh/isobar/proto/isobar/mesh/v1"
 	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
 	"github.com/isobar-mesh/isobar/scheduler/fsm"
 )
@@ -224,6 +226,7 @@ func TestWelcomeStopsWhatIsNotTheWorkersToRun(t *testing.T) {
 		if _, won, err := c.Cancel(w.ctx, id, "not needed"); err != nil || !won {
 			t.Fatalf("cancel: %t, %v", won, err)
 		}
+		synctest.Wait()
 		wk.connect()
 		if n := len(wk.welcome.Stop); n != 1 || wk.welcome.Stop[0].TaskId != a.TaskId {
 			t.Fatalf("to stop: %v", wk.welcome.Stop)
@@ -327,7 +330,7 @@ func TestABurstDoesNotCostTheStream(t *testing.T) {
 	t.Parallel()
 	inWorld(t, func(w *world) {
 		w.registry.add("small", variant("only", "wasm", func(v *isobarv1.Variant) { v.Resources = &isobarv1.Resources{Cpu: 0.001, MemoryMib: 1} }))
-		c := w.cell("eu-1", func(o *Options) { o.QueueCap.Count = 0 })
+		c := w.cell("eu-1", func(o *Options) { o.QueueCap = &meshv1.QueueCap{} })
 		var ids []string
 		for range 3 * window {
 			ids = append(ids, c.submit("small"))
@@ -464,7 +467,7 @@ func TestLanesShareByWeight(t *testing.T) {
 		c := w.cell("eu-1")
 		lanes := []string{"batch", "standard", "interactive", "critical"}
 		lane := map[string]string{}
-		for range 40 {
+		for range 100 {
 			for _, name := range lanes {
 				lane[c.submit("work", func(s *isobarv1.TaskSpec) { s.Lane = name })] = name
 			}
@@ -472,11 +475,11 @@ func TestLanesShareByWeight(t *testing.T) {
 		wk := c.worker("w1", offering(1, "wasm"), completes)
 		w.await(20*time.Second, "all tasks", func() bool { return wk.count() == len(lane) })
 		seen := map[string]int{}
-		for _, a := range wk.got[:45] {
+		for _, a := range wk.got[:85] {
 			seen[lane[a.TaskId]]++
 		}
-		if !(seen["critical"] > seen["interactive"] && seen["interactive"] > seen["standard"] && seen["standard"] > seen["batch"]) || seen["batch"] == 0 {
-			t.Fatalf("of the first 45: %v", seen)
+		if seen["critical"] != 64 || seen["interactive"] != 16 || seen["standard"] != 4 || seen["batch"] != 1 {
+			t.Fatalf("of the first 85: %v", seen)
 		}
 		w.await(time.Second, "the last to end", func() bool { return len(c.current().running) == 0 })
 		c.wantIdle()
@@ -568,7 +571,7 @@ func TestNotTheLeader(t *testing.T) {
 		_, offers := c.AcceptOffers(w.ctx, "us-1", nil)
 		_, guestExtend := c.GuestExtend(w.ctx, "us-1", nil)
 		_, report := c.GuestReport(w.ctx, "us-1", nil)
-		_, payload := c.GuestPayload(w.ctx, "us-1", nil)
+		_, payload := c.GuestPayload(w.ctx, mesh.Cell{ID: "us-1"}, nil)
 		_, guestInvoke := c.GuestInvoke(w.ctx, nil)
 		_, next := door.Next(w.ctx)
 		_, wait := old.startWaiting(id)

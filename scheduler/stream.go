@@ -58,8 +58,15 @@ func (c *stream) stalled(now time.Time, limit time.Duration) bool {
 	return len(c.queue) > 0 && now.Sub(c.since) > limit
 }
 
-// connected reports whether work can be given to the session.
-func (s *session) connected() bool { return s.out != nil || s.poll != nil }
+// takes reports whether work may be given to the session. A streaming worker
+// extends every Renew, also when it holds nothing: one that was silent twice is
+// given nothing more, or the attempts of a lost worker would go to it again.
+func (l *leader) takes(s *session) bool {
+	if s.out == nil {
+		return s.poll != nil
+	}
+	return time.Since(s.seen) <= 2*l.Renew+l.Renew/4
+}
 
 // send queues a message for a streaming worker; false when it has no stream.
 func (s *session) send(m *isobarv1.WorkResponse) bool {

@@ -207,11 +207,11 @@ func (v *view) own(l *leader) {
 	c.Total, c.Free, c.Unhealthy = mesh.Capacity{}, mesh.Capacity{}, ""
 	c.Runtimes, c.Warm = c.Runtimes[:0], c.Warm[:0]
 	for _, s := range l.sessions {
-		if !s.connected() && !s.polls {
+		if !l.takes(s) && !s.polls {
 			continue
 		}
 		c.Total = widest(c.Total, s.total)
-		if s.connected() { // one that polls comes back: what only it can run waits for it
+		if l.takes(s) { // one that polls comes back: what only it can run waits for it
 			c.Free = widest(c.Free, s.free)
 		}
 		c.Runtimes = append(c.Runtimes, s.runtimes...)
@@ -300,7 +300,7 @@ func (l *leader) digestLocked(now time.Time) *meshv1.Digest {
 	var total, free, wide mesh.Capacity
 	warm := map[string]bool{}
 	for _, s := range l.sessions {
-		if s.out == nil {
+		if s.out == nil || !l.takes(s) {
 			continue // other cells' work goes to streaming workers only
 		}
 		total, free, wide = total.Plus(s.total), free.Plus(s.free), widest(wide, s.free)

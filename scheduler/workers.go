@@ -129,7 +129,7 @@ func (l *leader) pickSession(function string, v *isobarv1.Variant, streaming boo
 	d := demand(v)
 	var best *session
 	for _, s := range l.sessions {
-		if (streaming && s.out == nil) || !s.can(function, v, d) {
+		if (streaming && s.out == nil) || !l.takes(s) || !s.can(function, v, d) {
 			continue
 		}
 		if best == nil || s.before(best, function+"/"+v.Name) {
@@ -263,13 +263,14 @@ func (l *leader) hand(run *running, a *isobarv1.Assignment) bool {
 }
 
 // loseSessions gives up workers that have not been heard of for a lease, and
-// streams nobody reads: their worker comes back and announces what it holds.
+// streams nobody reads, soon enough that what waits in them is returned and not
+// lost with its lease: their worker comes back and announces what it holds.
 func (l *leader) loseSessions(now time.Time) {
 	for id, s := range l.sessions {
 		if s.poll != nil && !s.poll.closed {
 			s.seen = now // its call waits for us
 		}
-		if s.out != nil && s.out.stalled(now, l.WorkerLease) {
+		if s.out != nil && s.out.stalled(now, l.WorkerLease/2) {
 			l.letGo(s)
 		}
 		if now.Sub(s.seen) <= l.WorkerLease {

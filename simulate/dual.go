@@ -51,8 +51,8 @@ func newDual(w *world, relaxed []placed, extra time.Duration) *dual {
 		}
 	}
 	d.step = hour
-	for _, step := range [...]time.Duration{hour / 2, hour / 4, hour / 12, hour / 30, hour / 60, hour / 120, hour / 360} {
-		if d.step > max(total/time.Duration(max(n, 1)), (end-d.origin)/480) {
+	for _, step := range [...]time.Duration{hour / 2, hour / 4, hour / 12, hour / 30, hour / 60, hour / 120, hour / 360, hour / 900, hour / 1800, hour / 3600} {
+		if d.step > max(total/time.Duration(max(n, 1))/4, (end-d.origin)/960) {
 			d.step = step
 		}
 	}

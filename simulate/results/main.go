@@ -1,0 +1,106 @@
+// Command results remakes the tables of docs/results from the public data that
+// the project carries:
+//
+//	go run ./simulate/results -data ../shared/data -out docs/results
+//
+// It owns the choice of regions, traces and settings behind the tables, and no
+// logic of placement or simulation. Equal data give equal tables.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/isobar-mesh/isobar/carbon"
+	"github.com/isobar-mesh/isobar/internal/meshfile"
+	"github.com/isobar-mesh/isobar/simulate"
+)
+
+func main() {
+	if err := run(os.Args[1:], os.Stderr); err != nil {
+		fmt.Fprintln(os.Stderr, "results:", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string, log io.Writer) error {
+	flags := flag.NewFlagSet("results", flag.ContinueOnError)
+	data := flags.String("data", "../shared/data", "directory of the public data")
+	out := flags.String("out", "docs/results", "directory of the tables")
+	starts := flags.Int("starts", 24, "starts over the year, for the table of requests")
+	every := flags.Int("every", 1, "hours between arrivals, for the table of batch work")
+	only := flags.String("only", "", "remake one table: requests or forecast")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if *starts < 1 || *every < 1 {
+		return fmt.Errorf("-starts and -every must be 1 or more")
+	}
+	table, err := carbon.ReadFile(filepath.Join(*data, "electricitymaps-2022", "carbon-intensity-hourly-2022.csv.gz"), carbon.Average)
+	if err != nil {
+		return err
+	}
+	s := sources{data: *data, table: table, log: log, starts: *starts, every: *every}
+	for _, t := range [...]struct {
+		name string
+		make func() (string, error)
+	}{{"requests", s.requests}, {"forecast", s.batch}} {
+		if *only != "" && *only != t.name {
+			continue
+		}
+		text, err := t.make()
+		if err != nil {
+			return fmt.Errorf("table of %s: %w", t.name, err)
+		}
+		if err := os.WriteFile(filepath.Join(*out, t.name+".md"), []byte(text), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sources is what the tables are made from.
+type sources struct {
+	data   string
+	table  *carbon.Table
+	log    io.Writer
+	starts int
+	every  int
+}
+
+// play runs a simulation and checks every schedule of it anew.
+func (s *sources) play(mesh, trace string, opts simulate.Options) (map[simulate.Policy]simulate.PolicyReport, error) {
+	m, err := meshfile.Parse("mesh", []byte(mesh))
+	if err != nil {
+		return nil, err
+	}
+	t, err := simulate.ReadTrace(strings.NewReader(trace), "trace", m)
+	if err != nil {
+		return nil, err
+	}
+	r, err := simulate.Run(simulate.Input{Mesh: m, Trace: t, Carbon: s.table}, opts)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.Check(); err != nil {
+		return nil, err
+	}
+	out := map[simulate.Policy]simulate.PolicyReport{}
+	for _, p := range r.Policies {
+		out[simulate.Policy(p.Name)] = p
+	}
+	return out, nil
+}
+
+func median(x []float64) float64 {
+	x = slices.Sorted(slices.Values(x))
+	if len(x) == 0 {
+		return 0
+	}
+	return (x[(len(x)-1)/2] + x[len(x)/2]) / 2
+}
