@@ -130,7 +130,7 @@ func (f *Inflight) pending(e Entry, now time.Time) []flight {
 	cell := f.cells[e.Cell()]
 	// Most have been shown: they stay until they end, and need no order.
 	var keys []Placement
-	for k, fl := range cell {
+	for k, fl := range cell { // any order: what is left is sorted
 		if !f.expired(fl, now) && !fl.reflected(e.Version()) {
 			keys = append(keys, k)
 		}

@@ -154,13 +154,18 @@ func (m *mesh) startDev(t *testing.T) {
 	m.dev.Stdout, m.dev.Stderr = in, in
 	m.output, m.devDone = &lines{}, make(chan struct{})
 	seen := make(chan string, 256)
-	go m.output.read(out, seen)
+	read := make(chan struct{})
+	go func() {
+		m.output.read(out, seen)
+		close(read)
+	}()
 	if err := m.dev.Start(); err != nil {
 		t.Fatal(err)
 	}
 	go func() {
 		_ = m.dev.Wait() // how it ended is in its output
 		_ = in.Close()
+		<-read
 		close(m.devDone)
 	}()
 	timeout := time.NewTimer(startTimeout + 10*time.Second)

@@ -81,3 +81,59 @@ func BenchmarkDecide(b *testing.B) {
 		}
 	}
 }
+
+// bare scores every (cell, start, variant) with the same figures and nothing
+// else: no constraint, no order, no explanation. It is what Decide is measured
+// against.
+func bare(task *Task, view *View, policy Policy, now time.Time, starts int) (best float64) {
+	into := now.Sub(now.Truncate(time.Hour))
+	best = 1e300
+	for i := range view.Cells {
+		c := &view.Cells[i]
+		for k := range task.Variants {
+			v := &task.Variants[k]
+			cores, hours := float64(v.Demand.CPUMilli)/1000, v.Duration.Hours()
+			usd := cores*c.Prices.CPUHour*hours + float64(v.Demand.MemoryMiB)/1024*c.Prices.MemoryGiBHour*hours +
+				float64(task.InputBytes)/(1<<30)*c.EgressUSDPerGiB
+			kwh := cores * c.Energy.WattsPerCPU * hours * c.Energy.PUE / 1000
+			for s := range starts {
+				begin := into + c.RTT/2 + v.ColdStart + time.Duration(s)*time.Hour
+				score := usd + kwh*meanIntensity(c.Energy.Intensity, begin, v.Duration)/1e6*policy.CarbonUSDPerTonne +
+					(c.RTT+v.ColdStart+v.Duration+time.Duration(s)*time.Hour).Seconds()*policy.LatencyUSDPerS
+				best = min(best, score)
+			}
+		}
+	}
+	return best
+}
+
+// BenchmarkAgainstBare compares Decide with the bare loop over as many
+// candidates; "ratio" is how many times as long it takes.
+func BenchmarkAgainstBare(b *testing.B) {
+	for _, size := range []struct{ cells, starts int }{{30, 1}, {1000, 24}} {
+		b.Run(fmt.Sprintf("%dx%dx3", size.cells, size.starts), func(b *testing.B) {
+			view, task, policy, now := benchMesh(size.cells), benchTask(), benchPolicy(), benchNow()
+			if size.starts > 1 {
+				task.Deadline, task.StartBy = now.Add(48*time.Hour), now.Add(time.Duration(size.starts-1)*time.Hour)
+			}
+			sink := 0.0
+			begin := time.Now()
+			const loops = 20
+			for range loops {
+				sink += bare(&task, &view, policy, now, size.starts)
+			}
+			one := float64(time.Since(begin)) / loops
+			var d Decider
+			b.ReportAllocs()
+			for b.Loop() {
+				if d.Decide(task, view, policy, now, Options{}).Chosen == nil {
+					b.Fatal("nothing chosen")
+				}
+			}
+			b.ReportMetric(float64(b.Elapsed())/float64(b.N)/one, "ratio")
+			if sink == 0 {
+				b.Fatal("nothing scored")
+			}
+		})
+	}
+}

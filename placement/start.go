@@ -219,10 +219,10 @@ func (p *planner) contiguous(a *attempt) (start time.Duration, ok bool) {
 			continue
 		}
 		known := min(last, time.Duration(len(a.hours))*time.Hour-a.into) // flat from there on
-		for h := time.Duration((first+a.into)/time.Hour+1)*time.Hour - a.into; h < known; h += time.Hour {
+		for h := ((first+a.into)/time.Hour+1)*time.Hour - a.into; h < known; h += time.Hour {
 			try(h)
 		}
-		for h := time.Duration((first+a.run+a.into)/time.Hour+1)*time.Hour - a.into - a.run; h < known; h += time.Hour {
+		for h := ((first+a.run+a.into)/time.Hour+1)*time.Hour - a.into - a.run; h < known; h += time.Hour {
 			try(h)
 		}
 		try(last)

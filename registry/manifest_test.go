@@ -77,7 +77,7 @@ func TestParseManifest(t *testing.T) {
 	if len(modules) != 1 || !bytes.Equal(modules[0], module) {
 		t.Errorf("got %d modules, want the one that two variants name", len(modules))
 	}
-	duration := func(d time.Duration) *durationpb.Duration { return durationpb.New(d) }
+	duration := durationpb.New
 	plain := func() *isobarv1.Resources { return &isobarv1.Resources{Cpu: 1, MemoryMib: 128} }
 	want := &isobarv1.FunctionSpec{
 		Tenant: "acme", Name: "thumbnail", Timeout: duration(30 * time.Second),

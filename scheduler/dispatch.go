@@ -108,6 +108,9 @@ func (l *leader) place(key queueKey, r ref, now time.Time) outcome {
 	if !ok || rec.State != uint32(isobarv1.TaskState_TASK_STATE_READY) || l.granting[r.task] {
 		return taken // an effect brings it back if it is ready again
 	}
+	if now.Before(l.withheld) {
+		return noRoom
+	}
 	fn, err := l.Registry.Version(rec.Version)
 	if err != nil {
 		return l.park(key, r, now, "version: "+err.Error())
@@ -194,7 +197,7 @@ func (l *leader) grantLocal(r ref, rec *meshv1.TaskRecord, fn *isobarv1.Function
 	grant := l.grantCommand(r, &meshv1.Holder{Worker: s.worker, Session: s.id, RequestId: run.request}, l.WorkerLease, d)
 	grant.Started = run.request == "" // a poller confirms the start with its first extend
 	l.granting[r.task] = true
-	go l.commitLocal(run, grant, fn, v, d)
+	go l.commitLocal(run, rec, grant, fn, v, d)
 	return taken
 }
 
@@ -211,8 +214,17 @@ func (l *leader) grantCommand(r ref, h *meshv1.Holder, ttl time.Duration, d *pla
 	}
 }
 
-// commitLocal commits the grant, then hands the attempt to the worker.
-func (l *leader) commitLocal(run *running, grant *meshv1.Grant, fn *isobarv1.Function, v *isobarv1.Variant, d *placement.Decision) {
+// commitLocal commits the grant, then hands the attempt to the worker. The bytes
+// are read before: a broker that does not answer must not use attempts up.
+func (l *leader) commitLocal(run *running, rec *meshv1.TaskRecord, grant *meshv1.Grant, fn *isobarv1.Function, v *isobarv1.Variant, d *placement.Decision) {
+	payload, unread := l.payload(l.ctx, rec)
+	if unread != nil && !isLost(unread) {
+		l.mu.Lock()
+		l.release(run)
+		l.mu.Unlock()
+		l.withhold(rec, unread)
+		return
+	}
 	res, err := l.command(l.ctx, &meshv1.SchedulerCommand{Command: &meshv1.SchedulerCommand_Grant{Grant: grant}})
 	l.mu.Lock()
 	delete(l.granting, run.task)
@@ -227,9 +239,8 @@ func (l *leader) commitLocal(run *running, grant *meshv1.Grant, fn *isobarv1.Fun
 	trace := l.openSpan(run.ref, LeaseInfo{
 		Name: "isobar.lease", Record: res.Task, Attempt: run.attempt, Cell: l.Cell.ID, Worker: run.session.worker, Variant: v.Name, Decision: d,
 	}, func() bool { return l.running[run.ref] == run })
-	payload, err := l.payload(l.ctx, res.Task)
-	if err != nil {
-		l.payloadFailed(run.ref, res.Task, err)
+	if unread != nil {
+		l.payloadFailed(run.ref, res.Task, unread)
 		return
 	}
 	l.deliver(run, &isobarv1.Assignment{
@@ -237,6 +248,20 @@ func (l *leader) commitLocal(run *running, grant *meshv1.Grant, fn *isobarv1.Fun
 		Variant: v, Env: fn.Spec.Env, Timeout: fn.Spec.Timeout, Deadline: timestampMs(res.Task.DeadlineMs),
 		Payload: payload, ContentType: res.Task.ContentType, Traceparent: trace,
 	})
+}
+
+// withholdFor is how long nothing is dispatched after a broker did not answer.
+const withholdFor = time.Second
+
+// withhold puts a task back whose bytes can't be read now, and lets all others
+// wait too: theirs lie in the same broker.
+func (l *leader) withhold(rec *meshv1.TaskRecord, err error) {
+	l.Logger.Warn("payload not read; nothing is dispatched for a moment", "task", rec.Id, "error", err)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.granting, rec.Id)
+	l.withheld = time.Now().Add(withholdFor)
+	l.waiting.queue(queueKey{Queue: fsm.QueueOf(rec)}).add(ref{task: rec.Id})
 }
 
 // grantFailed brings a task back whose grant was not committed. A stale grant

@@ -423,7 +423,7 @@ func call[Req, Res any](p *testPeers, ctx context.Context, name string, to mesh.
 		return none, ctx.Err()
 	}
 	if what == lostBefore || c == nil {
-		return none, ErrPeerUnavailable
+		return none, fmt.Errorf("%w: %w", ErrPeerUnavailable, ErrNotTaken)
 	}
 	res, err := f(c.Scheduler, ctx, r)
 	if what == lostAfter {

@@ -26,7 +26,7 @@ type leader struct {
 	*Scheduler
 	// ctx ends with the term, and so does all that was started in it; loops ends
 	// it when one of the leader's loops does.
-	ctx         context.Context
+	ctx         context.Context //nolint:containedctx // of the term
 	loops       *errgroup.Group
 	term        uint64
 	incarnation string
@@ -53,11 +53,13 @@ type leader struct {
 	parked   map[string]*parked // tasks nothing can run now
 	// unparkDue: some of them are to be decided again by the next dispatch.
 	unparkDue bool
-	waiters   map[string][]chan struct{}
-	spans     map[ref]func(string)
-	avoid     map[string][]mesh.CellID // cells that refused or lost a task
-	view      *view
-	inflight  *inflightRefs
+	// withheld is until when no task is dispatched: payloads can't be read.
+	withheld time.Time
+	waiters  map[string][]chan struct{}
+	spans    map[ref]func(string)
+	avoid    map[string][]mesh.CellID // cells that refused or lost a task
+	view     *view
+	inflight *inflightRefs
 }
 
 func newLeader(ctx context.Context, s *Scheduler, term uint64, incarnation string) *leader {

@@ -1,6 +1,7 @@
 package scheduler
 
 import (
+	"cmp"
 	"context"
 	"sync"
 	"time"
@@ -35,18 +36,24 @@ func (l *leader) grantCell(r ref, rec *meshv1.TaskRecord, d *placement.Decision)
 	l.placed[r] = p
 	l.granting[r.task] = true
 	l.view.took(p.cell, r, p.demand, time.Now())
-	go l.commitCell(r, p, l.grantCommand(r, &meshv1.Holder{Cell: string(p.cell)}, l.CellLease, d), d)
+	go l.commitCell(r, p, rec, l.grantCommand(r, &meshv1.Holder{Cell: string(p.cell)}, l.CellLease, d), d)
 }
 
-func (l *leader) commitCell(r ref, p *placed, grant *meshv1.Grant, d *placement.Decision) {
+// commitCell reads the bytes first, as commitLocal does.
+func (l *leader) commitCell(r ref, p *placed, rec *meshv1.TaskRecord, grant *meshv1.Grant, d *placement.Decision) {
+	payload, unread := l.payload(l.ctx, rec)
+	if unread != nil && !isLost(unread) {
+		l.mu.Lock()
+		l.unplace(r, p)
+		l.mu.Unlock()
+		l.withhold(rec, unread)
+		return
+	}
 	res, err := l.command(l.ctx, &meshv1.SchedulerCommand{Command: &meshv1.SchedulerCommand_Grant{Grant: grant}})
 	l.mu.Lock()
 	delete(l.granting, r.task)
 	if err != nil {
-		if l.placed[r] == p {
-			delete(l.placed, r)
-			l.view.freed(p.cell, r)
-		}
+		l.unplace(r, p)
 		l.mu.Unlock()
 		l.grantFailed(r, err)
 		return
@@ -58,25 +65,40 @@ func (l *leader) commitCell(r ref, p *placed, grant *meshv1.Grant, d *placement.
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	box := l.outboxTo(p.cell)
-	box.trace(r, trace)
+	box.hold(r, trace, payload)
 	box.add(r)
+}
+
+// unplace forgets a lease that was not committed; the caller holds the lock.
+func (l *leader) unplace(r ref, p *placed) {
+	if l.placed[r] == p {
+		delete(l.placed, r)
+		l.view.freed(p.cell, r)
+	}
 }
 
 // outbox sends offers to one cell, several in one message.
 type outbox struct {
-	l     *leader
-	cell  mesh.CellID
-	mu    sync.Mutex
-	refs  []ref
-	trail map[ref]string // trace context of the lease's span
-	wake  chan struct{}
+	l      *leader
+	cell   mesh.CellID
+	mu     sync.Mutex
+	refs   []ref
+	drafts map[ref]draft // of offers made here; those of an earlier leader have none
+	wake   chan struct{}
+}
+
+// draft is what is not in the record: the trace context of the lease's span, and
+// the bytes as long as they wait for their first message.
+type draft struct {
+	trace   string
+	payload []byte
 }
 
 // outboxTo returns the cell's outbox, started on first use.
 func (l *leader) outboxTo(cell mesh.CellID) *outbox {
 	b := l.outboxes[cell]
 	if b == nil {
-		b = &outbox{l: l, cell: cell, trail: map[ref]string{}, wake: make(chan struct{}, 1)}
+		b = &outbox{l: l, cell: cell, drafts: map[ref]draft{}, wake: make(chan struct{}, 1)}
 		l.outboxes[cell] = b
 		go b.run(l.ctx)
 	}
@@ -93,9 +115,10 @@ func (b *outbox) add(r ref) {
 	}
 }
 
-func (b *outbox) trace(r ref, traceparent string) {
+// hold keeps what the offer of an attempt needs, until it is answered.
+func (b *outbox) hold(r ref, traceparent string, payload []byte) {
 	b.mu.Lock()
-	b.trail[r] = traceparent
+	b.drafts[r] = draft{traceparent, payload}
 	b.mu.Unlock()
 }
 
@@ -153,7 +176,7 @@ func (b *outbox) take(ctx context.Context) (items []*meshv1.OfferItem, refs []re
 
 func (b *outbox) forget(r ref) {
 	b.mu.Lock()
-	delete(b.trail, r)
+	delete(b.drafts, r)
 	b.mu.Unlock()
 }
 
@@ -163,18 +186,19 @@ func (b *outbox) item(ctx context.Context, r ref) *meshv1.OfferItem {
 	if !ok || rec.Lease == nil || rec.Attempt != r.attempt || rec.Lease.Started || mesh.CellID(rec.Lease.Holder.Cell) != b.cell {
 		return nil
 	}
-	payload, err := l.payload(ctx, rec)
-	if err != nil {
-		go l.payloadFailed(r, rec, err)
-		return nil
+	b.mu.Lock()
+	d := b.drafts[r]
+	b.drafts[r] = draft{trace: d.trace} // the message has the bytes now
+	b.mu.Unlock()
+	payload, trace := d.payload, cmp.Or(d.trace, rec.Traceparent)
+	if payload == nil && rec.PayloadBytes > 0 {
+		var err error
+		if payload, err = l.payload(ctx, rec); err != nil {
+			go l.payloadFailed(r, rec, err)
+			return nil
+		}
 	}
 	leaseMs := l.clock.read(time.Now()).LeaseMs
-	b.mu.Lock()
-	trace := b.trail[r]
-	b.mu.Unlock()
-	if trace == "" {
-		trace = rec.Traceparent
-	}
 	return &meshv1.OfferItem{
 		Payload: payload,
 		Lease:   durationpb.New(time.Duration(max(0, rec.Lease.UntilLeaseMs-leaseMs)) * time.Millisecond),

@@ -282,7 +282,7 @@ func (s *Scheduler) Digest() *meshv1.Digest {
 	return l.digestLocked(time.Now())
 }
 
-func (l *leader) digestLocked(now time.Time) *meshv1.Digest {
+func (l *leader) digestLocked(_ time.Time) *meshv1.Digest {
 	l.view.seq++
 	e := l.Carbon()
 	d := &meshv1.Digest{

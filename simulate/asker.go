@@ -266,7 +266,18 @@ func (a *asker) answer(q *question, c *placement.Candidate) answer {
 	return out
 }
 
-// Next implements placement.Calendar.
+// bookings is a region's calendar as the placement code asks it.
+type bookings struct {
+	w      *world
+	book   *calendar
+	region *region
+	needs  []amount // scratch
+}
+
+var _ placement.Calendar = (*bookings)(nil)
+
+// Next implements placement.Calendar. A demand that is not limited here always
+// has room.
 func (b *bookings) Next(d mesh.Demand, from time.Time) (start, until time.Time, ok bool) {
 	b.needs = b.needs[:0]
 	for _, n := range [...]amount{{resourceCPU, d.CPUMilli}, {resourceMemory, d.MemoryMiB}} {

@@ -321,3 +321,51 @@ func TestStartOutsideTheTable(t *testing.T) {
 		}
 	}
 }
+
+// TestLearned: until a task has ended nothing is put off; after that the mean
+// decides, and a task that takes longer than thought runs on in time.
+func TestLearned(t *testing.T) {
+	t.Parallel()
+	rows := map[string][]float64{"A": {300, 300, 300, 50, 300, 300, 300, 300}}
+	in := input(t, oneRegion, "arrival_s,duration_s,max_delay_s\n0,3600,14400\n3600,5400,14400\n", rows)
+	opts := simulate.Options{Objective: simulate.Carbon}
+	near(t, "known", play(t, in, opts)["isobar"].GCO2eq, 50+50+150)
+	opts.Durations = simulate.Learned
+	got := play(t, in, opts)["isobar"]
+	// The first starts at once. The second is thought to take an hour, waits
+	// until 3:00, and takes half an hour more.
+	near(t, "learned", got.GCO2eq, 300+50+150)
+	near(t, "wait", got.MeanWaitS, 7200/2)
+	near(t, "misses", float64(got.DeadlineMisses), 0)
+}
+
+// TestDigestAge: two homes see the same free place in the green region. With
+// fresh digests the second sees it taken; with old ones it goes there, is
+// refused, and is placed by what that region then says of itself.
+func TestDigestAge(t *testing.T) {
+	t.Parallel()
+	const mesh = `regions:
+  a: {zone: A, watts_per_cpu: 1000}
+  b: {zone: A, watts_per_cpu: 1000}
+  g: {zone: B, cpu: 1, watts_per_cpu: 1000}
+`
+	in := input(t, mesh, head+"id\n0,3600,a,\n10,3600,b,\n", map[string][]float64{"A": {300, 300}, "B": {10, 10}})
+	for _, age := range []time.Duration{0, time.Second, time.Minute} {
+		got := play(t, in, simulate.Options{Objective: simulate.Carbon, DigestAge: age})["isobar"]
+		near(t, "grams", got.GCO2eq, 310)
+		near(t, "misses", float64(got.DeadlineMisses), 0)
+		near(t, "in g", float64(got.Regions["g"].Tasks), 1)
+	}
+}
+
+// TestUrgentDisplaces: a booking that can wait gives way to a task that cannot.
+func TestUrgentDisplaces(t *testing.T) {
+	t.Parallel()
+	in := input(t, "regions: {a: {zone: A, cpu: 1, watts_per_cpu: 1000}}\n",
+		"arrival_s,duration_s,max_delay_s\n0,3600,14400\n7200,3600,0\n", map[string][]float64{"A": {300, 300, 50, 100, 200, 300}})
+	got := play(t, in, simulate.Options{Objective: simulate.Carbon})
+	near(t, "isobar", got["isobar"].GCO2eq, 50+100)
+	near(t, "misses", float64(got["isobar"].DeadlineMisses), 0)
+	near(t, "oracle", got["oracle"].GCO2eq, 150)
+	near(t, "bound at most", min(*got["oracle"].LowerBound, 150), *got["oracle"].LowerBound)
+}

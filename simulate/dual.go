@@ -27,12 +27,12 @@ type dual struct {
 
 const (
 	// rounds bounds the steps of the ascent.
-	rounds = 150
+	rounds = 300
 	// effort bounds the searches of all rounds, so that large traces end.
 	effort = 40_000_000
-	// patience is after how many rounds without a better bound the steps are
-	// halved.
-	patience = 6
+	// halvings is how often the steps are halved when no round brings a better
+	// bound.
+	halvings = 15
 )
 
 func newDual(w *world, relaxed []placed, extra time.Duration) *dual {
@@ -81,7 +81,7 @@ func (d *dual) ascend(target float64, progress func(done, of int)) (bound float6
 		ways += len(d.w.jobs[i].shape.options)
 	}
 	n = min(n, max(effort/max(ways, 1), 20))
-	size, stale := 1.0, 0
+	size, stale, patience := 1.0, 0, max(n/halvings, 3)
 	var best prices
 	for k := range n {
 		progress(k, n)

@@ -30,8 +30,8 @@ func (l *learner) keys(j *job) [3]learned {
 	return [...]learned{{"t" + j.Tenant, "f" + j.Function}, {"", "f" + j.Function}, {}}
 }
 
-// sure reports whether anything is known of the job's run time.
-func (l *learner) sure(j *job) bool { return l.all || l.means[learned{}] != nil }
+// sure reports whether anything is known of run times.
+func (l *learner) sure() bool { return l.all || l.means[learned{}] != nil }
 
 func (l *learner) expect(j *job) expectation {
 	if l.all {

@@ -5,8 +5,6 @@ import (
 	"container/heap"
 	"slices"
 	"time"
-
-	"github.com/isobar-mesh/isobar/placement"
 )
 
 // player plays the policy isobar: it asks the placement code when a task
@@ -159,7 +157,7 @@ func (p *player) decide(i int) {
 	q := question{job: j, now: p.now, run: p.know.expect(j), home: p.w.place[j.Home]}
 	idle := p.now - j.arrival - s.ran
 	q.slack = max(j.MaxDelay-idle, 0)
-	if !p.know.sure(j) {
+	if !p.know.sure() {
 		q.slack = 0 // nothing is known of the run time: waiting for an hour is no plan
 	}
 	if s.begun {
@@ -372,15 +370,3 @@ func (p *player) sharing(i, k int) bool {
 	options := p.w.jobs[i].shape.options
 	return slices.ContainsFunc(options, func(o option) bool { return o.region == p.states[k].option.region })
 }
-
-// bookings is a region's calendar as the placement code asks it.
-type bookings struct {
-	w      *world
-	book   *calendar
-	region *region
-	needs  []amount // scratch
-}
-
-// Next implements placement.Calendar. A demand that has no limit here always
-// has room.
-var _ placement.Calendar = (*bookings)(nil)

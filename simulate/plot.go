@@ -106,14 +106,14 @@ func (p *picture) work(r *Report) {
 	legend := 0
 	for i := range slots {
 		var line strings.Builder
-		any := false
+		works := false
 		for k := range areaSlots {
 			upper := base[k] + slots[i][k]
-			any = any || slots[i][k] > 0
+			works = works || slots[i][k] > 0
 			y := float64(bottom) - upper/max(most, 1e-9)*areaHeight
 			fmt.Fprintf(&line, "%.1f,%.1f %.1f,%.1f ", x(k), y, x(k+1), y)
 		}
-		if !any {
+		if !works {
 			continue
 		}
 		for k := areaSlots - 1; k >= 0; k-- {

@@ -85,17 +85,18 @@ func (f *force) contiguous(w *window) (start time.Duration, cost float64, ok boo
 			return
 		}
 		step := f.step()
-		for at := (first/step + 1) * step; at < last; at += step {
+		starts, ends := (first/step+1)*step, ((first+w.run)/step+1)*step-w.run
+		for at := min(starts, ends); at < last; at = min(starts, ends) {
 			if low+w.second*(at-w.from).Seconds() >= cost {
 				return // waiting alone costs more from here on
 			}
 			try(at)
-		}
-		for at := ((first+w.run)/step+1)*step - w.run; at < last; at += step {
-			if low+w.second*(at-w.from).Seconds() >= cost {
-				return
+			if starts == at {
+				starts += step
 			}
-			try(at)
+			if ends == at {
+				ends += step
+			}
 		}
 		try(last)
 	}

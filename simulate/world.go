@@ -32,7 +32,6 @@ type region struct {
 	carbon *curve
 	models []string // of accelerators, sorted
 	caps   []int64  // by resource: micro cores, micro GiB, accelerators
-	bound  bool     // cores or memory are limited
 }
 
 // amount is so much of one resource of a region.
@@ -271,10 +270,10 @@ func (w *world) options(out []option, place int, t *Task, v *meshfile.Variant, v
 		}
 	}
 	for _, model := range models {
-		full, fits := o, true
+		full := o
 		full.model = model
-		full.need, fits = r.needs(&full, t.MemoryGiB)
-		if !fits {
+		var fits bool
+		if full.need, fits = r.needs(&full, t.MemoryGiB); !fits {
 			continue
 		}
 		full.usdHour = full.cpu * r.USDPerCPUHour

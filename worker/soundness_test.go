@@ -21,12 +21,11 @@ import (
 // delays, stalls and cuts at random. It knows when each lease ends in truth.
 type fickle struct {
 	isobarv1.UnimplementedWorkerServiceHandler
-	mu       sync.Mutex
-	rng      *rand.Rand
-	ends     map[key]time.Time // end of the lease, as the cell has it
-	next     int
-	acked    map[key]bool
-	accepted int
+	mu    sync.Mutex
+	rng   *rand.Rand
+	ends  map[key]time.Time // end of the lease, as the cell has it
+	next  int
+	acked map[key]bool
 }
 
 func (f *fickle) draw(most time.Duration) time.Duration {

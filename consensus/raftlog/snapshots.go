@@ -310,7 +310,7 @@ func (k *snapshotSink) Cancel() error {
 	k.ended = true
 	if k.pipe != nil {
 		_ = k.pipe.CloseWithError(errors.New("canceled")) // never fails
-		<-k.unpacked
+		<-k.unpacked                                      //nolint:errcheck // the stream was given up
 	}
 	return os.RemoveAll(k.dir)
 }

@@ -48,7 +48,7 @@ type streamLayer struct {
 	logger   *slog.Logger
 	progress func() (id string, applied uint64)
 
-	ctx      context.Context // ends with shut
+	ctx      context.Context //nolint:containedctx // ends with shut
 	cancel   context.CancelFunc
 	ready    chan net.Conn
 	slots    chan struct{}

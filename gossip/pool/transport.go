@@ -34,7 +34,7 @@ type transport struct {
 
 	packets *delay.Queue[packet]
 	streams chan net.Conn
-	ctx     context.Context // of everything that may block; done at shutdown
+	ctx     context.Context //nolint:containedctx // of everything that may block; done at shutdown
 	cancel  context.CancelFunc
 	down    chan struct{} // closed when the network has been shut down
 	done    chan struct{} // closed when no stream is taken any more

@@ -88,8 +88,9 @@ func rooms() map[string]room {
 		"worker/attempt/process":     {may: "worker/attempt", never: "net"},
 		"worker/attempt/wasm":        {may: "worker/attempt", never: "net os"},
 
-		"loadtest": {may: v1, never: "net"},
-		"simulate": {may: "carbon internal/mesh internal/meshfile", never: "net"},
+		"loadtest":         {may: v1, never: "net"},
+		"simulate":         {may: "carbon internal/mesh internal/meshfile placement", never: "net"},
+		"simulate/results": {may: "carbon internal/meshfile loadtest simulate", never: "net"},
 
 		"internal/archtest":   {tests: true},
 		"internal/config":     {may: "internal/mesh internal/strictyaml", never: "net/http"},
@@ -105,8 +106,8 @@ func rooms() map[string]room {
 			"internal/mesh internal/telemetry placement registry registry/code registry/exchange scheduler scheduler/api scheduler/fsm " +
 			"scheduler/peers state state/pebblestore worker/attempt/wasm " + meshV1 + " " + v1},
 
-		"cmd/isobar": {may: "client internal/config internal/devmesh internal/mesh internal/meshfile internal/server internal/telemetry registry " +
-			"registry/digest worker worker/accel worker/attempt worker/attempt/endpoint worker/attempt/process worker/attempt/wasm " + v1},
+		"cmd/isobar": {may: "carbon client internal/config internal/devmesh internal/mesh internal/meshfile internal/server internal/telemetry registry " +
+			"registry/digest simulate worker worker/accel worker/attempt worker/attempt/endpoint worker/attempt/process worker/attempt/wasm " + v1},
 		"cmd/demo": {may: "carbon client examples/functions/sentiment internal/mesh internal/meshfile loadtest registry " + v1},
 		// The benchmarks time the rooms from inside, so they may know them; nobody imports them.
 		"loadtest/bench": {may: "broker/embedded client consensus consensus/raftlog internal/config internal/identity internal/mesh internal/server " +

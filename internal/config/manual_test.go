@@ -123,7 +123,6 @@ func defaultText(v reflect.Value) string {
 
 func collectTypes(t reflect.Type, path string, into map[string]string) {
 	for f := range t.Fields() {
-		f := f
 		if f.Type.Kind() != reflect.Struct || strictyaml.IsScalar(f.Type) {
 			continue
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -124,21 +125,24 @@ func freePorts(servers []server) error {
 	return nil
 }
 
+// Automatic ports lie below those that the system gives to outgoing connections
+// (from 32768 on Linux, from 49152 on macOS): a server that is away must find its
+// port free when it comes back, and a peer that dials it meanwhile must not reach
+// itself.
+const (
+	firstAutoPort = 10240
+	endAutoPorts  = 32768
+)
+
 func holdFree() (int, []io.Closer, error) {
 	// A port free for TCP may be taken for UDP; another try finds another.
 	var last error
-	var listen net.ListenConfig
-	for range 20 {
-		l, err := listen.Listen(context.Background(), "tcp", address(0))
-		if err != nil {
-			return 0, nil, fmt.Errorf("devmesh: find a free port: %w", err)
-		}
-		port := l.Addr().(*net.TCPAddr).Port
-		u, err := listen.ListenPacket(context.Background(), "udp", address(port))
+	for range 200 {
+		port := firstAutoPort + rand.IntN(endAutoPorts-firstAutoPort)
+		held, err := hold(port)
 		if err == nil {
-			return port, []io.Closer{l, u}, nil
+			return port, held, nil
 		}
-		_ = l.Close()
 		last = err
 	}
 	return 0, nil, fmt.Errorf("devmesh: find a free port: %w", last)

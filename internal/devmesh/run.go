@@ -90,15 +90,15 @@ func becomeReady(ctx context.Context, o Options, l layout, ends <-chan *process)
 	go func() { ready <- waitReady(waiting, o, l) }()
 	select {
 	case err := <-ready:
-		if ctx.Err() != nil {
-			return nil // told to stop
+		if ctx.Err() == nil {
+			return err
 		}
-		return err
+		return nil // told to stop: that it was not ready is no failure
 	case p := <-ends:
 		cancel()
-		<-ready
+		<-ready //nolint:errcheck // what ended says more
 		if ctx.Err() != nil {
-			return nil
+			return nil // told to stop
 		}
 		return fmt.Errorf("devmesh: start %s %s: %s: %w; the end of %s:\n%s", p.kind, p.id, p.how(), ErrChild, p.logPath, p.tail(tailLines))
 	}

@@ -4,8 +4,10 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
+	"runtime/debug"
 	"time"
 
 	"connectrpc.com/connect/v2"
@@ -32,7 +34,7 @@ func (s *Server) serveAPI(ctx context.Context) error {
 	mount(mux, server)
 	mux.Handle(grpchealth.NewHandler(&health{s: s}))
 	mux.Handle("GET /metrics", s.tel.MetricsHandler())
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		if s.raft.Status().Leader.ID == "" {
 			http.Error(w, "no leader", http.StatusServiceUnavailable)
 			return
@@ -86,12 +88,27 @@ func (s *Server) connect(leader func() string) (*connect.Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return connect.NewServer(tracing, api.Errors(leader)), nil
+	return connect.NewServer(failStop, tracing, api.Errors(leader)), nil
 }
 
 // compressFrom is the least message that is compressed, in bytes: below it, that
 // costs more processor time than it saves network.
 const compressFrom = 4 << 10
+
+// failStop ends the process when a handler panics. net/http would go on with
+// whatever the handler held still locked; a server that stopped is replaced.
+func failStop(next connect.ServerFunc) connect.ServerFunc {
+	return func(ctx context.Context, spec connect.Spec, stream connect.ServerStream) error {
+		defer func() {
+			if p := recover(); p != nil {
+				stack := debug.Stack()
+				go func() { panic(fmt.Sprintf("server: serve %s: %v\n%s", spec.Procedure, p, stack)) }() //nolint:forbidigo // a broken invariant
+				select {}
+			}
+		}()
+		return next(ctx, spec, stream)
+	}
+}
 
 func mount(mux *http.ServeMux, server *connect.Server) {
 	connecthttp.Mount(mux, server, connecthttp.WithCompressMinBytes(compressFrom),
@@ -124,7 +141,7 @@ func serveHTTP(ctx context.Context, l net.Listener, srv *http.Server) error {
 // leader.
 type health struct{ s *Server }
 
-func (h *health) Check(_ context.Context, r *grpchealth.CheckRequest) (*grpchealth.CheckResponse, error) {
+func (h *health) Check(context.Context, *grpchealth.CheckRequest) (*grpchealth.CheckResponse, error) {
 	status := grpchealth.StatusServing
 	if h.s.raft.Status().Leader.ID == "" {
 		status = grpchealth.StatusNotServing

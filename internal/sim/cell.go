@@ -53,7 +53,7 @@ func newCell(w *world, i int, seed uint64) *cell {
 		store: state.NewMemory(), up: true, cut: map[string]int64{},
 	}
 	c.mount()
-	c.commit(&proposal{cmd: &meshv1.SchedulerCommand{
+	_, _ = c.commit(&proposal{cmd: &meshv1.SchedulerCommand{ // a bootstrap can't be refused
 		Clocks:  &meshv1.Clocks{WallMs: wallBase},
 		Command: &meshv1.SchedulerCommand_Bootstrap{Bootstrap: &meshv1.Bootstrap{Cell: c.id, Incarnation: "i"}},
 	}})
@@ -146,7 +146,7 @@ func told(cmd *meshv1.SchedulerCommand, res *fsm.Result) string {
 		var s strings.Builder
 		s.WriteString("extend")
 		for i, it := range m.Extend.Items {
-			s.WriteString(fmt.Sprintf(" %s:%s", at(it.TaskId, it.Attempt), res.Items[i].Verdict))
+			fmt.Fprintf(&s, " %s:%s", at(it.TaskId, it.Attempt), res.Items[i].Verdict)
 		}
 		return s.String()
 	case *meshv1.SchedulerCommand_Complete:
@@ -167,7 +167,7 @@ func told(cmd *meshv1.SchedulerCommand, res *fsm.Result) string {
 		var s strings.Builder
 		s.WriteString("tick")
 		for _, e := range res.Effects {
-			s.WriteString(fmt.Sprintf(" %d:%s", e.Kind, at(e.TaskID, e.Attempt)))
+			fmt.Fprintf(&s, " %d:%s", e.Kind, at(e.TaskID, e.Attempt))
 		}
 		return s.String()
 	default:

@@ -73,7 +73,7 @@ type Store struct {
 	dir     string
 	options Options
 	log     *slog.Logger
-	closing context.Context // ends fetches
+	closing context.Context //nolint:containedctx // ends fetches
 	close   context.CancelFunc
 	running sync.WaitGroup // fetches
 
@@ -193,7 +193,7 @@ func (s *Store) Read(ctx context.Context, d string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("code: read %.80s: %w", d, err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }() // it was only read
 	b, err := io.ReadAll(f)
 	if err != nil {
 		return nil, fmt.Errorf("code: read %.80s: %w", d, err)

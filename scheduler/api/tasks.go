@@ -141,7 +141,7 @@ func checkSpec(spec *isobarv1.TaskSpec) error {
 	switch {
 	case spec.Function == "":
 		return bad("function", "a task names a function", "isobar function list shows them")
-	case spec.MinQuality < 0 || spec.MinQuality > 1 || spec.MinQuality != spec.MinQuality:
+	case !(spec.MinQuality >= 0 && spec.MinQuality <= 1): // NaN too
 		return bad("minQuality", fmt.Sprintf("%v is not between 0 and 1", spec.MinQuality), "quality is a share: 0.8")
 	case len(spec.IdempotencyKey) > 256 || len(spec.RequestId) > 256 || len(spec.CorrelationId) > 256:
 		return bad("idempotencyKey", "keys and ids are at most 256 bytes", "hash longer ones")

@@ -190,7 +190,7 @@ func (b *bench) tick() *Result {
 func (b *bench) keys() []string {
 	var keys []string
 	for k := range b.reader().Scan(nil, nil) {
-		if s := string(k); s != string(bootstrapKey) && s != string(clocksKey) {
+		if s := string(k); s != string(bootstrapKey()) && s != string(clocksKey()) {
 			keys = append(keys, fmt.Sprintf("%q", s))
 		}
 	}

@@ -56,10 +56,8 @@ func parseQueue(key string) (Queue, bool) {
 	return Queue{Tenant: parts[0], Function: parts[1], Lane: mesh.Lane(parts[2][0] - '0')}, true
 }
 
-var (
-	bootstrapKey = []byte("b")
-	clocksKey    = []byte("c")
-)
+func bootstrapKey() []byte { return []byte("b") }
+func clocksKey() []byte    { return []byte("c") }
 
 func taskKey(id string) []byte           { return []byte("t" + id) }
 func resultKey(id string) []byte         { return []byte("x" + id) }

@@ -223,19 +223,19 @@ func (a *apply) advance(c *meshv1.Clocks) {
 	a.clocks.LeaseMs = max(stored.LeaseMs, c.GetLeaseMs())
 	a.clocks.WallMs = max(stored.WallMs, c.GetWallMs())
 	if a.clocks.LeaseMs != stored.LeaseMs || a.clocks.WallMs != stored.WallMs {
-		put(a, clocksKey, &a.clocks)
+		put(a, clocksKey(), &a.clocks)
 	}
 }
 
 // bootstrap mints the incarnation, once; a second one changes nothing.
 func (a *apply) bootstrap(c *meshv1.Bootstrap) error {
-	if _, ok := a.Get(bootstrapKey); ok {
+	if _, ok := a.Get(bootstrapKey()); ok {
 		return nil
 	}
 	if c.Cell == "" || c.Incarnation == "" {
 		return fmt.Errorf("fsm: bootstrap: %w", ErrBadCommand)
 	}
-	put(a, bootstrapKey, c)
+	put(a, bootstrapKey(), c)
 	return nil
 }
 

@@ -13,7 +13,7 @@ import (
 // Incarnation returns what Bootstrap minted; "" before.
 func Incarnation(r state.Reader) string {
 	var b meshv1.Bootstrap
-	get(r, bootstrapKey, &b)
+	get(r, bootstrapKey(), &b)
 	return b.Incarnation
 }
 
@@ -25,7 +25,7 @@ func ReadClocks(r state.Reader) (leaseMs, wallMs int64) {
 
 func readClocks(r state.Reader) *meshv1.Clocks {
 	var c meshv1.Clocks
-	get(r, clocksKey, &c)
+	get(r, clocksKey(), &c)
 	return &c
 }
 

@@ -132,11 +132,11 @@ func (a *apply) known(rec *meshv1.TaskRecord) error {
 	if !ok {
 		return nil
 	}
-	if id := string(v[sha256.Size:]); bytes.Equal(v[:sha256.Size], rec.IdempotencyHash) {
-		return &DuplicateError{ID: id, ByKey: true}
-	} else {
+	id := string(v[sha256.Size:])
+	if !bytes.Equal(v[:sha256.Size], rec.IdempotencyHash) {
 		return &ConflictError{ID: id}
 	}
+	return &DuplicateError{ID: id, ByKey: true}
 }
 
 func expiry(rec *meshv1.TaskRecord) int64 {

@@ -212,7 +212,7 @@ func (c *Client) Ask(ctx context.Context, cell mesh.CellID, call func(ctx contex
 				queue = append([]Server{{Cell: cell, Region: s.Region, Peer: next}}, queue...)
 			}
 		case errors.Is(err, errNotConnected):
-		case lost(err):
+		case lost(ctx, err):
 			return fmt.Errorf("peers: ask %s: %w: %w: %w", cell, ErrAnswerLost, scheduler.ErrPeerUnavailable, err)
 		default:
 			return err
@@ -230,7 +230,7 @@ func (c *Client) Ask(ctx context.Context, cell mesh.CellID, call func(ctx contex
 
 // lost reports whether the connection failed after the call was sent, so that
 // what became of it is not known.
-func lost(err error) bool {
+func lost(ctx context.Context, err error) bool {
 	var ce *connect.Error
 	if !errors.As(err, &ce) || ce.IsRemote() {
 		return false
@@ -238,6 +238,9 @@ func lost(err error) bool {
 	switch ce.Code() {
 	case connect.CodeUnavailable, connect.CodeUnknown, connect.CodeInternal, connect.CodeAborted:
 		return true
+	case connect.CodeCanceled:
+		// Connect calls it so too when the other side resets the connection.
+		return ctx.Err() == nil
 	default: // of our own making: the caller's time is up, the message is too large
 		return false
 	}

@@ -24,7 +24,7 @@ import (
 func main() {
 	if err := run(os.Args[1:], os.Stderr); err != nil {
 		fmt.Fprintln(os.Stderr, "results:", err)
-		os.Exit(1)
+		os.Exit(1) //nolint:forbidigo // the one place where this program ends
 	}
 }
 

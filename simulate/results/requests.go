@@ -101,7 +101,6 @@ type sums struct {
 	grams   map[simulate.Policy]float64
 	misses  map[simulate.Policy]int
 	bound   float64
-	extra   int // deadlines that isobar misses where the oracle misses fewer
 	minimum float64
 }
 

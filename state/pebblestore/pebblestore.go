@@ -381,7 +381,7 @@ func flushWithin(db *pebble.DB, limit time.Duration) error {
 	select {
 	case <-done:
 		return nil
-	case <-time.After(limit):
+	case <-time.After(limit): //nolint:forbidigo // a backend, not a pure room
 		return errFlushTimeout
 	}
 }

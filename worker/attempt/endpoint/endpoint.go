@@ -41,7 +41,7 @@ type Options struct {
 type Runtime struct {
 	client http.Client
 
-	ended context.Context // ends with Close
+	ended context.Context //nolint:containedctx // ends with Close
 	end   context.CancelCauseFunc
 	runs  sync.WaitGroup
 }
@@ -96,7 +96,7 @@ func (r *Runtime) Run(ctx context.Context, spec attempt.Spec, in attempt.Input) 
 	if err != nil {
 		return attempt.Unable(attempt.Failed, attempt.BadSpec, err, out.Started)
 	}
-	res, err := r.client.Do(req)
+	res, err := r.client.Do(req) //nolint:bodyclose // closed by the one who reads it
 	if err == nil {
 		err = read(&out, res, spec.Limits.MaxResult(), time.Now())
 	}

@@ -51,7 +51,7 @@ type Runtime struct {
 	spawn *spawner
 	watch *watcher
 
-	ended context.Context // ends with Close
+	ended context.Context //nolint:containedctx // ends with Close
 	end   context.CancelCauseFunc
 	runs  sync.WaitGroup
 }
@@ -261,7 +261,7 @@ func removeAll(dir string) error {
 	}
 	_ = filepath.WalkDir(dir, func(path string, d os.DirEntry, _ error) error {
 		if d != nil && d.IsDir() {
-			_ = os.Chmod(path, 0o700) // RemoveAll below tells what is left.
+			_ = os.Chmod(path, 0o700) //nolint:gosec // in a directory of this worker alone; RemoveAll below tells what is left.
 		}
 		return nil
 	})

@@ -55,7 +55,7 @@ type Runtime struct {
 	host    map[string]api.FunctionDefinition
 	modules *cache
 
-	ended context.Context // ends with Close
+	ended context.Context //nolint:containedctx // ends with Close
 	end   context.CancelCauseFunc
 	busy  sync.WaitGroup // whatever uses runtime
 }

@@ -1,0 +1,269 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/isobar-mesh/isobar/internal/mesh"
+	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
+)
+
+func question(id string, most int32) *isobarv1.LeaseRequest {
+	return &isobarv1.LeaseRequest{Worker: "poller", Session: "p", RequestId: id, Offer: offering(4, "wasm"), Max: most, Wait: durationpb.New(5 * time.Second)}
+}
+
+func (c *testCell) lease(r *isobarv1.LeaseRequest) []*isobarv1.Assignment {
+	c.w.t.Helper()
+	res, err := c.Lease(c.w.ctx, r)
+	if err != nil {
+		c.w.t.Fatalf("lease: %v", err)
+	}
+	return res.Assignments
+}
+
+func (c *testCell) extendPolled(a *isobarv1.Assignment) *isobarv1.ExtendResult {
+	c.w.t.Helper()
+	res, err := c.Extend(c.w.ctx, &isobarv1.ExtendRequest{Worker: "poller", Session: "p", Leases: []*isobarv1.LeaseRef{{TaskId: a.TaskId, Attempt: a.Attempt}}})
+	if err != nil {
+		c.w.t.Fatalf("extend: %v", err)
+	}
+	return res.Results[0]
+}
+
+func (c *testCell) completePolled(a *isobarv1.Assignment) string {
+	c.w.t.Helper()
+	res, err := c.Complete(c.w.ctx, &isobarv1.CompleteRequest{
+		Worker: "poller", Session: "p", Lease: &isobarv1.LeaseRef{TaskId: a.TaskId, Attempt: a.Attempt}, Outcome: &isobarv1.Outcome{Result: []byte("ok")},
+	})
+	if err != nil {
+		c.w.t.Fatalf("complete: %v", err)
+	}
+	return res.Verdict
+}
+
+func TestPollerRepeatsItsQuestion(t *testing.T) {
+	t.Parallel()
+	inWorld(t, func(w *world) {
+		c := w.cell("eu-1")
+		id := c.submit("work")
+		first := c.lease(question("r1", 1))
+		again := c.lease(question("r1", 1))
+		if len(first) != 1 || len(again) != 1 || first[0].TaskId != id || again[0].Attempt != 1 {
+			t.Fatalf("%v, then %v", first, again)
+		}
+		if rec := c.wantState(id, leased); rec.Lease.Started {
+			t.Fatal("started before the poller said so")
+		}
+		// Also the next leader knows what the lost answer was.
+		c.changeLeader()
+		after := c.lease(question("r1", 1))
+		if len(after) != 1 || after[0].TaskId != id || string(after[0].Payload) != "payload of work" {
+			t.Fatalf("after a change of leader: %v", after)
+		}
+		if x := c.extendPolled(after[0]); !x.Confirmed || x.Duration.AsDuration() != 6*time.Second {
+			t.Fatalf("extend: %v", x)
+		}
+		if !c.record(id).Lease.Started {
+			t.Fatal("not started after the poller said so")
+		}
+		// Confirmed leases are not told again.
+		if more := c.lease(question("r1", 1)); len(more) != 0 {
+			t.Fatalf("told again: %v", more)
+		}
+		if v := c.completePolled(after[0]); v != "accepted" {
+			t.Fatalf("complete: %s", v)
+		}
+		c.wantState(id, completed)
+		c.wantIdle()
+	})
+}
+
+func TestPolledLeaseThatIsNeverConfirmedIsNotCounted(t *testing.T) {
+	t.Parallel()
+	inWorld(t, func(w *world) {
+		c := w.cell("eu-1")
+		id := c.submit("work")
+		if got := c.lease(question("r1", 1)); len(got) != 1 {
+			t.Fatalf("leased %v", got)
+		}
+		rec := c.awaitState(10*time.Second, id, ready)
+		if rec.Counted != 0 || rec.Attempts[0].Outcome != "lost" {
+			t.Fatalf("attempts %v", rec.Attempts)
+		}
+		got := c.lease(question("r2", 1))
+		if len(got) != 1 || got[0].Attempt != 2 {
+			t.Fatalf("leased again: %v", got)
+		}
+		c.extendPolled(got[0])
+		if _, err := c.Fail(w.ctx, &isobarv1.FailRequest{Worker: "poller", Lease: &isobarv1.LeaseRef{TaskId: id, Attempt: 2}}); err != nil {
+			t.Fatal(err)
+		}
+		c.wantState(id, dead)
+		c.wantIdle()
+	})
+}
+
+func TestPollWaitsForWorkAndTakesSeveral(t *testing.T) {
+	t.Parallel()
+	inWorld(t, func(w *world) {
+		c := w.cell("eu-1")
+		got := make(chan []*isobarv1.Assignment, 1)
+		w.go_(func() { got <- c.lease(question("r1", 3)) })
+		synctest.Wait()
+		id := c.submit("work")
+		if list := <-got; len(list) != 1 || list[0].TaskId != id {
+			t.Fatalf("leased %v", list)
+		}
+		for range 5 {
+			c.submit("work")
+		}
+		// The worker has room for four and one runs.
+		if list := c.lease(question("r2", 9)); len(list) != 3 {
+			t.Fatalf("leased %d of 3", len(list))
+		}
+		start := time.Now()
+		if list := c.lease(question("r3", 1)); len(list) != 0 || time.Since(start) != 5*time.Second {
+			t.Fatalf("leased %v after %s without room", list, time.Since(start))
+		}
+	})
+}
+
+func TestANewQuestionEndsTheOld(t *testing.T) {
+	t.Parallel()
+	inWorld(t, func(w *world) {
+		c := w.cell("eu-1")
+		old := make(chan int, 1)
+		w.go_(func() { old <- len(c.lease(question("r1", 1))) })
+		synctest.Wait()
+		next := make(chan int, 1)
+		w.go_(func() { next <- len(c.lease(question("r2", 1))) })
+		if n := <-old; n != 0 {
+			t.Fatalf("the old question got %d", n)
+		}
+		c.submit("work")
+		if n := <-next; n != 1 {
+			t.Fatalf("the new question got %d", n)
+		}
+	})
+}
+
+func TestAWaitingPollerIsNotLost(t *testing.T) {
+	t.Parallel()
+	inWorld(t, func(w *world) {
+		c := w.cell("eu-1")
+		start := time.Now()
+		q := question("r1", 1)
+		q.Wait = durationpb.New(25 * time.Second) // longer than a worker's lease
+		if list := c.lease(q); len(list) != 0 || time.Since(start) != 25*time.Second {
+			t.Fatalf("leased %v after %s", list, time.Since(start))
+		}
+	})
+}
+
+// A grant that comes to nothing must leave the question as it was.
+func TestAPollSurvivesAGrantThatFails(t *testing.T) {
+	t.Parallel()
+	inWorld(t, func(w *world) {
+		c := w.cell("eu-1")
+		l := c.current()
+		p := &poll{request: "r", want: 1, ready: make(chan struct{})}
+		l.mu.Lock()
+		s := l.session("p", "poller", offering(1, "wasm"))
+		s.poll = p
+		v := variant("only", "wasm")
+		run := l.occupy(s, ref{"t1", 1}, "work", v)
+		full := l.pickSession("work", v, false)
+		l.release(run)
+		free := l.pickSession("work", v, false)
+		l.mu.Unlock()
+		if full != nil || free != s || p.want != 1 || p.pending != 0 || p.closed {
+			t.Fatalf("%v, %v, %+v", full, free, p)
+		}
+	})
+}
+
+func TestAPollEndsWithItsCallerAndWithTheTerm(t *testing.T) {
+	t.Parallel()
+	inWorld(t, func(w *world) {
+		c := w.cell("eu-1")
+		ctx, cancel := context.WithTimeout(w.ctx, time.Second)
+		defer cancel()
+		if res, err := c.Lease(ctx, question("r1", 1)); err != nil || len(res.Assignments) != 0 {
+			t.Fatalf("%v, %v", res, err)
+		}
+		got := make(chan error, 1)
+		w.go_(func() {
+			res, err := c.Lease(w.ctx, question("r2", 1))
+			if err == nil && len(res.Assignments) > 0 {
+				err = fmt.Errorf("leased %v", res.Assignments)
+			}
+			got <- err
+		})
+		synctest.Wait()
+		c.log.Depose()
+		if err := <-got; err != nil && !errors.Is(err, ErrNotLeader) {
+			t.Fatal(err)
+		}
+	})
+}
+
+func TestPollerNeedsNames(t *testing.T) {
+	t.Parallel()
+	inWorld(t, func(w *world) {
+		c := w.cell("eu-1")
+		for name, r := range map[string]*isobarv1.LeaseRequest{
+			"worker":  {Session: "s", RequestId: "r", Offer: offering(1)},
+			"session": {Worker: "w", RequestId: "r", Offer: offering(1)},
+			"request": {Worker: "w", Session: "s", Offer: offering(1)},
+			"offer":   {Worker: "w", Session: "s", RequestId: "r"},
+		} {
+			_, err := c.Lease(w.ctx, r)
+			wantRefusal(t, "lease without "+name, err, BadRequest)
+		}
+		_, err := c.Open(&isobarv1.Hello{Worker: "w"})
+		wantRefusal(t, "hello without a session", err, BadRequest)
+		door, err := c.Open(&isobarv1.Hello{Worker: "w", Session: "s", Offer: offering(1)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantRefusal(t, "a second hello", door.Receive(w.ctx, &isobarv1.WorkRequest{Message: &isobarv1.WorkRequest_Hello{}}), BadRequest)
+		_, err = c.Complete(w.ctx, &isobarv1.CompleteRequest{Outcome: &isobarv1.Outcome{Result: make([]byte, mesh.MaxResult+1)}})
+		wantRefusal(t, "a large result", err, ResultTooLarge)
+	})
+}
+
+func TestAResultThatIsTooLargeIsFencedOnAStream(t *testing.T) {
+	t.Parallel()
+	inWorld(t, func(w *world) {
+		c := w.cell("eu-1")
+		wk := c.worker("w1", offering(1, "wasm"), nil)
+		c.submit("work")
+		a := wk.assigned(0)
+		lease := &isobarv1.LeaseRef{TaskId: a.TaskId, Attempt: a.Attempt}
+		wk.send(&isobarv1.WorkRequest{Message: &isobarv1.WorkRequest_Complete{Complete: &isobarv1.CompleteRequest{
+			Lease: lease, Outcome: &isobarv1.Outcome{Status: "done", Result: make([]byte, mesh.MaxResult+1)},
+		}}})
+		if v := wk.verdict(a); v != "fenced" {
+			t.Fatalf("verdict %q", v)
+		}
+	})
+}
+
+// wantRefusal checks what an error means to whoever asked.
+func wantRefusal(t *testing.T, what string, err error, reason Reason) *Refusal {
+	t.Helper()
+	var r *Refusal
+	if !errors.As(err, &r) || r.Reason != reason {
+		t.Fatalf("%s: %v, want %s", what, err, reason)
+	}
+	if r.Message == "" && reason != UnknownTenant {
+		t.Fatalf("%s: nothing is said: %+v", what, r)
+	}
+	return r
+}

@@ -1,0 +1,409 @@
+package scheduler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/isobar-mesh/isobar/broker"
+	"github.com/isobar-mesh/isobar/consensus"
+	"github.com/isobar-mesh/isobar/internal/mesh"
+	"github.com/isobar-mesh/isobar/placement"
+	meshv1 "github.com/isobar-mesh/isobar/proto/isobar/mesh/v1"
+	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
+	"github.com/isobar-mesh/isobar/scheduler/fsm"
+)
+
+func TestWhatSubmitRefuses(t *testing.T) {
+	t.Parallel()
+	inWorld(t, func(w *world) {
+		c := w.cell("eu-1")
+		c.worker("w1", offering(1, "wasm"), nil)
+		w.cell("us-1").worker("w2", offering(1, "wasm"), nil)
+		w.meet()
+		w.registry.tenants["bound"] = mesh.Residency{Allowed: []string{"us"}}
+		w.registry.add("poor", variant("only", "wasm", func(v *isobarv1.Variant) { v.Quality = 0.5 }))
+		ms := func(d time.Duration) *timestamppb.Timestamp { return timestamppb.New(time.Now().Add(d)) }
+		for _, tc := range []struct {
+			name   string
+			change func(*isobarv1.TaskSpec)
+			reason Reason
+			field  string
+		}{
+			{"lane", func(s *isobarv1.TaskSpec) { s.Lane = "express" }, UnknownLane, "lane"},
+			{"tenant", func(s *isobarv1.TaskSpec) { s.Tenant = "nobody" }, UnknownTenant, "tenant"},
+			{"deadline", func(s *isobarv1.TaskSpec) { s.Deadline = ms(-time.Second) }, DeadlinePast, "deadline"},
+			{"not before deadline", func(s *isobarv1.TaskSpec) { s.Deadline, s.NotBefore = ms(time.Hour), ms(2*time.Hour) }, BadRequest, "notBefore"},
+			{"not before for ever", func(s *isobarv1.TaskSpec) { s.NotBefore = ms(8 * 24 * time.Hour) }, BadRequest, "notBefore"},
+			{"attempts", func(s *isobarv1.TaskSpec) { s.Retry = &isobarv1.RetryPolicy{MaxAttempts: 101} }, BadRequest, "retry.maxAttempts"},
+			{"backoff", func(s *isobarv1.TaskSpec) { s.Retry = &isobarv1.RetryPolicy{Backoff: durationpb.New(-1)} }, BadRequest, "retry.backoff"},
+			{"max backoff", func(s *isobarv1.TaskSpec) { s.Retry = &isobarv1.RetryPolicy{MaxBackoff: durationpb.New(-1)} }, BadRequest, "retry.maxBackoff"},
+			{"residency", func(s *isobarv1.TaskSpec) { s.Residency = &isobarv1.Residency{Denied: []string{"eu"}} }, ResidencyForbids, "residency"},
+			{"tenant's residency", func(s *isobarv1.TaskSpec) { s.Tenant = "bound" }, ResidencyForbids, "residency"},
+			{"quality", func(s *isobarv1.TaskSpec) {
+				s.MinQuality = 0.9
+			}, Infeasible, ""},
+		} {
+			_, err := c.trySubmit("poor", tc.change)
+			if r := wantRefusal(t, tc.name, err, tc.reason); r.Field != tc.field {
+				t.Errorf("%s: field %q", tc.name, r.Field)
+			}
+		}
+		if _, err := c.trySubmit("none"); !errors.Is(err, errNoFunction) {
+			t.Errorf("unknown function: %v", err)
+		}
+		_, err := c.Submit(w.ctx, Submission{Spec: &isobarv1.TaskSpec{Tenant: "default", Function: "work"}, Payload: make([]byte, mesh.MaxPayload+1)})
+		wantRefusal(t, "payload", err, PayloadTooLarge)
+		_, err = c.Invocation(Submission{Spec: &isobarv1.TaskSpec{Tenant: "default", Function: "work"}, Payload: make([]byte, mesh.MaxPayload+1)})
+		wantRefusal(t, "payload of an invoke", err, PayloadTooLarge)
+		_, err = c.Invocation(Submission{Spec: &isobarv1.TaskSpec{Tenant: "nobody", Function: "work"}})
+		wantRefusal(t, "tenant of an invoke", err, UnknownTenant)
+		_, err = c.Invocation(Submission{Spec: &isobarv1.TaskSpec{Tenant: "bound", Function: "work"}})
+		if r := wantRefusal(t, "residency of an invoke", err, ResidencyForbids); r.Cell != "us-1" {
+			t.Errorf("where to go: %q", r.Cell)
+		}
+		if _, err := c.Invocation(Submission{Spec: &isobarv1.TaskSpec{Tenant: "default", Function: "none"}}); !errors.Is(err, errNoFunction) {
+			t.Errorf("unknown function of an invoke: %v", err)
+		}
+		c.full = true
+		_, err = c.trySubmit("work")
+		if r := wantRefusal(t, "full disk", err, DiskFull); r.RetryAfter == 0 {
+			t.Error("no retry-after")
+		}
+	})
+}
+
+func TestRepeatsAndConflicts(t *testing.T) {
+	t.Parallel()
+	inWorld(t, func(w *world) {
+		c := w.cell("eu-1")
+		first := c.submit("work", func(s *isobarv1.TaskSpec) { s.RequestId, s.IdempotencyKey = "r1", "k" })
+		for name, change := range map[string]func(*isobarv1.TaskSpec){
+			"request": func(s *isobarv1.TaskSpec) { s.RequestId = "r1" },
+			"key":     func(s *isobarv1.TaskSpec) { s.RequestId, s.IdempotencyKey = "r2", "k" },
+		} {
+			r, err := c.trySubmit("work", change)
+			if err != nil || !r.Duplicate || r.TaskID != first || r.State != ready {
+				t.Errorf("%s: %+v, %v", name, r, err)
+			}
+		}
+		_, err := c.trySubmit("work", func(s *isobarv1.TaskSpec) { s.IdempotencyKey, s.MinQuality = "k", 0.5 })
+		if r := wantRefusal(t, "conflict", err, KeyConflict); r.TaskID != first {
+			t.Errorf("the first is %q", r.TaskID)
+		}
+	})
+}
+
+func TestAFullQueueRefuses(t *testing.T) {
+	t.Parallel()
+	inWorld(t, func(w *world) {
+		c := w.cell("eu-1", func(o *Options) { o.QueueCap = &meshv1.QueueCap{Count: 2} })
+		c.submit("work")
+		c.submit("work")
+		_, err := c.trySubmit("work")
+		if r := wantRefusal(t, "third", err, QueueFull); r.RetryAfter == 0 {
+			t.Error("no retry-after")
+		}
+		c.submit("work", func(s *isobarv1.TaskSpec) { s.Lane = "batch" }) // a queue of its own
+	})
+}
+
+func TestWhatAFailedAcceptMeans(t *testing.T) {
+	t.Parallel()
+	inWorld(t, func(w *world) {
+		c := w.cell("eu-1")
+		l := c.current()
+		for _, tc := range []struct {
+			err     error
+			reason  Reason
+			unknown bool
+		}{
+			{broker.ErrFull, DiskFull, false},
+			{fsm.ErrDeadlinePast, DeadlinePast, false},
+			{fsm.ErrTrimmed, Unavailable, false},
+			{broker.ErrUnavailable, Unavailable, false},
+			{consensus.ErrClosed, Unavailable, false},
+			{consensus.ErrOutcomeUnknown, OutcomeUnknown, true},
+			{errors.New("anything"), OutcomeUnknown, true},
+		} {
+			_, err := l.notAccepted(&meshv1.TaskRecord{Id: "x"}, fmt.Errorf("wrapped: %w", tc.err))
+			if r := wantRefusal(t, tc.err.Error(), err, tc.reason); r.Unknown != tc.unknown {
+				t.Errorf("%v: unknown is %t", tc.err, r.Unknown)
+			}
+		}
+		if _, err := l.notAccepted(&meshv1.TaskRecord{}, consensus.ErrNotLeader); !errors.Is(err, ErrNotLeader) {
+			t.Errorf("not leader: %v", err)
+		}
+	})
+}
+
+func TestIdsThatAreNotHere(t *testing.T) {
+	t.Parallel()
+	inWorld(t, func(w *world) {
+		c := w.cell("eu-1")
+		here := string(mesh.NewTaskID("01jd0000000000000000000000", "eu-1", c.Incarnation()))
+		for id, reason := range map[string]Reason{
+			"nonsense": BadRequest, string(mesh.NewTaskID("01jd0000000000000000000000", "us-1", "abcdef")): WrongCell,
+			string(mesh.NewTaskID("01jd0000000000000000000000", "eu-1", "abcdef")): UnknownTask, here: UnknownTask,
+		} {
+			_, get := c.Get(w.ctx, id)
+			wantRefusal(t, "get "+id, get, reason)
+			_, _, wait := c.Wait(w.ctx, id)
+			wantRefusal(t, "wait "+id, wait, reason)
+			_, _, cancel := c.Cancel(w.ctx, id, "")
+			wantRefusal(t, "cancel "+id, cancel, reason)
+		}
+	})
+}
+
+func TestList(t *testing.T) {
+	t.Parallel()
+	inWorld(t, func(w *world) {
+		w.registry.add("other", variant("only", "exec"))
+		c := w.cell("eu-1")
+		c.worker("w1", offering(1, "wasm"), completes)
+		for range 3 {
+			c.awaitState(time.Second, c.submit("work"), completed)
+		}
+		c.submit("other")
+		page, next := c.List(Filter{Limit: 2})
+		if len(page) != 2 || next != page[1].Id {
+			t.Fatalf("first page %v, %q", page, next)
+		}
+		page, next = c.List(Filter{Limit: 9, After: next})
+		if len(page) != 2 || next != "" {
+			t.Fatalf("second page %v, %q", page, next)
+		}
+		if list, _ := c.List(Filter{Limit: 9, State: completed}); len(list) != 3 {
+			t.Fatalf("completed: %v", list)
+		}
+		if list, _ := c.List(Filter{Limit: 9, Function: "other", Tenant: "default"}); len(list) != 1 {
+			t.Fatalf("of a function: %v", list)
+		}
+		if list, _ := c.List(Filter{Limit: 9, Tenant: "nobody"}); len(list) != 0 {
+			t.Fatalf("of a tenant: %v", list)
+		}
+	})
+}
+
+func TestQuestions(t *testing.T) {
+	t.Parallel()
+	inWorld(t, func(w *world) {
+		c, other := w.cell("eu-1"), w.cell("us-1", func(o *Options) { o.Prices.CPUHour = 0.01 })
+		c.worker("w1", offering(1, "wasm"), nil)
+		other.worker("w2", offering(1, "wasm"), nil)
+		w.meet()
+		time.Sleep(time.Second)
+		sub := &Submission{Spec: &isobarv1.TaskSpec{Tenant: "default", Function: "work"}, Payload: []byte("x")}
+		d, err := c.Decide(Question{Submission: sub})
+		if err != nil || d.Chosen.Cell != "us-1" || len(d.Candidates) != 2 {
+			t.Fatalf("%+v, %v", d, err)
+		}
+		weight := 0.01
+		d, err = c.Decide(Question{Submission: sub, LatencyPrice: &weight, CarbonPrice: &weight, QualityPrice: &weight})
+		if err != nil || d.Policy.LatencyUSDPerS != weight || d.Policy.CarbonUSDPerTonne != weight || d.Policy.QualityUSD != weight || d.Chosen.Cell != "eu-1" {
+			t.Fatalf("with weights: %+v, %v", d, err)
+		}
+		d, err = c.Decide(Question{Submission: sub, WithoutRegions: []string{"us"}})
+		if err != nil || d.Chosen.Cell != "eu-1" {
+			t.Fatalf("without us: %+v, %v", d, err)
+		}
+		_, err = c.Decide(Question{Submission: sub, WithoutRegions: []string{"mars"}})
+		wantRefusal(t, "unknown region", err, UnknownRegion)
+		id := c.submit("work")
+		if d, err = c.Decide(Question{Record: c.record(id)}); err != nil || len(d.Candidates) == 0 {
+			t.Fatalf("of a task: %+v, %v", d, err)
+		}
+		if _, err = c.Decide(Question{Record: &meshv1.TaskRecord{Version: "sha-none"}}); !errors.Is(err, errNoFunction) {
+			t.Fatalf("unknown version: %v", err)
+		}
+		if _, err = c.Decide(Question{Submission: &Submission{Spec: &isobarv1.TaskSpec{Tenant: "default", Function: "none"}}}); !errors.Is(err, errNoFunction) {
+			t.Fatalf("unknown function: %v", err)
+		}
+		m := DecisionMessage(d)
+		if len(m.Candidates) != len(d.Candidates) || m.Home != "eu-1" || m.Summary == "" {
+			t.Fatalf("message %v", m)
+		}
+		if CandidateMessage(nil) != nil {
+			t.Fatal("a message of no candidate")
+		}
+	})
+}
+
+func TestDigestSaysWhatThereIs(t *testing.T) {
+	t.Parallel()
+	inWorld(t, func(w *world) {
+		c := w.cell("eu-1", func(o *Options) {
+			o.Prices.GPUHour = []placement.ModelPrice{{Model: "A100", USD: 3}}
+			o.Carbon = func() placement.Energy {
+				return placement.Energy{Zone: "Z", Known: true, Kind: "marginal", Intensity: []float64{10, 20}, WattsPerGPU: []placement.ModelWatts{{Model: "A100", Watts: 400}}}
+			}
+		})
+		offer := offering(2, "wasm", "exec")
+		offer.Accelerators = []*isobarv1.AcceleratorCount{{Model: "A100", Count: 2}, {Model: "B", Count: 1}}
+		wk := c.worker("w1", offer, nil)
+		wk.send(&isobarv1.WorkRequest{Message: &isobarv1.WorkRequest_Warm{Warm: &isobarv1.Warm{Variants: []string{"work/only"}}}})
+		c.submit("work")
+		wk.assigned(0)
+		c.submit("work", func(s *isobarv1.TaskSpec) { s.Lane = "batch"; s.NotBefore = timestamppb.New(time.Now().Add(time.Hour)) })
+		for range 3 {
+			c.submit("work", func(s *isobarv1.TaskSpec) { s.Lane = "critical" })
+		}
+		synctest.Wait()
+		c.full = true
+		d := c.Digest()
+		if d.Cell != "eu-1" || d.Leased != 2 || d.Workers != 1 || len(d.Warm) != 1 || d.CarbonKind != 2 || len(d.Carbon) != 2 || d.Health == "" ||
+			d.Registry != 7 || len(d.Gpus) != 2 || d.Gpus[0].Hour != 3_000_000 || d.Gpus[0].Milliwatts != 400_000 || d.Gpus[1].Hour != 0 || d.Backlog[0] != 2 {
+			t.Fatalf("digest %v", d)
+		}
+		if next := c.Digest(); next.Sequence <= d.Sequence {
+			t.Fatalf("sequence %d after %d", next.Sequence, d.Sequence)
+		}
+		offered := OfferOf(CapacityOf(offer), offer.Runtimes)
+		if offered.Cpu != 2 || len(offered.Accelerators) != 2 {
+			t.Fatalf("offer %v", offered)
+		}
+	})
+}
+
+func TestPayloadsAreTrimmedOnceTheirTasksEnd(t *testing.T) {
+	t.Parallel()
+	inWorld(t, func(w *world) {
+		c := w.cell("eu-1")
+		wk := c.worker("w1", offering(4, "wasm"), nil)
+		id := c.submit("work")
+		a := wk.assigned(0)
+		last := c.submit("work")
+		b := wk.assigned(1)
+		if a.TaskId != id {
+			a, b = b, a
+		}
+		wk.finish(a, "done")
+		live := func() uint64 {
+			u, err := c.broker.Bytes()
+			if err != nil {
+				t.Fatal(err)
+			}
+			return u.Messages
+		}
+		w.await(10*time.Second, "the first payload trimmed", func() bool { return live() == 1 })
+		// With accepts always under way the trim goes on below them.
+		under := c.current().inflight.begin(fsm.QueueOf(c.record(last)).String())
+		wk.finish(b, "done")
+		w.await(10*time.Second, "the second payload trimmed", func() bool { return live() == 0 })
+		under.end()
+		c.wantState(last, completed)
+	})
+}
+
+func TestAPayloadThatStaysLongIsMoved(t *testing.T) {
+	t.Parallel()
+	inWorld(t, func(w *world) {
+		c := w.cell("eu-1")
+		w.registry.add("native", variant("only", "exec"))
+		id := c.submit("native")
+		before := string(c.record(id).PayloadRef)
+		time.Sleep(moveAfter + time.Minute)
+		synctest.Wait()
+		if after := string(c.record(id).PayloadRef); after == before {
+			t.Fatal("not moved")
+		}
+		c.worker("w1", offering(1, "exec"), completes)
+		c.awaitState(time.Minute, id, completed)
+		if got := string(c.Result(id)); got != "result of payload of native" {
+			t.Fatalf("result %q", got)
+		}
+	})
+}
+
+func TestALostPayloadEndsItsTask(t *testing.T) {
+	t.Parallel()
+	inWorld(t, func(w *world) {
+		lossy := &lossyBroker{err: broker.ErrUnavailable}
+		c := w.cell("eu-1", func(o *Options) { lossy.Broker = o.Broker; o.Broker = lossy })
+		c.worker("w1", offering(1, "wasm"), completes)
+		id := c.submit("work")
+		time.Sleep(time.Second)
+		if rec := c.wantState(id, ready); rec.Attempt != 0 {
+			t.Fatalf("a broker that does not answer used up %d attempts", rec.Attempt)
+		}
+		lossy.err = nil
+		c.awaitState(2*time.Second, id, completed)
+		lossy.err = broker.ErrLost
+		id = c.submit("work")
+		rec := c.awaitState(30*time.Second, id, dead)
+		if last := rec.Attempts[len(rec.Attempts)-1]; last.Outcome != "payload_lost" {
+			t.Fatalf("attempt %v", last)
+		}
+		c.wantIdle()
+	})
+}
+
+// lossyBroker fails every fetch.
+type lossyBroker struct {
+	broker.Broker
+	err error
+}
+
+func (b *lossyBroker) Fetch(ctx context.Context, t broker.Topic, r broker.Reference) (broker.Stored, error) {
+	if b.err != nil {
+		return broker.Stored{}, b.err
+	}
+	return b.Broker.Fetch(ctx, t, r)
+}
+
+func TestInflightAcceptsBoundTheTrim(t *testing.T) {
+	t.Parallel()
+	f := newInflightRefs()
+	if _, ok := f.lowest("q"); ok {
+		t.Fatal("something is under way")
+	}
+	a := f.begin("q")
+	if low, ok := f.lowest("q"); !ok || low != nil {
+		t.Fatalf("the first of a term: %x, %t", low, ok)
+	}
+	a.prepared(broker.Reference{1, 5})
+	b := f.begin("q") // will get one above 1,5
+	if low, _ := f.lowest("q"); string(low) != "\x01\x05" {
+		t.Fatalf("lowest %x", low)
+	}
+	a.end()
+	if low, _ := f.lowest("q"); string(low) != "\x01\x05\x00" {
+		t.Fatalf("lowest %x", low)
+	}
+	b.prepared(broker.Reference{1, 7})
+	b.end()
+	if _, ok := f.lowest("q"); ok {
+		t.Fatal("something is under way")
+	}
+}
+
+func TestStricterResidency(t *testing.T) {
+	t.Parallel()
+	r := func(allowed, denied []string) mesh.Residency { return mesh.Residency{Allowed: allowed, Denied: denied} }
+	for _, tc := range []struct{ a, b, want mesh.Residency }{
+		{r(nil, nil), r(nil, nil), r(nil, nil)},
+		{r([]string{"eu"}, nil), r(nil, []string{"se"}), r([]string{"eu"}, []string{"se"})},
+		{r(nil, []string{"x"}), r([]string{"us"}, []string{"x"}), r([]string{"us"}, []string{"x"})},
+		{r([]string{"eu", "us"}, nil), r([]string{"us"}, nil), r([]string{"us"}, nil)},
+		{r([]string{"eu"}, nil), r([]string{"us"}, nil), r([]string{"nowhere"}, nil)},
+	} {
+		if got := stricter(tc.a, tc.b); fmt.Sprint(got) != fmt.Sprint(tc.want) {
+			t.Errorf("%v and %v: %v, want %v", tc.a, tc.b, got, tc.want)
+		}
+	}
+}
+
+func TestRefusalSpeaks(t *testing.T) {
+	t.Parallel()
+	r := &Refusal{Reason: Unavailable, Message: "not now", Err: errNoFunction}
+	if r.Error() != "scheduler: unavailable: not now: no such function" || !errors.Is(r, errNoFunction) {
+		t.Fatal(r.Error())
+	}
+}
