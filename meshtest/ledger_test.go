@@ -211,35 +211,30 @@ func readLedger(t *testing.T, file string) []string {
 	return strings.Split(strings.TrimSuffix(string(data), "\n"), "\n")
 }
 
-// audit holds what is said of the accepted tasks against the ledger, and
-// returns the highest attempt number. It is the oracle of the kill tests: every
-// task is completed, by exactly one attempt, which ran, and no attempt ran twice.
-func audit(t *testing.T, ledger []string, tasks map[string]*isobarv1.Task, ids []string) (maxAttempt uint64) {
-	t.Helper()
+// audit holds what is said of the accepted tasks against the ledger. It is the
+// oracle of the kill tests: every task is completed, by exactly one attempt,
+// which ran, and no attempt ran twice.
+func audit(ledger []string, tasks map[string]*isobarv1.Task, ids []string) (problems []string) {
+	problem := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
 	wrote := map[string]int{}
 	for _, line := range ledger {
-		wrote[line]++
-	}
-	for line, n := range wrote {
-		id, _, _ := strings.Cut(line, " ")
-		if n > 1 {
-			t.Errorf("attempt %q ran %d times", line, n)
+		if wrote[line]++; wrote[line] > 1 {
+			problem("attempt %q ran %d times", line, wrote[line])
 		}
-		if !slices.Contains(ids, id) {
-			t.Errorf("%q ran, which was never accepted", line)
+		if id, _, _ := strings.Cut(line, " "); !slices.Contains(ids, id) {
+			problem("%q ran, which was never accepted", line)
 		}
 	}
 	for _, id := range ids {
 		task := tasks[id]
-		if task == nil {
-			t.Errorf("task %s is lost", id)
+		switch {
+		case task == nil:
+			problem("task %s is lost", id)
+			continue
+		case task.GetState() != completed:
+			problem("task %s is %v: %s", id, task.GetState(), task.GetReason())
 			continue
 		}
-		if task.GetState() != isobarv1.TaskState_TASK_STATE_COMPLETED {
-			t.Errorf("task %s is %v: %s", id, task.GetState(), task.GetReason())
-			continue
-		}
-		maxAttempt = max(maxAttempt, task.GetAttempt())
 		var done []uint64
 		for _, a := range task.GetAttempts() {
 			if a.GetOutcome() == "done" {
@@ -247,16 +242,65 @@ func audit(t *testing.T, ledger []string, tasks map[string]*isobarv1.Task, ids [
 			}
 		}
 		if len(done) != 1 {
-			t.Errorf("task %s was completed by attempts %v", id, done)
+			problem("task %s was completed by attempts %v", id, done)
 			continue
 		}
 		line := fmt.Sprintf("%s %d", id, done[0])
 		if got := string(task.GetResult()); got != line+"\n" {
-			t.Errorf("the result of %s is %q, not that of attempt %d", id, got, done[0])
+			problem("the result of %s is %q, not that of attempt %d", id, got, done[0])
 		}
-		if wrote[line] != 1 {
-			t.Errorf("attempt %q completed and ran %d times", line, wrote[line])
+		if wrote[line] == 0 {
+			problem("attempt %q completed and never ran", line)
 		}
 	}
-	return maxAttempt
+	return problems
+}
+
+// checkAudit fails the test for each problem.
+func checkAudit(t *testing.T, ledger []string, tasks map[string]*isobarv1.Task, ids []string) {
+	t.Helper()
+	for _, p := range audit(ledger, tasks, ids) {
+		t.Error(p)
+	}
+}
+
+// highestAttempt is the highest number any of the tasks was granted.
+func highestAttempt(tasks map[string]*isobarv1.Task) (highest uint64) {
+	for _, task := range tasks {
+		highest = max(highest, task.GetAttempt())
+	}
+	return highest
+}
+
+// TestAudit holds the oracle to account: it passes what is right and names each
+// thing that is not.
+func TestAudit(t *testing.T) {
+	t.Parallel()
+	task := func(state isobarv1.TaskState, result string, outcomes ...string) *isobarv1.Task {
+		out := &isobarv1.Task{State: state, Result: []byte(result)}
+		for i, o := range outcomes {
+			out.Attempts = append(out.Attempts, &isobarv1.Attempt{Number: uint64(i + 1), Outcome: o})
+		}
+		return out
+	}
+	for name, c := range map[string]struct {
+		ledger string
+		task   *isobarv1.Task
+		want   string
+	}{
+		"right":            {"a 1", task(completed, "a 1\n", "done"), ""},
+		"second attempt":   {"a 1,a 2", task(completed, "a 2\n", "lost", "done"), ""},
+		"ran twice":        {"a 1,a 1", task(completed, "a 1\n", "done"), `attempt "a 1" ran 2 times`},
+		"unknown":          {"a 1,b 1", task(completed, "a 1\n", "done"), `"b 1" ran, which was never accepted`},
+		"lost":             {"a 1", nil, "task a is lost"},
+		"not ended":        {"a 1", task(leased, "", "running"), "task a is TASK_STATE_LEASED: "},
+		"two completions":  {"a 1,a 2", task(completed, "a 2\n", "done", "done"), "task a was completed by attempts [1 2]"},
+		"another's result": {"a 1,a 2", task(completed, "a 1\n", "lost", "done"), `the result of a is "a 1\n", not that of attempt 2`},
+		"never ran":        {"a 1", task(completed, "a 2\n", "lost", "done"), `attempt "a 2" completed and never ran`},
+	} {
+		tasks := map[string]*isobarv1.Task{"a": c.task}
+		if got := strings.Join(audit(strings.Split(c.ledger, ","), tasks, []string{"a"}), "; "); got != c.want {
+			t.Errorf("%s: %q, not %q", name, got, c.want)
+		}
+	}
 }

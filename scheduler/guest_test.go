@@ -286,7 +286,7 @@ func TestGuestsOverAChangeOfLeaderThere(t *testing.T) {
 		})
 		wk.finish(byTask[ends], "done")
 		wk.verdict(byTask[ends])
-		delete(wk.held, ref{lost, 1})
+		wk.loses(ref{lost, 1})
 		other.changeLeader()
 		w.faults(func(string, mesh.CellID, mesh.CellID) fault { return passes })
 		wk.connect()
@@ -344,7 +344,7 @@ func TestAGuestsPayloadIsFetchedAgain(t *testing.T) {
 			return passes
 		})
 		id := home.submit("work")
-		w.await(time.Second, "the guest", func() bool { return len(other.current().guests) == 1 })
+		w.await(time.Second, "the guest", func() bool { return other.guests() == 1 })
 		other.changeLeader()
 		w.faults(func(string, mesh.CellID, mesh.CellID) fault { return passes })
 		wk.connect()
@@ -352,8 +352,8 @@ func TestAGuestsPayloadIsFetchedAgain(t *testing.T) {
 		if rec.Attempt != 1 || w.count("payload") != 1 {
 			t.Fatalf("attempt %d, %d payloads fetched", rec.Attempt, w.count("payload"))
 		}
-		if n := len(wk.got); n != 1 || string(wk.got[0].Payload) != "payload of work" {
-			t.Fatalf("assignments %v", wk.got)
+		if got := wk.all(); len(got) != 1 || string(got[0].Payload) != "payload of work" {
+			t.Fatalf("assignments %v", got)
 		}
 		w.forgotten(other)
 		other.wantIdle()
@@ -390,17 +390,16 @@ func TestAGuestThatFindsNoWorkerIsRefusedUncounted(t *testing.T) {
 		home, other := twoCells(w)
 		wk := other.worker("w1", offering(1, "wasm"), nil)
 		w.meet()
-		held := false
 		w.faults(func(call string, _, _ mesh.CellID) fault {
-			if call == "extend" && !held {
+			if call == "extend" {
 				return lostBefore
 			}
 			return passes
 		})
 		id := home.submit("work")
-		w.await(time.Second, "the guest", func() bool { return len(other.current().guests) == 1 })
+		w.await(time.Second, "the guest", func() bool { return other.guests() == 1 })
 		wk.disconnect()
-		held = true
+		w.faults(func(string, mesh.CellID, mesh.CellID) fault { return passes })
 		rec := home.awaitState(50*time.Second, id, ready)
 		if len(rec.Attempts) == 0 || rec.Counted != 0 || !slices.Contains([]string{"refused", "lost"}, rec.Attempts[0].Outcome) {
 			t.Fatalf("attempts %v", rec.Attempts)
@@ -449,7 +448,7 @@ func TestOffersThatAreRefused(t *testing.T) {
 		if err != nil || res.Results[0].Reason != "incarnation" {
 			t.Errorf("incarnation: %v, %v", res, err)
 		}
-		if n := len(other.current().guests); n != 0 {
+		if n := other.guests(); n != 0 {
 			t.Errorf("%d guests", n)
 		}
 	})
@@ -510,7 +509,7 @@ func TestInvokeHere(t *testing.T) {
 				t.Fatalf("%v, %v", out, err)
 			}
 		}
-		for _, a := range wk.got {
+		for _, a := range wk.all() {
 			if !a.Invoke || a.Deadline == nil {
 				t.Fatalf("assignment %v", a)
 			}

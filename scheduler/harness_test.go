@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -80,16 +83,24 @@ func (w *world) count(call string) int {
 	return w.made[call]
 }
 
+// all are the cells so far.
+func (w *world) all() map[mesh.CellID]*testCell {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return maps.Clone(w.cells)
+}
+
 // testCell is one cell of one server.
 type testCell struct {
 	*Scheduler
 	w          *world
 	log        *locallog.Log
+	late       *lateTestLog
 	replica    *state.Replica
 	broker     *embedded.Broker
 	neighbours *testNeighbours
 	spans      *testTracer
-	full       bool
+	full       atomic.Bool
 }
 
 // cell starts a cell. Options may be changed before.
@@ -113,19 +124,21 @@ func (w *world) cell(id mesh.CellID, change ...func(*Options)) *testCell {
 		},
 		Prices: placement.Prices{CPUHour: 0.03}, Policy: placement.Policy{CarbonUSDPerTonne: 100, LatencyUSDPerS: 1e-5, QualityUSD: 0.001},
 		Links: func(string) Link { return Link{RTT: 20 * time.Millisecond} }, Logger: slog.New(slog.DiscardHandler), Tracer: c.spans,
-		OnLead: c.broker.Lead, OnResign: c.broker.Resign, Full: func() bool { return c.full },
+		OnLead: c.broker.Lead, OnResign: c.broker.Resign, Full: c.full.Load,
 	}
 	for _, f := range change {
 		f(&o)
 	}
-	late := &lateTestLog{}
-	o.Log = late
+	c.late = &lateTestLog{}
+	o.Log = c.late
 	c.Scheduler = New(o)
 	if c.log, err = locallog.Open(&locallog.Disk{}, c.replica, locallog.Options{}); err != nil {
 		w.t.Fatal(err)
 	}
-	late.Log = c.log
+	c.late.Log = c.log
+	w.mu.Lock()
 	w.cells[id] = c
+	w.mu.Unlock()
 	w.go_(func() {
 		if err := c.Run(w.ctx); err != nil {
 			w.t.Errorf("run %s: %v", id, err)
@@ -140,7 +153,44 @@ func (w *world) cell(id mesh.CellID, change ...func(*Options)) *testCell {
 }
 
 // lateTestLog is the log for the scheduler, which the log's machine needs first.
-type lateTestLog struct{ consensus.Log }
+// It can lose leadership in the middle of proposals, as a real log does: before,
+// or with an outcome that is not told.
+type lateTestLog struct {
+	*locallog.Log
+	mu   sync.Mutex
+	p    float64
+	rng  *rand.Rand
+	lost int
+}
+
+// fail makes a share p of the proposals end with the term.
+func (l *lateTestLog) fail(p float64, seed uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.p, l.rng = p, rand.New(rand.NewPCG(seed, 2)) //nolint:gosec // as repeatable as goroutines are
+}
+
+func (l *lateTestLog) Propose(ctx context.Context, group []byte) (any, error) {
+	l.mu.Lock()
+	kind := -1
+	if l.p > 0 && l.rng.Float64() < l.p {
+		kind = l.rng.IntN(3)
+		l.lost++
+	}
+	l.mu.Unlock()
+	switch kind {
+	case 0: // never committed, and known
+		l.Depose()
+	case 1: // never committed
+		l.Depose()
+		return nil, consensus.ErrOutcomeUnknown
+	case 2: // committed
+		_, _ = l.Log.Propose(ctx, group)
+		l.Depose()
+		return nil, consensus.ErrOutcomeUnknown
+	}
+	return l.Log.Propose(ctx, group)
+}
 
 // publish spreads the cell's digest as gossip does.
 func (c *testCell) publish() {
@@ -162,7 +212,7 @@ func (c *testCell) gossip() {
 	if d == nil {
 		return
 	}
-	for id, o := range c.w.cells {
+	for id, o := range c.w.all() {
 		if id != c.Cell.ID {
 			o.neighbours.learn(Neighbour{Cell: c.Cell, Verified: true, Reachable: true, Digest: d, Received: time.Now(), RTT: 20 * time.Millisecond})
 		}
@@ -171,7 +221,7 @@ func (c *testCell) gossip() {
 
 // meet lets all cells know each other.
 func (w *world) meet() {
-	for _, c := range w.cells {
+	for _, c := range w.all() {
 		c.gossip()
 	}
 	synctest.Wait()
@@ -249,6 +299,21 @@ func (c *testCell) awaitState(limit time.Duration, id string, want isobarv1.Task
 	c.w.t.Helper()
 	c.w.await(limit, fmt.Sprintf("task %s in %s", id, want), func() bool { return fsm.State(c.record(id)) == want })
 	return c.record(id)
+}
+
+// guests and attempts that the leader knows of.
+func (c *testCell) guests() int {
+	l := c.current()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.guests)
+}
+
+func (c *testCell) attempts() int {
+	l := c.current()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.running)
 }
 
 // wantIdle fails when the leader still remembers work: a leak, since nothing is
@@ -356,6 +421,12 @@ func (r *testRegistry) remove(name string) {
 	delete(r.functions, name)
 }
 
+func (r *testRegistry) tenant(name string, res mesh.Residency) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.tenants[name] = res
+}
+
 func (r *testRegistry) Residency(tenant string) (mesh.Residency, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -416,7 +487,7 @@ func call[Req, Res any](p *testPeers, ctx context.Context, name string, to mesh.
 	p.w.made[name]++
 	what := p.w.fail(name, p.from, to)
 	p.w.mu.Unlock()
-	c := p.w.cells[to]
+	c := p.w.all()[to]
 	select {
 	case <-time.After(20 * time.Millisecond):
 	case <-ctx.Done():
@@ -455,7 +526,7 @@ func (p *testPeers) Report(ctx context.Context, to mesh.CellID, r *meshv1.Report
 
 func (p *testPeers) Payload(ctx context.Context, to mesh.CellID, r *meshv1.PayloadRequest) (*meshv1.PayloadResponse, error) {
 	return call(p, ctx, "payload", to, r, func(s *Scheduler, ctx context.Context, r *meshv1.PayloadRequest) (*meshv1.PayloadResponse, error) {
-		return s.GuestPayload(ctx, p.w.cells[p.from].Cell, r)
+		return s.GuestPayload(ctx, p.w.all()[p.from].Cell, r)
 	})
 }
 

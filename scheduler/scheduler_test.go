@@ -188,12 +188,10 @@ func TestLeaderChangeWithLeasesInFlight(t *testing.T) {
 			a, b = b, a
 		}
 		// The second assignment is lost with the stream: the worker never held it.
-		wk.mu.Lock()
-		delete(wk.held, ref{b.TaskId, b.Attempt})
-		wk.mu.Unlock()
+		wk.loses(ref{b.TaskId, b.Attempt})
 		c.changeLeader()
 		wk.connect()
-		if n := len(wk.welcome.Stop); n != 0 {
+		if n := len(wk.toStop()); n != 0 {
 			t.Fatalf("%d leases to stop", n)
 		}
 		again := wk.assigned(2)
@@ -228,18 +226,18 @@ func TestWelcomeStopsWhatIsNotTheWorkersToRun(t *testing.T) {
 		}
 		synctest.Wait()
 		wk.connect()
-		if n := len(wk.welcome.Stop); n != 1 || wk.welcome.Stop[0].TaskId != a.TaskId {
-			t.Fatalf("to stop: %v", wk.welcome.Stop)
+		if stop := wk.toStop(); len(stop) != 1 || stop[0].TaskId != a.TaskId {
+			t.Fatalf("to stop: %v", stop)
 		}
 		// Another worker's lease is not to be taken over either.
 		other := c.submit("work")
 		b := wk.assigned(1)
 		thief := c.worker("w2", offering(1, "wasm"), nil)
-		thief.held[ref{other, b.Attempt}] = &isobarv1.LeaseRef{TaskId: other, Attempt: b.Attempt}
+		thief.claims(ref{other, b.Attempt})
 		thief.disconnect()
 		thief.connect()
-		if n := len(thief.welcome.Stop); n != 1 {
-			t.Fatalf("the thief is to stop %v", thief.welcome.Stop)
+		if stop := thief.toStop(); len(stop) != 1 {
+			t.Fatalf("the thief is to stop %v", stop)
 		}
 		wk.finish(b, "done")
 		c.wantState(other, completed)
@@ -254,7 +252,7 @@ func TestReconnectTakesBackWhatNeverArrived(t *testing.T) {
 		wk := c.worker("w1", offering(1, "wasm"), nil)
 		id := c.submit("work")
 		a := wk.assigned(0)
-		delete(wk.held, ref{a.TaskId, a.Attempt}) // taken from the stream, lost on the way
+		wk.loses(ref{a.TaskId, a.Attempt}) // taken from the stream, lost on the way
 		wk.connect()
 		b := wk.assigned(1)
 		if b.TaskId != id || b.Attempt != 2 {
@@ -332,17 +330,15 @@ func TestABurstDoesNotCostTheStream(t *testing.T) {
 		w.registry.add("small", variant("only", "wasm", func(v *isobarv1.Variant) { v.Resources = &isobarv1.Resources{Cpu: 0.001, MemoryMib: 1} }))
 		c := w.cell("eu-1", func(o *Options) { o.QueueCap = &meshv1.QueueCap{} })
 		var ids []string
-		for range 3 * window {
+		for range 2*window + 100 {
 			ids = append(ids, c.submit("small"))
 		}
 		wk := c.worker("w1", offering(64, "wasm"), completes)
+		w.await(10*time.Second, "all to end", func() bool { return wk.count() >= len(ids) && c.attempts() == 0 })
 		for _, id := range ids {
-			if rec := c.awaitState(10*time.Second, id, completed); rec.Attempt != 1 {
-				t.Fatalf("attempt %d", rec.Attempt)
+			if rec := c.record(id); fsm.State(rec) != completed || rec.Attempt != 1 {
+				t.Fatalf("%s: attempt %d", fsm.State(rec), rec.Attempt)
 			}
-		}
-		if n := wk.count(); n != len(ids) {
-			t.Fatalf("%d assignments for %d tasks", n, len(ids))
 		}
 		c.wantIdle()
 	})
@@ -439,7 +435,7 @@ func TestParkedUntilAnotherCellCanRunIt(t *testing.T) {
 		us.worker("w1", offering(1, "exec"), completes)
 		us.gossip()
 		eu.awaitState(time.Second, id, completed)
-		w.await(5*time.Second, "the guest forgotten", func() bool { return len(us.current().guests) == 0 })
+		w.await(5*time.Second, "the guest forgotten", func() bool { return us.guests() == 0 })
 		eu.wantIdle()
 		us.wantIdle()
 	})
@@ -450,12 +446,11 @@ func TestAVersionThatArrivesLater(t *testing.T) {
 	inWorld(t, func(w *world) {
 		c := w.cell("eu-1")
 		id := c.submit("work")
-		f := w.registry.functions["work"]
 		w.registry.remove("work")
 		c.worker("w1", offering(1, "wasm"), completes)
 		time.Sleep(2 * time.Second)
 		c.wantState(id, ready)
-		w.registry.functions["work"] = f
+		w.registry.add("work", variant("only", "wasm"))
 		c.awaitState(10*time.Second, id, completed)
 		c.wantIdle()
 	})
@@ -475,13 +470,13 @@ func TestLanesShareByWeight(t *testing.T) {
 		wk := c.worker("w1", offering(1, "wasm"), completes)
 		w.await(20*time.Second, "all tasks", func() bool { return wk.count() == len(lane) })
 		seen := map[string]int{}
-		for _, a := range wk.got[:85] {
+		for _, a := range wk.all()[:85] {
 			seen[lane[a.TaskId]]++
 		}
 		if seen["critical"] != 64 || seen["interactive"] != 16 || seen["standard"] != 4 || seen["batch"] != 1 {
 			t.Fatalf("of the first 85: %v", seen)
 		}
-		w.await(time.Second, "the last to end", func() bool { return len(c.current().running) == 0 })
+		w.await(time.Second, "the last to end", func() bool { return c.attempts() == 0 })
 		c.wantIdle()
 	})
 }
@@ -497,10 +492,14 @@ func TestANewLeaderDrainsABacklogBeyondTheWindow(t *testing.T) {
 		c.changeLeader()
 		c.worker("w1", offering(4, "wasm"), completes)
 		c.submit("work") // behind the window
+		w.await(20*time.Second, "all to end", func() bool {
+			return fsm.QueueCounts(c.State, fsm.QueueOf(c.record(ids[0]))).Ready == 0 && c.attempts() == 0
+		})
 		for _, id := range ids {
-			c.awaitState(20*time.Second, id, completed)
+			if rec := c.record(id); fsm.State(rec) != completed {
+				t.Fatal(fsm.State(rec))
+			}
 		}
-		w.await(time.Second, "the last to end", func() bool { return len(c.current().running) == 0 })
 		c.wantIdle()
 	})
 }

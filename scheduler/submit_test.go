@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -27,7 +28,7 @@ func TestWhatSubmitRefuses(t *testing.T) {
 		c.worker("w1", offering(1, "wasm"), nil)
 		w.cell("us-1").worker("w2", offering(1, "wasm"), nil)
 		w.meet()
-		w.registry.tenants["bound"] = mesh.Residency{Allowed: []string{"us"}}
+		w.registry.tenant("bound", mesh.Residency{Allowed: []string{"us"}})
 		w.registry.add("poor", variant("only", "wasm", func(v *isobarv1.Variant) { v.Quality = 0.5 }))
 		ms := func(d time.Duration) *timestamppb.Timestamp { return timestamppb.New(time.Now().Add(d)) }
 		for _, tc := range []struct {
@@ -71,7 +72,7 @@ func TestWhatSubmitRefuses(t *testing.T) {
 		if _, err := c.Invocation(Submission{Spec: &isobarv1.TaskSpec{Tenant: "default", Function: "none"}}); !errors.Is(err, errNoFunction) {
 			t.Errorf("unknown function of an invoke: %v", err)
 		}
-		c.full = true
+		c.full.Store(true)
 		_, err = c.trySubmit("work")
 		if r := wantRefusal(t, "full disk", err, DiskFull); r.RetryAfter == 0 {
 			t.Error("no retry-after")
@@ -256,7 +257,7 @@ func TestDigestSaysWhatThereIs(t *testing.T) {
 			c.submit("work", func(s *isobarv1.TaskSpec) { s.Lane = "critical" })
 		}
 		synctest.Wait()
-		c.full = true
+		c.full.Store(true)
 		d := c.Digest()
 		if d.Cell != "eu-1" || d.Leased != 2 || d.Workers != 1 || len(d.Warm) != 1 || d.CarbonKind != 2 || len(d.Carbon) != 2 || d.Health == "" ||
 			d.Registry != 7 || len(d.Gpus) != 2 || d.Gpus[0].Hour != 3_000_000 || d.Gpus[0].Milliwatts != 400_000 || d.Gpus[1].Hour != 0 || d.Backlog[0] != 2 {
@@ -325,7 +326,8 @@ func TestAPayloadThatStaysLongIsMoved(t *testing.T) {
 func TestALostPayloadEndsItsTask(t *testing.T) {
 	t.Parallel()
 	inWorld(t, func(w *world) {
-		lossy := &lossyBroker{err: broker.ErrUnavailable}
+		lossy := &lossyBroker{}
+		lossy.fails(broker.ErrUnavailable)
 		c := w.cell("eu-1", func(o *Options) { lossy.Broker = o.Broker; o.Broker = lossy })
 		c.worker("w1", offering(1, "wasm"), completes)
 		id := c.submit("work")
@@ -333,9 +335,9 @@ func TestALostPayloadEndsItsTask(t *testing.T) {
 		if rec := c.wantState(id, ready); rec.Attempt != 0 {
 			t.Fatalf("a broker that does not answer used up %d attempts", rec.Attempt)
 		}
-		lossy.err = nil
+		lossy.fails(nil)
 		c.awaitState(2*time.Second, id, completed)
-		lossy.err = broker.ErrLost
+		lossy.fails(broker.ErrLost)
 		id = c.submit("work")
 		rec := c.awaitState(30*time.Second, id, dead)
 		if last := rec.Attempts[len(rec.Attempts)-1]; last.Outcome != "payload_lost" {
@@ -345,15 +347,17 @@ func TestALostPayloadEndsItsTask(t *testing.T) {
 	})
 }
 
-// lossyBroker fails every fetch.
+// lossyBroker fails every fetch, as long as it is told to.
 type lossyBroker struct {
 	broker.Broker
-	err error
+	err atomic.Pointer[error]
 }
 
+func (b *lossyBroker) fails(err error) { b.err.Store(&err) }
+
 func (b *lossyBroker) Fetch(ctx context.Context, t broker.Topic, r broker.Reference) (broker.Stored, error) {
-	if b.err != nil {
-		return broker.Stored{}, b.err
+	if err := *b.err.Load(); err != nil {
+		return broker.Stored{}, err
 	}
 	return b.Broker.Fetch(ctx, t, r)
 }

@@ -3,6 +3,7 @@ package scheduler
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"testing/synctest"
 	"time"
@@ -196,6 +197,34 @@ func (w *testWorker) count() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return len(w.got)
+}
+
+// loses forgets an attempt: its assignment never arrived.
+func (w *testWorker) loses(at ref) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.held, at)
+}
+
+// claims announces an attempt with the next hello.
+func (w *testWorker) claims(at ref) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.held[at] = &isobarv1.LeaseRef{TaskId: at.task, Attempt: at.attempt}
+}
+
+// toStop is what the newest welcome named.
+func (w *testWorker) toStop() []*isobarv1.LeaseRef {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.welcome.Stop
+}
+
+// all are the assignments so far.
+func (w *testWorker) all() []*isobarv1.Assignment {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.got)
 }
 
 func (w *testWorker) verdict(a *isobarv1.Assignment) string {

@@ -1,0 +1,254 @@
+package scheduler
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/isobar-mesh/isobar/internal/mesh"
+	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
+	"github.com/isobar-mesh/isobar/scheduler/fsm"
+)
+
+// stubborn is a worker that always comes back and repeats every result until it
+// has a verdict, as the real one does.
+type stubborn struct {
+	c     *testCell
+	name  string
+	takes time.Duration // each attempt
+
+	mu   sync.Mutex
+	held map[ref]*isobarv1.LeaseRef
+	runs map[ref]int
+	rng  *rand.Rand // nil: nothing breaks
+}
+
+// breaks reports whether the connection breaks now.
+func (s *stubborn) breaks() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.rng != nil && s.rng.IntN(40) == 0
+}
+
+func (s *stubborn) wild(rng *rand.Rand) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.rng = rng
+}
+
+func (c *testCell) stubborn(name string, takes time.Duration) *stubborn {
+	s := &stubborn{c: c, name: name, takes: takes, held: map[ref]*isobarv1.LeaseRef{}, runs: map[ref]int{}}
+	c.w.go_(func() {
+		for c.w.ctx.Err() == nil {
+			s.session()
+			time.Sleep(200 * time.Millisecond)
+		}
+	})
+	return s
+}
+
+func (s *stubborn) leases() (out []*isobarv1.LeaseRef) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, h := range s.held {
+		out = append(out, h)
+	}
+	return out
+}
+
+func (s *stubborn) session() {
+	door, err := s.c.Open(&isobarv1.Hello{Worker: s.name, Session: s.name, Offer: offering(4, "wasm"), Held: s.leases()})
+	if err != nil {
+		return
+	}
+	defer door.Close()
+	done := make(chan struct{})
+	defer close(done)
+	s.c.w.go_(func() {
+		tick := time.NewTicker(2 * time.Second)
+		defer tick.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case <-tick.C:
+			}
+			_ = door.Receive(s.c.w.ctx, &isobarv1.WorkRequest{Message: &isobarv1.WorkRequest_Extend{Extend: &isobarv1.ExtendRequest{Leases: s.leases()}}})
+		}
+	})
+	for {
+		m, err := door.Next(s.c.w.ctx)
+		if err != nil || s.breaks() {
+			return // with what was taken lost on its way
+		}
+		s.receive(m)
+	}
+}
+
+func (s *stubborn) receive(m *isobarv1.WorkResponse) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	drop := func(l *isobarv1.LeaseRef) { delete(s.held, ref{l.TaskId, l.Attempt}) }
+	switch m := m.Message.(type) {
+	case *isobarv1.WorkResponse_Welcome:
+		for _, l := range m.Welcome.Stop {
+			drop(l)
+		}
+	case *isobarv1.WorkResponse_Stop:
+		drop(m.Stop)
+	case *isobarv1.WorkResponse_Extended:
+		for _, r := range m.Extended.Results {
+			if !r.Confirmed {
+				drop(r.Lease)
+			}
+		}
+	case *isobarv1.WorkResponse_Assign:
+		at := ref{m.Assign.TaskId, m.Assign.Attempt}
+		s.runs[at]++
+		s.held[at] = &isobarv1.LeaseRef{TaskId: at.task, Attempt: at.attempt}
+		s.c.w.go_(func() { s.run(at) })
+	}
+}
+
+// run takes its time, then completes until there is a verdict or the lease is
+// gone.
+func (s *stubborn) run(at ref) {
+	time.Sleep(s.takes)
+	for {
+		s.mu.Lock()
+		lease := s.held[at]
+		s.mu.Unlock()
+		if lease == nil || s.c.w.ctx.Err() != nil {
+			return
+		}
+		res, err := s.c.Complete(s.c.w.ctx, &isobarv1.CompleteRequest{
+			Worker: s.name, Session: s.name, Lease: lease,
+			Outcome: &isobarv1.Outcome{Result: fmt.Appendf(nil, "by attempt %d", at.attempt), RunTime: durationpb.New(s.takes)},
+		})
+		if err == nil && res.Verdict != "" {
+			s.mu.Lock()
+			delete(s.held, at)
+			s.mu.Unlock()
+			return
+		}
+		time.Sleep(500 * time.Millisecond)
+	}
+}
+
+// Whatever the log and the network between two cells do: once they heal, every
+// task that was accepted ends, by one of its attempts, no number ran twice, and
+// nothing is left behind.
+func TestEveryTaskEndsWhateverFails(t *testing.T) {
+	t.Parallel()
+	for seed := range uint64(400) {
+		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
+			t.Parallel()
+			inWorld(t, func(w *world) { chaos(w, seed) })
+		})
+	}
+}
+
+func chaos(w *world, seed uint64) {
+	w.registry.functions["work"].Spec.Retry.MaxAttempts = 50
+	home, other := w.cell("eu-1"), w.cell("us-1", func(o *Options) { o.Prices.CPUHour = 0.001 })
+	healed := make(chan struct{})
+	rng := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // as repeatable as goroutines are
+	w.faults(func(string, mesh.CellID, mesh.CellID) fault {
+		return []fault{passes, passes, passes, passes, lostBefore, lostAfter}[rng.IntN(6)]
+	})
+	for i, c := range []*testCell{home, other} {
+		c.late.fail(0.05, seed+uint64(i))
+		w.go_(func() { c.reelect(healed) })
+	}
+	workers := []*stubborn{
+		home.stubborn("w1", 300*time.Millisecond), other.stubborn("w2", 300*time.Millisecond),
+		other.stubborn("w3", 700*time.Millisecond),
+	}
+	for i, s := range workers {
+		s.wild(rand.New(rand.NewPCG(seed, uint64(9+i)))) //nolint:gosec // as repeatable as goroutines are
+	}
+	w.meet()
+	var ids []string
+	for range 150 {
+		time.Sleep(100 * time.Millisecond)
+		r, err := home.trySubmit("work")
+		if err == nil {
+			ids = append(ids, r.TaskID)
+		}
+	}
+	w.faults(func(string, mesh.CellID, mesh.CellID) fault { return passes })
+	for _, c := range []*testCell{home, other} {
+		c.late.fail(0, 0)
+		c.log.Elect()
+	}
+	for _, s := range workers {
+		s.wild(nil)
+	}
+	close(healed)
+	if len(ids) < 20 {
+		w.t.Fatalf("only %d accepted: too wild", len(ids))
+	}
+	w.await(3*time.Minute, "every accepted task to end", func() bool {
+		for _, id := range ids {
+			if rec, ok := fsm.Task(home.State, id); !ok || !fsm.Ended(fsm.State(rec)) {
+				return false
+			}
+		}
+		return true
+	})
+	for _, id := range ids {
+		home.wantState(id, completed)
+		if got, want := string(home.Result(id)), fmt.Sprintf("by attempt %d", home.record(id).FinalAttempt); got != want {
+			w.t.Errorf("%s: result %q of another attempt: %q", id, got, want)
+		}
+	}
+	w.forgotten(other)
+	time.Sleep(20 * time.Second)
+	home.wantIdle()
+	other.wantIdle()
+	again, there := 0, 0
+	for _, id := range ids {
+		rec := home.record(id)
+		if rec.Attempt > 1 {
+			again++
+		}
+		if last := rec.Attempts[len(rec.Attempts)-1]; last.Cell == "us-1" {
+			there++
+		}
+	}
+	w.t.Logf("%d tasks, %d there, %d with a second attempt, %d terms lost here and %d there", len(ids), there, again, home.late.lost, other.late.lost)
+	if again == 0 || home.late.lost < 2 || other.late.lost < 2 {
+		w.t.Error("too tame to mean anything")
+	}
+	ran := map[ref]int{}
+	for _, s := range workers {
+		s.mu.Lock()
+		for at, n := range s.runs {
+			ran[at] += n
+		}
+		s.mu.Unlock()
+	}
+	for at, n := range ran {
+		if n > 1 {
+			w.t.Errorf("attempt %d of %s was started %d times", at.attempt, at.task, n)
+		}
+	}
+}
+
+// reelect gives leadership back a little after it was lost.
+func (c *testCell) reelect(until <-chan struct{}) {
+	for {
+		select {
+		case <-until:
+			return
+		case <-c.w.ctx.Done():
+			return
+		case <-time.After(300 * time.Millisecond):
+			c.log.Elect()
+		}
+	}
+}
