@@ -171,21 +171,20 @@ type counts struct{ tasks, again, there, lostHere, lostThere int }
 func chaos(w *world, seed uint64, seen *wildness) {
 	w.registry.functions["work"].Spec.Retry.MaxAttempts = 50
 	home, other := w.cell("eu-1"), w.cell("us-1", func(o *Options) { o.Prices.CPUHour = 0.001 })
-	healed := make(chan struct{})
-	rng := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // as repeatable as goroutines are
+	rng := rand.New(rand.NewPCG(seed, 1)) // as repeatable as goroutines are
 	w.faults(func(string, mesh.CellID, mesh.CellID) fault {
 		return []fault{passes, passes, passes, passes, lostBefore, lostAfter}[rng.IntN(6)]
 	})
 	for i, c := range []*testCell{home, other} {
 		c.late.fail(0.05, seed+uint64(i))
-		w.go_(func() { c.reelect(healed) })
+		w.go_(c.reelect)
 	}
 	workers := []*stubborn{
 		home.stubborn("w1", 300*time.Millisecond), other.stubborn("w2", 300*time.Millisecond),
 		other.stubborn("w3", 700*time.Millisecond),
 	}
 	for i, s := range workers {
-		s.wild(rand.New(rand.NewPCG(seed, uint64(9+i)))) //nolint:gosec // as repeatable as goroutines are
+		s.wild(rand.New(rand.NewPCG(seed, uint64(9+i)))) // as repeatable as goroutines are
 	}
 	w.meet()
 	var ids []string
@@ -199,12 +198,10 @@ func chaos(w *world, seed uint64, seen *wildness) {
 	w.faults(func(string, mesh.CellID, mesh.CellID) fault { return passes })
 	for _, c := range []*testCell{home, other} {
 		c.late.fail(0, 0)
-		c.log.Elect()
 	}
 	for _, s := range workers {
 		s.wild(nil)
 	}
-	close(healed)
 	if len(ids) < 20 {
 		w.t.Fatalf("only %d accepted: too wild", len(ids))
 	}
@@ -290,11 +287,9 @@ func (c *testCell) memory() string {
 }
 
 // reelect gives leadership back a little after it was lost.
-func (c *testCell) reelect(until <-chan struct{}) {
+func (c *testCell) reelect() {
 	for {
 		select {
-		case <-until:
-			return
 		case <-c.w.ctx.Done():
 			return
 		case <-time.After(300 * time.Millisecond):

@@ -167,7 +167,7 @@ type lateTestLog struct {
 func (l *lateTestLog) fail(p float64, seed uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.p, l.rng = p, rand.New(rand.NewPCG(seed, 2)) //nolint:gosec // as repeatable as goroutines are
+	l.p, l.rng = p, rand.New(rand.NewPCG(seed, 2)) // as repeatable as goroutines are
 }
 
 func (l *lateTestLog) Propose(ctx context.Context, group []byte) (any, error) {

@@ -86,11 +86,11 @@ func (c nodes) leader(ctx context.Context) (*node, error) {
 func takeover(ctx context.Context, cell nodes) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	old, err := cell.leader(ctx)
-	if err != nil {
+	if err := submitOne(ctx, cell); err != nil {
 		return 0, err
 	}
-	if _, err := old.sched.Submit(ctx, submission()); err != nil {
+	old, err := cell.leader(ctx)
+	if err != nil {
 		return 0, err
 	}
 	done := make(chan time.Duration, len(cell))
@@ -175,19 +175,18 @@ func submission() scheduler.Submission {
 	return scheduler.Submission{Spec: &isobarv1.TaskSpec{Tenant: "default", Function: function}, Payload: make([]byte, payloadBytes)}
 }
 
-// submitMany fills the queue.
+// submitMany fills the queue with n tasks. Where leadership moves on meanwhile,
+// a task may be in it twice.
 func submitMany(ctx context.Context, cell nodes, n int) error {
-	x, err := cell.leader(ctx)
-	if err != nil {
-		return err
-	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
+	defer cancel()
 	var next atomic.Int64
 	var failed atomic.Pointer[error]
 	var wait sync.WaitGroup
 	for range 512 {
 		wait.Go(func() {
 			for next.Add(1) <= int64(n) && failed.Load() == nil {
-				if _, err := x.sched.Submit(ctx, submission()); err != nil {
+				if err := submitOne(ctx, cell); err != nil {
 					failed.CompareAndSwap(nil, &err)
 				}
 			}
@@ -198,4 +197,20 @@ func submitMany(ctx context.Context, cell nodes, n int) error {
 		return *p
 	}
 	return nil
+}
+
+// submitOne submits until it is accepted.
+func submitOne(ctx context.Context, cell nodes) error {
+	for {
+		x, err := cell.leader(ctx)
+		if err != nil {
+			return err
+		}
+		if _, err = x.sched.Submit(ctx, submission()); err == nil {
+			return nil
+		}
+		if pause(ctx, 10*time.Millisecond) != nil {
+			return err
+		}
+	}
 }
