@@ -106,6 +106,9 @@ func TestTrace(t *testing.T) {
 		}
 	}
 	checkDecision(t, chain[3].find(spans))
+	if links := chain[3].find(spans).GetLinks(); len(links) != 1 || fmt.Sprintf("%x", links[0].GetSpanId()) != chain[2].find(spans).id() {
+		t.Errorf("the lease links to %v, not to the Submit that made the task", links)
+	}
 	checkWhole(t, spans)
 }
 

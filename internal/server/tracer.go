@@ -41,7 +41,15 @@ func (t leaseTracer) Lease(parent string, l scheduler.LeaseInfo) (string, func(s
 			attribute.String("isobar.task.id", g.TaskId), attribute.String("isobar.tenant", g.Tenant), attribute.String("faas.invoked_name", g.Function),
 			attribute.String("isobar.home", g.Home))
 	}
-	ctx, span := t.tracer.Start(ctx, l.Name, trace.WithSpanKind(trace.SpanKindProducer), trace.WithAttributes(attrs...))
+	options := []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindProducer), trace.WithAttributes(attrs...)}
+	if submit := trace.SpanContextFromContext(ctx); submit.IsValid() && l.Record != nil {
+		// As OpenTelemetry's messaging conventions ask: what processes a message
+		// links to what created it, whichever attempt this is.
+		options = append(options, trace.WithLinks(trace.Link{
+			SpanContext: submit, Attributes: []attribute.KeyValue{attribute.String("messaging.operation.type", "create")},
+		}))
+	}
+	ctx, span := t.tracer.Start(ctx, l.Name, options...)
 	if d := l.Decision; d != nil {
 		span.AddEvent("isobar.decision", trace.WithAttributes(decisionAttributes(l)...))
 	}
