@@ -44,7 +44,12 @@ type parked struct {
 	after uint64 // set aside since this attempt was refused; 0 for another cause
 }
 
-// dispatch places what waits until nothing more fits.
+// dispatchAtOnce is how many heads are placed while the lock is held: workers
+// that open sessions and calls that end must not wait for a long backlog.
+const dispatchAtOnce = 32
+
+// dispatch places what waits until nothing more fits, or leaves the rest to the
+// next round.
 func (l *leader) dispatch(now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -56,7 +61,7 @@ func (l *leader) dispatch(now time.Time) {
 		l.reopen()
 	}
 	l.waiting.unstick()
-	for range 4096 {
+	for range dispatchAtOnce {
 		q := l.waiting.next()
 		if q == nil {
 			return
@@ -90,11 +95,12 @@ func (l *leader) refill(q *queue) {
 		return
 	}
 	q.more = false
+	most := q.widen()
 	for id := range fsm.Ready(l.State, q.key.Queue, "") {
 		if l.granting[id] || l.parked[id] != nil {
 			continue
 		}
-		if len(q.items) == window {
+		if len(q.items) == most {
 			q.more = true
 			return
 		}
@@ -108,7 +114,7 @@ func (l *leader) place(key queueKey, r ref, now time.Time) outcome {
 	if !ok || rec.State != uint32(isobarv1.TaskState_TASK_STATE_READY) || l.granting[r.task] {
 		return taken // an effect brings it back if it is ready again
 	}
-	if now.Before(l.withheld) {
+	if now.Before(l.withheld) || l.expecting(now) {
 		return noRoom
 	}
 	fn, err := l.Registry.Version(rec.Version)
@@ -141,6 +147,13 @@ func (l *leader) place(key queueKey, r ref, now time.Time) outcome {
 	}
 	l.grantCell(attempt, rec, &d)
 	return taken
+}
+
+// expecting reports whether this leader has just begun and no worker has come
+// back yet: to decide now would send the backlog to other regions, or call it
+// infeasible, for want of workers that are on their way.
+func (l *leader) expecting(now time.Time) bool {
+	return len(l.sessions) == 0 && now.Sub(l.clock.elected) < l.Renew
 }
 
 // placementTask is the task as placement wants it.

@@ -149,6 +149,7 @@ func (w *world) cell(id mesh.CellID, change ...func(*Options)) *testCell {
 	if !c.Leading() {
 		w.t.Fatalf("%s does not lead", id)
 	}
+	time.Sleep(c.Renew + time.Second) // it no longer expects workers of an earlier leader
 	return c
 }
 

@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
@@ -87,8 +88,12 @@ func newLeader(ctx context.Context, s *Scheduler, term uint64, incarnation strin
 	}
 }
 
-// command stamps the clocks and proposes.
+// command stamps the clocks and proposes. It proposes nothing once the term is
+// over, though this server may lead again: the next term has its own leader.
 func (l *leader) command(ctx context.Context, cmd *meshv1.SchedulerCommand) (*fsm.Result, error) {
+	if l.ctx.Err() != nil {
+		return nil, fmt.Errorf("scheduler: propose in term %d: %w", l.term, ErrNotLeader)
+	}
 	cmd.Clocks = l.clock.read(time.Now())
 	return l.propose(ctx, cmd)
 }

@@ -25,7 +25,19 @@ type queue struct {
 	key   queueKey
 	items []ref
 	more  bool // the state's index holds tasks behind the window
+	step  int  // how many the last refill was for
 	stuck bool // its head found no room in this round
+}
+
+// firstStep is how many tasks the first refill reads; each later one reads twice
+// as many, up to the window. A new leader's first lease then does not wait for a
+// whole window to be read.
+const firstStep = 32
+
+// widen is how many tasks the next refill may read.
+func (q *queue) widen() int {
+	q.step = min(max(2*q.step, firstStep), window)
+	return q.step
 }
 
 func compareRefs(a, b ref) int {

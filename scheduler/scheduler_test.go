@@ -504,6 +504,34 @@ func TestANewLeaderDrainsABacklogBeyondTheWindow(t *testing.T) {
 	})
 }
 
+func TestANewLeaderWaitsForItsWorkersBeforeItSendsTasksAway(t *testing.T) {
+	t.Parallel()
+	inWorld(t, func(w *world) {
+		home, other := w.cell("eu-1"), w.cell("us-1", func(o *Options) { o.Prices.CPUHour = 9 })
+		there := other.worker("w2", offering(1, "wasm"), completes)
+		busy := home.worker("w1", offering(1, "wasm"), nil)
+		id := home.submit("work")
+		busy.assigned(0)
+		next := home.submit("work")
+		home.changeLeader()
+		w.meet()
+		time.Sleep(time.Second)
+		if rec := home.wantState(next, ready); rec.Blocked != "" || there.count() != 0 {
+			t.Fatalf("blocked %q, %d tasks sent away", rec.Blocked, there.count())
+		}
+		busy.connect()
+		busy.finish(busy.assigned(0), "done")
+		if a := busy.assigned(1); a.TaskId != next {
+			t.Fatalf("assignment %v", a)
+		}
+		home.wantState(id, completed)
+		// Without any worker it does not wait for ever.
+		busy.vanish()
+		home.changeLeader()
+		home.awaitState(20*time.Second, next, completed)
+	})
+}
+
 func TestAWorkerMayLimitItsFunctions(t *testing.T) {
 	t.Parallel()
 	inWorld(t, func(w *world) {

@@ -269,14 +269,17 @@ func Ended(s isobarv1.TaskState) bool { return s >= isobarv1.TaskState_TASK_STAT
 
 func get(r state.Reader, key []byte, m proto.Message) bool {
 	v, ok := r.Get(key)
-	if !ok {
-		return false
+	if ok {
+		decode(key, v, m)
 	}
-	if err := proto.Unmarshal(v, m); err != nil {
+	return ok
+}
+
+func decode(key, value []byte, m proto.Message) {
+	if err := proto.Unmarshal(value, m); err != nil {
 		// The machine wrote it: to go on would diverge from the other servers.
 		panic(fmt.Sprintf("fsm: stored record %q does not parse: %v", key, err))
 	}
-	return true
 }
 
 func put(tx state.Tx, key []byte, m proto.Message) {

@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"bytes"
 	"iter"
 
 	meshv1 "github.com/isobar-mesh/isobar/proto/isobar/mesh/v1"
@@ -54,14 +55,23 @@ func Tasks(r state.Reader, afterID string) iter.Seq[*meshv1.TaskRecord] {
 	}
 }
 
-// Queues yields every queue that has a task not ended, with its counts.
+// Queues yields every queue that has a task not ended, with its counts. Its keys
+// are few and written with each command, so each is sought anew: a scan would
+// walk over all the versions that the store has not dropped yet.
 func Queues(r state.Reader) iter.Seq2[Queue, *meshv1.QueueRecord] {
 	return func(yield func(Queue, *meshv1.QueueRecord) bool) {
-		for k := range r.Scan([]byte("Q"), []byte("R")) {
-			q, ok := parseQueue(string(k[1:]))
-			var rec meshv1.QueueRecord
-			if ok && get(r, k, &rec) && !yield(q, &rec) {
-				return
+		for at := []byte("Q"); at != nil; {
+			from := at
+			at = nil
+			for k, v := range r.Scan(from, []byte("R")) {
+				at = append(bytes.Clone(k), 0)
+				q, ok := parseQueue(string(k[1:]))
+				var rec meshv1.QueueRecord
+				decode(k, v, &rec)
+				if ok && !yield(q, &rec) {
+					return
+				}
+				break
 			}
 		}
 	}
