@@ -102,19 +102,19 @@ func offersGPU(total mesh.Capacity, d mesh.Demand) bool {
 
 // late is by how much an attempt that takes so long misses the deadline, or
 // starts after StartBy; zero or less when it is in time, to the instant.
-func (q *question) late(t timing) time.Duration {
+func (q *question) late(t *timing) time.Duration {
 	late := -always
-	if !q.task.Deadline.IsZero() {
+	if q.deadline {
 		late = t.total() - q.left
 	}
-	if !q.task.StartBy.IsZero() {
+	if q.puttable {
 		late = max(late, q.way(t)+t.wait-q.startBy)
 	}
 	return late
 }
 
 // detail says in words how (cell, variant) breaks the rule.
-func (q *question) detail(r rule, c *Cell, v *variantFacts, t timing) string {
+func (q *question) detail(r rule, c *Cell, v *variantFacts, t *timing) string {
 	switch r {
 	case ruleResidency:
 		return q.residencyDetail(c, v)
@@ -142,7 +142,7 @@ func (q *question) detail(r rule, c *Cell, v *variantFacts, t timing) string {
 		if q.left < 0 {
 			return fmt.Sprintf("the deadline passed %s ago", short(-q.left))
 		}
-		if q.task.Deadline.IsZero() {
+		if !q.deadline {
 			return fmt.Sprintf("could start after %s, which is %s too late", short(q.way(t)+t.wait), short(max(q.late(t), 0)))
 		}
 		return fmt.Sprintf("would take %s and end %s after the deadline", short(t.total()), short(max(q.late(t), 0)))

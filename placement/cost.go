@@ -1,7 +1,9 @@
 package placement
 
 import (
+	"cmp"
 	"math"
+	"strings"
 	"time"
 
 	"github.com/isobar-mesh/isobar/internal/mesh"
@@ -37,13 +39,14 @@ type timing struct {
 }
 
 // total is the time from the decision until the answer is back at home.
-func (t timing) total() time.Duration { return t.rtt + t.wait + t.put + t.cold + t.run + t.pause }
+func (t *timing) total() time.Duration { return t.rtt + t.wait + t.put + t.cold + t.run + t.pause }
 
 // offer is one allowed (cell, variant) with its price. Offers are made in the
 // order of cell and variant names, so their own order breaks the last tie.
 type offer struct {
 	cell    int32 // index in View.Cells
 	variant int32 // index in Decider.variants
+	seq     int32 // how many were made before
 	avoided bool
 	timing
 	known     bool          // the cell's carbon is
@@ -60,26 +63,25 @@ type offer struct {
 // timing foretells one attempt. The wait is nothing where the demand fits into
 // what is free; else the cell's backlog, and never less than the time until one
 // of the slots now taken should come free.
-func (q *question) timing(cell *Cell, v *variantFacts) timing {
-	t := timing{rtt: span(cell.RTT), run: v.run}
-	t.warm = warm(cell.Warm, q.task.Function, v.Name)
-	if !t.warm {
+func (q *question) timing(t *timing, cell *Cell, v *variantFacts, warm bool) {
+	*t = timing{rtt: span(cell.RTT), run: v.run, warm: warm}
+	if !warm {
 		t.cold = v.cold
 	}
 	if cell.Booked != nil {
-		return q.booked(t, cell, v)
+		q.booked(t, cell, v)
+		return
 	}
 	if t.free = cell.Free.Fits(v.demand); t.free {
-		return t
+		return
 	}
 	slots := max(cell.Total.Count(v.demand, freeLimit), 1)
 	t.wait = max(span(cell.Backlog[q.lane]), v.run/time.Duration(slots), minWait)
-	return t
 }
 
 // booked is the timing by the cell's calendar. Interruptible work may begin as
 // soon as there is any room.
-func (q *question) booked(t timing, cell *Cell, v *variantFacts) timing {
+func (q *question) booked(t *timing, cell *Cell, v *variantFacts) {
 	length := t.cold + t.run
 	if q.inPieces(cell) {
 		length = 0
@@ -89,7 +91,39 @@ func (q *question) booked(t timing, cell *Cell, v *variantFacts) timing {
 		t.wait = maxSpan
 	}
 	t.free = t.wait == 0
-	return t
+}
+
+// warmOf is the part of the sorted list that holds the function's names.
+func warmOf(sorted []string, function string) []string {
+	lo, hi := 0, len(sorted)
+	for lo < hi {
+		mid := int(uint(lo+hi) >> 1)
+		if compareJoined(sorted[mid], function, "") < 0 {
+			lo = mid + 1
+		} else {
+			hi = mid
+		}
+	}
+	n := len(function)
+	for hi = lo; hi < len(sorted) && len(sorted[hi]) > n && sorted[hi][n] == '/' && sorted[hi][:n] == function; hi++ {
+	}
+	return sorted[lo:hi]
+}
+
+// nextWarm reports whether the variant is in such a list, and returns the list
+// from there on. skip is the length of the function's name and the slash.
+// Variants are asked for in the order of their names.
+func nextWarm(names []string, skip int, variant string) (bool, []string) {
+	for len(names) > 0 {
+		switch name := names[0][skip:]; {
+		case name == variant:
+			return true, names
+		case name > variant:
+			return false, names
+		}
+		names = names[1:]
+	}
+	return false, nil
 }
 
 // warm looks for "function/variant" in a sorted list without building the name.
@@ -112,30 +146,16 @@ func warm(sorted []string, function, variant string) bool {
 // compareJoined is strings.Compare(s, function+"/"+variant).
 func compareJoined(s, function, variant string) int {
 	n := len(function)
-	if len(s) <= n || s[:n] != function {
-		head := s[:min(len(s), n)]
-		if head < function {
-			return -1
-		}
-		if head > function {
-			return 1
-		}
-		return -1 // s is the function's name alone: a prefix
+	if order := strings.Compare(s[:min(len(s), n)], function); order != 0 {
+		return order
 	}
-	if s[n] != '/' {
-		if s[n] < '/' {
-			return -1
-		}
-		return 1
-	}
-	tail := s[n+1:]
 	switch {
-	case tail < variant:
-		return -1
-	case tail > variant:
-		return 1
+	case len(s) == n:
+		return -1 // s is the function's name alone: a prefix
+	case s[n] != '/':
+		return cmp.Compare(s[n], '/')
 	}
-	return 0
+	return strings.Compare(s[n+1:], variant)
 }
 
 // price fills in what the offer would cost. Each product is rounded by an
@@ -143,12 +163,11 @@ func compareJoined(s, function, variant string) int {
 // the same on every processor. It returns false when there is too little room
 // in time for work in pieces.
 func (d *Decider) price(q *question, o *offer, cell *Cell, v *variantFacts, known bool) bool {
-	model := gpuModel(cell, v.demand)
-	gpus := float64(v.demand.GPUs)
-
+	model := ""
 	hourly := float64(v.cores*cell.Prices.CPUHour) + float64(v.gib*cell.Prices.MemoryGiBHour)
 	if v.demand.GPUs > 0 {
-		hourly += float64(gpus * gpuPrice(cell.Prices.GPUHour, model))
+		model = gpuModel(cell, v.demand)
+		hourly += float64(float64(v.demand.GPUs) * gpuPrice(cell.Prices.GPUHour, model))
 	}
 	o.terms.Compute = float64(hourly*v.hours) + v.usd
 	o.terms.Egress = float64(q.inGiB*cell.EgressUSDPerGiB) + float64(q.outGiB*cell.ReturnUSDPerGiB)
@@ -157,7 +176,7 @@ func (d *Decider) price(q *question, o *offer, cell *Cell, v *variantFacts, know
 		o.terms.Compute, o.terms.Egress = 0, 0
 	}
 
-	o.kwh, o.known = d.kwh(cell, v, model), known
+	o.kwh, o.known, o.finish = d.kwh(cell, v, model), known, 0
 	if !d.choose(q, o, cell, v, known) {
 		return false
 	}
@@ -166,7 +185,7 @@ func (d *Decider) price(q *question, o *offer, cell *Cell, v *variantFacts, know
 	case known && o.finish > 0:
 		o.intensity = d.intensityOf(q, o, cell, v)
 	case known:
-		begin := q.intoHour + q.way(o.timing) + o.wait + o.put + o.cold
+		begin := q.intoHour + q.way(&o.timing) + o.wait + o.put + o.cold
 		o.intensity = meanIntensity(cell.Energy.Intensity, begin, o.run)
 	}
 	o.grams = float64(o.kwh * o.intensity)

@@ -2,6 +2,7 @@ package placement
 
 import (
 	"cmp"
+	"math"
 	"slices"
 	"time"
 
@@ -49,7 +50,7 @@ func CostAt(task Task, view View, policy Policy, now time.Time, cell mesh.CellID
 	q := d.prepare(&task, &view, policy, now, Options{})
 	for pos, i := range d.cells {
 		if view.Cells[i].ID == cell {
-			d.offer(&q, pos, nil)
+			d.offer(&q, pos, 1, nil)
 		}
 	}
 	if len(d.offers) == 0 {
@@ -66,8 +67,9 @@ type Decider struct {
 	cells    []int32 // indexes in View.Cells, by cell ID
 	known    []bool  // by position in cells: the cell's carbon is known
 	variants []variantFacts
-	offers   []offer
+	offers   []offer // every one, or as many as are kept and one more
 	order    []int32 // indexes in offers, best first
+	seq      int32   // offers made so far
 	counts   [ruleCount]int
 	kinds    []kindCount
 	plan     planner
@@ -81,6 +83,8 @@ type question struct {
 	now        time.Time
 	excluded   []string
 	bound      bool // the residency forbids something
+	deadline   bool // there is one
+	puttable   bool // the start may be put off: there is a latest one
 	minQuality float64
 	lane       mesh.Lane
 	left       time.Duration // until the deadline
@@ -114,11 +118,12 @@ func (d *Decider) Decide(task Task, view View, policy Policy, now time.Time, opt
 	q := d.prepare(&task, &view, policy, now, opts)
 	out := Decision{At: now, Home: task.Home, Policy: q.policy}
 	var ruled *[]RuledOut
+	n := keep
 	if opts.Explain {
-		ruled = &out.RuledOut
+		ruled, n = &out.RuledOut, everyOffer
 	}
 	for pos := range d.cells {
-		d.offer(&q, pos, ruled)
+		d.offer(&q, pos, n, ruled)
 	}
 	out.Counts = d.constraintCounts()
 	out.Notes = d.notes(&q, policy)
@@ -127,10 +132,6 @@ func (d *Decider) Decide(task Task, view View, policy Policy, now time.Time, opt
 		return out
 	}
 
-	n := keep
-	if opts.Explain {
-		n = len(d.offers)
-	}
 	best := d.best(n)
 	out.Candidates = make([]Candidate, 0, len(best))
 	for _, i := range best {
@@ -140,7 +141,7 @@ func (d *Decider) Decide(task Task, view View, policy Policy, now time.Time, opt
 	if d.offers[best[0]].avoided {
 		out.Notes = append(out.Notes, string(out.Chosen.Cell)+" refused or lost this task just now; nothing else is left")
 	}
-	if opts.Explain && task.StartBy.IsZero() {
+	if opts.Explain && !q.puttable {
 		out.Flips = d.flips(&q, best[0])
 	}
 	return out
@@ -160,28 +161,32 @@ func (d *Decider) prepare(task *Task, view *View, policy Policy, now time.Time, 
 		},
 		noTravel:   opts.NoTravel,
 		bound:      task.Residency.Bound(),
+		deadline:   !task.Deadline.IsZero(),
+		puttable:   !task.StartBy.IsZero(),
 		minQuality: fraction(task.MinQuality),
 		lane:       min(task.Lane, mesh.Batch),
 		intoHour:   now.Sub(now.Truncate(time.Hour)),
 		inGiB:      float64(max(task.InputBytes, 0)) / bytesPerGiB,
 		outGiB:     float64(max(task.OutputBytes, 0)) / bytesPerGiB,
 	}
-	if !task.Deadline.IsZero() {
+	if q.deadline {
 		q.left = min(max(task.Deadline.Sub(now), -10*maxSpan), 10*maxSpan)
 	}
-	if !task.StartBy.IsZero() {
+	if q.puttable {
 		q.startBy = min(max(task.StartBy.Sub(now), 0), 10*maxSpan)
 	}
-	d.offers = d.offers[:0]
+	d.offers, d.order, d.seq = d.offers[:0], d.order[:0], 0
 	d.counts = [ruleCount]int{}
+	d.plan.summed = nil
 
 	d.cells = d.cells[:0]
+	sorted := true
 	for i := range view.Cells {
 		d.cells = append(d.cells, int32(i))
+		sorted = sorted && (i == 0 || view.Cells[i-1].ID <= view.Cells[i].ID)
 	}
-	byID := func(a, b int32) int { return cmp.Compare(view.Cells[a].ID, view.Cells[b].ID) }
-	if !slices.IsSortedFunc(d.cells, byID) {
-		slices.SortStableFunc(d.cells, byID)
+	if !sorted {
+		slices.SortStableFunc(d.cells, func(a, b int32) int { return cmp.Compare(view.Cells[a].ID, view.Cells[b].ID) })
 	}
 	d.prepareVariants(&q)
 	d.prepareCarbon(&q)
@@ -215,42 +220,100 @@ func (d *Decider) prepareVariants(q *question) {
 	slices.SortStableFunc(d.variants, func(a, b variantFacts) int { return cmp.Compare(a.Name, b.Name) })
 }
 
-// offer checks and prices every variant at the cell in this position. What is
-// ruled out is counted, and told when ruled is not nil.
-func (d *Decider) offer(q *question, pos int, ruled *[]RuledOut) {
+// everyOffer asks for all offers to be held, in the order they were made.
+const everyOffer = math.MaxInt
+
+// offer checks and prices every variant at the cell in this position, and holds
+// what is among the best n so far. What is ruled out is counted, and told when
+// ruled is not nil.
+func (d *Decider) offer(q *question, pos, n int, ruled *[]RuledOut) {
 	cell := &q.view.Cells[d.cells[pos]]
+	known := d.known[pos]
 	cellBroken := q.cellBreaks(cell)
-	avoided := slices.Contains(q.task.Avoid, cell.ID)
+	avoided := len(q.task.Avoid) > 0 && slices.Contains(q.task.Avoid, cell.ID)
+	var warm []string // of the function, from this variant's name on
+	if cellBroken == 0 {
+		warm = warmOf(cell.Warm, q.task.Function)
+	}
+	skip := len(q.task.Function) + 1
 	for i := range d.variants {
 		v := &d.variants[i]
+		o := d.slot(n)
 		broken := cellBroken | v.broken
 		if broken == 0 {
 			broken = pairBreaks(cell, v) // all later in the order of checks
 		}
-		var t timing
 		if broken == 0 {
-			t = q.timing(cell, v)
-			broken = when(ruleDeadline, q.late(t) > 0)
+			var isWarm bool
+			isWarm, warm = nextWarm(warm, skip, v.Name)
+			q.timing(&o.timing, cell, v, isWarm)
+			if q.late(&o.timing) > 0 || !d.price(q, o, cell, v, known) {
+				broken = 1 << ruleDeadline
+			}
 		}
 		if broken == 0 {
-			d.offers = append(d.offers, offer{
-				cell: d.cells[pos], variant: int32(i), avoided: avoided, timing: t,
-			})
-			if d.price(q, &d.offers[len(d.offers)-1], cell, v, d.known[pos]) {
-				continue
-			}
-			d.offers = d.offers[:len(d.offers)-1]
-			broken = 1 << ruleDeadline
+			o.cell, o.variant, o.avoided = d.cells[pos], int32(i), avoided
+			o.seq = d.seq
+			d.seq++
+			d.enter(n)
+			continue
 		}
 		r := broken.first()
 		d.counts[r]++
 		if ruled != nil {
 			*ruled = append(*ruled, RuledOut{
 				Cell: cell.ID, Region: cell.Region, Variant: v.Name,
-				Constraint: r.constraint(), Detail: q.detail(r, cell, v, t),
+				Constraint: r.constraint(), Detail: q.detail(r, cell, v, &o.timing),
 			})
 		}
+		d.offers = d.offers[:len(d.offers)-1]
 	}
+}
+
+// slot is room for one more offer, at the end of all. An offer that is not
+// entered is taken off the end again.
+func (d *Decider) slot(n int) *offer {
+	if len(d.offers) == cap(d.offers) {
+		d.offers = slices.Grow(d.offers, min(n, 3*len(d.cells)*len(d.variants)/2)+1)
+	}
+	d.offers = d.offers[:len(d.offers)+1]
+	return &d.offers[len(d.offers)-1]
+}
+
+// enter takes the last offer into the order of the best n. One that falls out
+// gives its slot to the last.
+func (d *Decider) enter(n int) {
+	last := int32(len(d.offers) - 1)
+	if n == everyOffer {
+		return
+	}
+	at := len(d.order)
+	if at == n {
+		worst := d.order[n-1]
+		if !d.before(last, worst) {
+			d.offers = d.offers[:last]
+			return
+		}
+		d.offers[worst] = d.offers[last]
+		d.offers = d.offers[:last]
+		last = worst
+		at--
+	} else {
+		d.order = append(d.order, last)
+	}
+	for ; at > 0 && d.before(last, d.order[at-1]); at-- {
+		d.order[at] = d.order[at-1]
+	}
+	d.order[at] = last
+}
+
+// before is compare(i, j) < 0, the scores first.
+func (d *Decider) before(i, j int32) bool {
+	a, b := &d.offers[i], &d.offers[j]
+	if a.avoided == b.avoided && a.score != b.score {
+		return a.score < b.score
+	}
+	return d.compare(i, j) < 0
 }
 
 // compare orders offers: cells to avoid last, then by score, what is paid and
@@ -267,30 +330,19 @@ func (d *Decider) compare(i, j int32) int {
 		cmp.Compare(a.score, b.score),
 		cmp.Compare(a.usd, b.usd),
 		cmp.Compare(a.total(), b.total()),
-		cmp.Compare(i, j),
+		cmp.Compare(a.seq, b.seq),
 	)
 }
 
-// best returns the n best offers, best first. The slice is scratch.
+// best returns the n best offers, or all, best first. The slice is scratch.
 func (d *Decider) best(n int) []int32 {
-	d.order = d.order[:0]
-	if n >= len(d.offers) {
-		for i := range d.offers {
-			d.order = append(d.order, int32(i))
-		}
-		slices.SortFunc(d.order, d.compare)
+	if n < everyOffer {
 		return d.order
 	}
-	for i := range int32(len(d.offers)) {
-		if len(d.order) == n {
-			if d.compare(i, d.order[n-1]) > 0 {
-				continue
-			}
-			d.order = d.order[:n-1]
-		}
-		at, _ := slices.BinarySearchFunc(d.order, i, d.compare)
-		d.order = slices.Insert(d.order, at, i)
+	for i := range d.offers {
+		d.order = append(d.order, int32(i))
 	}
+	slices.SortFunc(d.order, d.compare)
 	return d.order
 }
 
@@ -299,7 +351,7 @@ func (d *Decider) candidate(q *question, o *offer) Candidate {
 	cell, v := &q.view.Cells[o.cell], &d.variants[o.variant]
 	c := Candidate{
 		Cell: cell.ID, Region: cell.Region, Variant: v.Name,
-		Start:  q.now.Add(q.way(o.timing) + o.wait + o.put),
+		Start:  q.now.Add(q.way(&o.timing) + o.wait + o.put),
 		Finish: q.now.Add(o.total()),
 		Pieces: d.piecesOf(q, o, cell, v),
 		Terms:  o.terms, Score: o.score,

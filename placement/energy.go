@@ -92,6 +92,9 @@ func (d *Decider) notes(q *question, asked Policy) []string {
 	if !q.anyKnown {
 		return append(notes, "the carbon of no cell is known: carbon is not priced")
 	}
+	if !slices.Contains(d.known, false) {
+		return notes
+	}
 	if cells := d.unknownCells(q, false); cells != "" {
 		notes = append(notes, fmt.Sprintf("carbon of %s unknown: the mean of the known cells used, %.4g gCO2eq/kWh", cells, q.unknown))
 	}

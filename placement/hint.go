@@ -52,7 +52,9 @@ func (d *Decider) leastRelaxation(q *question) relaxation {
 		for j := range d.variants {
 			v := &d.variants[j]
 			r := relaxation{pos: pos, variant: j}
-			r.late = q.late(q.timing(cell, v))
+			var t timing
+			q.timing(&t, cell, v, warm(cell.Warm, q.task.Function, v.Name))
+			r.late = q.late(&t)
 			r.broken = cellBroken | v.broken | pairBreaks(cell, v) | when(ruleDeadline, r.late > 0)
 			if r.broken == 0 {
 				r.broken = 1 << ruleDeadline // there is room, but too little of it in time
@@ -189,7 +191,7 @@ func (q *question) ask(r rule, c *Cell, v *variantFacts, late time.Duration) str
 	case ruleRoundTrip:
 		return fmt.Sprintf("allow a round trip of %s to %s", short(c.RTT), c.ID)
 	default:
-		if q.task.Deadline.IsZero() {
+		if !q.deadline {
 			return fmt.Sprintf("let the task start %s later", short(max(late, 0)))
 		}
 		at := q.task.Deadline.Add(late)

@@ -42,6 +42,7 @@ type piece struct {
 type planner struct {
 	rooms  []room
 	sums   []float64 // of the intensities before each hour
+	summed []float64 // the hours that sums is of; nil for none
 	used   []piece
 	pieces []piece
 }
@@ -60,19 +61,19 @@ type attempt struct {
 // slack is how long the start may be put off beyond what the timing says: never
 // past the latest safe start, which is the deadline less the way, the cold
 // start and a high quantile of the run, nor past Task.StartBy.
-func (q *question) slack(t timing, v *variantFacts) time.Duration {
-	if q.task.StartBy.IsZero() {
+func (q *question) slack(t *timing, v *variantFacts) time.Duration {
+	if !q.puttable {
 		return 0
 	}
 	slack := q.startBy - (q.way(t) + t.wait)
-	if !q.task.Deadline.IsZero() {
+	if q.deadline {
 		slack = min(slack, q.left-(t.rtt+t.wait+t.cold+max(t.run, v.high)))
 	}
 	return max(slack, 0)
 }
 
 // way is how long the task is under way before it can start.
-func (q *question) way(t timing) time.Duration {
+func (q *question) way(t *timing) time.Duration {
 	if q.noTravel {
 		return 0
 	}
@@ -82,7 +83,7 @@ func (q *question) way(t timing) time.Duration {
 // choose sets when the attempt starts: at once, or later where that is cheaper.
 // It returns false when there is too little room in time.
 func (d *Decider) choose(q *question, o *offer, cell *Cell, v *variantFacts, known bool) bool {
-	slack := q.slack(o.timing, v)
+	slack := q.slack(&o.timing, v)
 	if o.run == 0 || (slack == 0 && !q.inPieces(cell)) {
 		return true
 	}
@@ -108,12 +109,12 @@ func (d *Decider) choose(q *question, o *offer, cell *Cell, v *variantFacts, kno
 
 // inPieces reports whether the task may run in the gaps of a calendar.
 func (q *question) inPieces(cell *Cell) bool {
-	return cell.Booked != nil && q.task.Interruptible && !q.task.StartBy.IsZero()
+	return cell.Booked != nil && q.task.Interruptible && q.puttable
 }
 
 func (d *Decider) attempt(q *question, o *offer, cell *Cell, v *variantFacts, known bool) attempt {
 	a := attempt{
-		begin: q.way(o.timing) + o.wait + o.cold, run: o.run, into: q.intoHour,
+		begin: q.way(&o.timing) + o.wait + o.cold, run: o.run, into: q.intoHour,
 		delay: q.policy.LatencyUSDPerS,
 	}
 	if known {
@@ -165,9 +166,13 @@ func (q *question) earliest(cell *Cell, v *variantFacts, way, length time.Durati
 	return 0, false
 }
 
-// sum prepares the running sums of the intensities.
+// sum prepares the running sums of the intensities. Those of one cell serve
+// all its variants.
 func (p *planner) sum(hours []float64) {
-	p.sums = append(p.sums[:0], 0)
+	if len(p.summed) == len(hours) && &p.summed[0] == &hours[0] {
+		return
+	}
+	p.summed, p.sums = hours, append(p.sums[:0], 0)
 	total := 0.0
 	for _, x := range hours {
 		total += x
@@ -193,41 +198,77 @@ func (p *planner) mean(a *attempt, from time.Duration) float64 {
 
 // contiguous finds the cheapest start. Cost is a straight line between the
 // instants at which the start or the end is a full hour or the edge of a room,
-// so only these are tried.
+// so only these are tried. Where the run is no longer than an hour, ends need
+// no trial: before such an instant the run lies within one hour, so that the
+// cost does not fall towards it.
 func (p *planner) contiguous(a *attempt) (start time.Duration, ok bool) {
-	best := 0.0
-	flat := len(a.hours) < 2 || a.carry == 0
-	if !flat {
+	s := search{attempt: a, flat: len(a.hours) < 2 || a.carry == 0}
+	if !s.flat {
 		p.sum(a.hours)
-	}
-	try := func(s time.Duration) {
-		cost := float64(a.delay * (s - a.begin).Seconds())
-		if !flat {
-			cost += float64(a.carry * p.mean(a, s))
-		}
-		if !ok || lower(cost, best) || (s < start && !lower(best, cost)) {
-			start, best, ok = s, cost, true
-		}
 	}
 	for _, r := range p.rooms {
 		first, last := r.from, min(r.to-a.run, a.begin+a.slack)
 		if first > last {
 			continue
 		}
-		try(first)
-		if flat {
+		s.try(first, p.costOf(&s, first))
+		if s.flat {
 			continue
 		}
 		known := min(last, time.Duration(len(a.hours))*time.Hour-a.into) // flat from there on
-		for h := ((first+a.into)/time.Hour+1)*time.Hour - a.into; h < known; h += time.Hour {
-			try(h)
+		p.fullHours(&s, first, known)
+		if a.run > time.Hour {
+			for h := ((first+a.run+a.into)/time.Hour+1)*time.Hour - a.into - a.run; h < known; h += time.Hour {
+				s.try(h, p.costOf(&s, h))
+			}
 		}
-		for h := ((first+a.run+a.into)/time.Hour+1)*time.Hour - a.into - a.run; h < known; h += time.Hour {
-			try(h)
-		}
-		try(last)
+		s.try(last, p.costOf(&s, last))
 	}
-	return start, ok
+	return s.start, s.ok
+}
+
+// search is the best start so far.
+type search struct {
+	*attempt
+	flat  bool // the carbon is the same at all times
+	start time.Duration
+	cost  float64
+	ok    bool
+}
+
+func (s *search) try(start time.Duration, cost float64) {
+	if s.ok && cost > s.cost && start >= s.start {
+		return
+	}
+	if !s.ok || lower(cost, s.cost) || (start < s.start && !lower(s.cost, cost)) {
+		s.start, s.cost, s.ok = start, cost, true
+	}
+}
+
+// costOf is what depends on the start.
+func (p *planner) costOf(s *search, start time.Duration) float64 {
+	cost := float64(s.delay * (start - s.begin).Seconds())
+	if !s.flat {
+		cost += float64(s.carry * p.mean(s.attempt, start))
+	}
+	return cost
+}
+
+// fullHours tries the full hours after first and before known. A run that
+// begins with an hour and is shorter is all in it.
+func (p *planner) fullHours(s *search, first, known time.Duration) {
+	i := (first+s.into)/time.Hour + 1
+	at := i*time.Hour - s.into
+	if s.run >= time.Hour {
+		for ; at < known; at += time.Hour {
+			s.try(at, p.costOf(s, at))
+		}
+		return
+	}
+	for ; at < known; at += time.Hour {
+		s.try(at, float64(s.delay*(at-s.begin).Seconds())+float64(s.carry*s.hours[i]))
+		i++
+	}
 }
 
 // each calls visit with the time in the rooms, in order, divided at the hours,
@@ -376,7 +417,7 @@ func (d *Decider) piecesOf(q *question, o *offer, cell *Cell, v *variantFacts) [
 		return nil
 	}
 	a := d.attempt(q, o, cell, v, o.known)
-	a.slack = q.slack(o.timing, v)
+	a.slack = q.slack(&o.timing, v)
 	d.plan.rooms = d.roomsOf(q, cell, v, &a, o.cold, d.plan.rooms[:0])
 	var out []Piece
 	for _, c := range d.plan.spread(&a, o.finish) {
@@ -388,7 +429,7 @@ func (d *Decider) piecesOf(q *question, o *offer, cell *Cell, v *variantFacts) [
 // intensityOf is the mean intensity over the pieces of interruptible work.
 func (d *Decider) intensityOf(q *question, o *offer, cell *Cell, v *variantFacts) float64 {
 	a := d.attempt(q, o, cell, v, true)
-	a.slack = q.slack(o.timing, v)
+	a.slack = q.slack(&o.timing, v)
 	d.plan.rooms = d.roomsOf(q, cell, v, &a, o.cold, d.plan.rooms[:0])
 	total := 0.0
 	for _, c := range d.plan.spread(&a, o.finish) {
