@@ -126,7 +126,7 @@ func bare(task *Task, view *View, policy Policy, now time.Time, starts int) (bes
 				if s > 0 { // a full hour
 					put = time.Duration(s)*time.Hour - begin%time.Hour
 				}
-				intensity := meanIntensity(c.Energy.Intensity, begin+put, v.Duration)
+				intensity := meanIntensity(c.Energy.Intensity, time.Hour, begin+put, v.Duration)
 				score := fixed + kwh*intensity/gramsPerTonne*policy.CarbonUSDPerTonne +
 					(c.RTT+wait+put+v.Duration).Seconds()*policy.LatencyUSDPerS + cold.Seconds()*policy.LatencyUSDPerS
 				best = min(best, score)

@@ -100,17 +100,26 @@ func offersGPU(total mesh.Capacity, d mesh.Demand) bool {
 	return false
 }
 
-// late is by how much an attempt that takes so long misses the deadline, or
-// starts after StartBy; zero or less when it is in time, to the instant.
+// late is by how much an attempt misses the deadline, or the latest start that
+// was asked for; zero or less when it is in time, to the instant.
 func (q *question) late(t *timing) time.Duration {
-	late := -always
-	if q.deadline {
-		late = t.total() - q.left
+	return max(q.lateEnd(t), q.lateStart(t))
+}
+
+// lateEnd is by how much it ends after the deadline.
+func (q *question) lateEnd(t *timing) time.Duration {
+	if !q.deadline {
+		return -always
 	}
-	if q.puttable {
-		late = max(late, q.way(t)+t.wait-q.startBy)
+	return t.total() - q.left
+}
+
+// lateStart is by how much it starts after StartBy.
+func (q *question) lateStart(t *timing) time.Duration {
+	if !q.puttable {
+		return -always
 	}
-	return late
+	return q.way(t) + t.wait - q.startBy
 }
 
 // detail says in words how (cell, variant) breaks the rule.
@@ -142,10 +151,10 @@ func (q *question) detail(r rule, c *Cell, v *variantFacts, t *timing) string {
 		if q.left < 0 {
 			return fmt.Sprintf("the deadline passed %s ago", short(-q.left))
 		}
-		if !q.deadline {
-			return fmt.Sprintf("could start after %s, which is %s too late", short(q.way(t)+t.wait), short(max(q.late(t), 0)))
+		if q.lateEnd(t) <= 0 && q.lateStart(t) > 0 {
+			return fmt.Sprintf("could start after %s, which is %s too late", short(q.way(t)+t.wait), short(q.lateStart(t)))
 		}
-		return fmt.Sprintf("would take %s and end %s after the deadline", short(t.total()), short(max(q.late(t), 0)))
+		return fmt.Sprintf("would take %s and end %s after the deadline", short(t.total()), short(max(q.lateEnd(t), 0)))
 	}
 }
 

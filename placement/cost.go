@@ -177,16 +177,25 @@ func (d *Decider) price(q *question, o *offer, cell *Cell, v *variantFacts, know
 	}
 
 	o.kwh, o.known, o.finish = d.kwh(cell, v, model), known, 0
+	o.quality = v.lost
+	o.terms.Quality = float64(v.lost * q.policy.QualityUSD)
 	if !d.choose(q, o, cell, v, known) {
 		return false
 	}
+	d.priceStart(q, o, cell, v)
+	return true
+}
+
+// priceStart fills in what depends on when the offer starts.
+func (d *Decider) priceStart(q *question, o *offer, cell *Cell, v *variantFacts) {
 	o.intensity = q.unknown
 	switch {
-	case known && o.finish > 0:
+	case o.known && o.finish > 0:
 		o.intensity = d.intensityOf(q, o, cell, v)
-	case known:
-		begin := q.intoHour + q.way(&o.timing) + o.wait + o.put + o.cold
-		o.intensity = meanIntensity(cell.Energy.Intensity, begin, o.run)
+	case o.known:
+		step, into := q.hoursOf(&cell.Energy)
+		begin := into + q.way(&o.timing) + o.wait + o.put + o.cold
+		o.intensity = meanIntensity(cell.Energy.Intensity, step, begin, o.run)
 	}
 	o.grams = float64(o.kwh * o.intensity)
 	o.terms.Carbon = float64(o.grams / gramsPerTonne * q.policy.CarbonUSDPerTonne)
@@ -197,10 +206,7 @@ func (d *Decider) price(q *question, o *offer, cell *Cell, v *variantFacts, know
 	}
 	o.terms.Latency = float64(priced.Seconds() * q.policy.LatencyUSDPerS)
 	o.terms.Cold = float64(o.cold.Seconds() * q.policy.LatencyUSDPerS)
-	o.quality = v.lost
-	o.terms.Quality = float64(v.lost * q.policy.QualityUSD)
 	o.score = o.terms.Sum()
-	return true
 }
 
 // kwh is the energy of one run at the meter.
@@ -216,21 +222,21 @@ func (d *Decider) kwh(cell *Cell, v *variantFacts, model string) float64 {
 }
 
 // meanIntensity is the mean over [begin, begin+run), each hour weighted by the
-// part of the run that falls in it. begin counts from the start of hours[0];
-// past the end the last hour holds. hours is not empty.
-func meanIntensity(hours []float64, begin, run time.Duration) float64 {
+// part of the run that falls in it. An hour lasts a step; begin counts from the
+// start of hours[0]; past the end the last hour holds. hours is not empty.
+func meanIntensity(hours []float64, step, begin, run time.Duration) float64 {
 	last := len(hours) - 1
-	if begin >= time.Duration(last)*time.Hour {
+	if begin >= time.Duration(last)*step {
 		return hours[last]
 	}
-	first := int(begin / time.Hour)
+	first := int(begin / step)
 	end := begin + run
-	if end <= time.Duration(first+1)*time.Hour {
+	if end <= time.Duration(first+1)*step {
 		return hours[first]
 	}
 	sum, at := 0.0, begin
 	for h := first; h < last && at < end; h++ {
-		till := min(time.Duration(h+1)*time.Hour, end)
+		till := min(time.Duration(h+1)*step, end)
 		sum += float64(hours[h] * float64(till-at))
 		at = till
 	}

@@ -23,6 +23,9 @@ type Options struct {
 	// Explain asks for all candidates, for what was ruled out and why, and for
 	// the flips. Without it a decision allocates nothing per candidate.
 	Explain bool
+	// Starts asks for the other starts of a chosen one that is put off, as
+	// Explain does of every one that may be.
+	Starts bool
 	// NoTravel: the way to a cell takes no time off the start, as in a
 	// simulation that counts the round trip apart. It is priced all the same.
 	NoTravel bool
@@ -141,8 +144,11 @@ func (d *Decider) Decide(task Task, view View, policy Policy, now time.Time, opt
 	if d.offers[best[0]].avoided {
 		out.Notes = append(out.Notes, string(out.Chosen.Cell)+" refused or lost this task just now; nothing else is left")
 	}
-	if opts.Explain && !q.puttable {
+	switch {
+	case opts.Explain && !q.puttable:
 		out.Flips = d.flips(&q, best[0])
+	case opts.Explain || (opts.Starts && out.Chosen.Put > 0):
+		d.explainStart(&q, &d.offers[best[0]], &out)
 	}
 	return out
 }

@@ -173,7 +173,7 @@ func TestMeanIntensity(t *testing.T) {
 		{100 * time.Hour, time.Hour, 400},
 		{time.Hour, 0, 200},
 	} {
-		within(t, tt.begin.String()+"+"+tt.run.String(), meanIntensity(hours, tt.begin, tt.run), tt.want)
+		within(t, tt.begin.String()+"+"+tt.run.String(), meanIntensity(hours, time.Hour, tt.begin, tt.run), tt.want)
 	}
 }
 

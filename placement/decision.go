@@ -123,6 +123,11 @@ type Decision struct {
 	// would move too.
 	RuledOut []RuledOut
 	Flips    []Flip
+	// Starts are the starts that were compared for the chosen cell and variant,
+	// the earliest first: at once, on each full hour, the latest. Nil unless the
+	// task may be put off and the question asked for them; and for work in pieces
+	// or at a cell with a calendar.
+	Starts []Start
 	// Notes are facts a reader needs: "carbon of us-east unknown, mean used".
 	Notes []string
 	// Hint, when nothing is feasible, says what would make it possible.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 )
 
 // kindCount counts the cells whose carbon figures are of one kind.
@@ -45,7 +46,8 @@ func (d *Decider) prepareCarbon(q *question) {
 	for pos, i := range d.cells {
 		e := &q.view.Cells[i].Energy
 		if d.known[pos] = d.known[pos] && e.Kind == q.kind; d.known[pos] {
-			sum += e.Intensity[0]
+			step, into := q.hoursOf(e)
+			sum += e.Intensity[min(int(into/step), len(e.Intensity)-1)]
 			n++
 		}
 	}
@@ -126,4 +128,19 @@ func (d *Decider) unknownCells(q *question, otherKind bool) string {
 		names = append(names, fmt.Sprintf("%d more", more))
 	}
 	return strings.Join(names, ", ")
+}
+
+// hoursOf tells how long each hour of a cell's intensities lasts, and how long
+// ago the first began.
+func (q *question) hoursOf(e *Energy) (step, into time.Duration) {
+	if e.Step <= 0 && e.From.IsZero() {
+		return time.Hour, q.intoHour
+	}
+	if step = e.Step; step <= 0 {
+		step = time.Hour
+	}
+	if e.From.IsZero() {
+		return step, q.now.Sub(q.now.Truncate(step))
+	}
+	return step, span(q.now.Sub(e.From))
 }

@@ -13,6 +13,7 @@ type relaxation struct {
 	pos     int // in Decider.cells
 	variant int
 	broken  rules
+	timing  timing
 	late    time.Duration
 }
 
@@ -36,7 +37,7 @@ func (d *Decider) hint(q *question) string {
 	var asks []string
 	for r := range ruleCount {
 		if best.broken.has(r) {
-			asks = append(asks, q.ask(r, cell, v, best.late))
+			asks = append(asks, q.ask(r, cell, v, &best.timing))
 		}
 	}
 	return fmt.Sprintf("%s: %s could then run at %s", strings.Join(asks, ", and "), v.Name, cell.ID)
@@ -52,9 +53,8 @@ func (d *Decider) leastRelaxation(q *question) relaxation {
 		for j := range d.variants {
 			v := &d.variants[j]
 			r := relaxation{pos: pos, variant: j}
-			var t timing
-			q.timing(&t, cell, v, warm(cell.Warm, q.task.Function, v.Name))
-			r.late = q.late(&t)
+			q.timing(&r.timing, cell, v, warm(cell.Warm, q.task.Function, v.Name))
+			r.late = q.late(&r.timing)
 			r.broken = cellBroken | v.broken | pairBreaks(cell, v) | when(ruleDeadline, r.late > 0)
 			if r.broken == 0 {
 				r.broken = 1 << ruleDeadline // there is room, but too little of it in time
@@ -155,7 +155,7 @@ func (q *question) virtue(r rule, v *variantFacts) string {
 }
 
 // ask is the change that would keep the rule.
-func (q *question) ask(r rule, c *Cell, v *variantFacts, late time.Duration) string {
+func (q *question) ask(r rule, c *Cell, v *variantFacts, t *timing) string {
 	switch r {
 	case ruleResidency:
 		if v.broken.has(ruleResidency) {
@@ -191,13 +191,23 @@ func (q *question) ask(r rule, c *Cell, v *variantFacts, late time.Duration) str
 	case ruleRoundTrip:
 		return fmt.Sprintf("allow a round trip of %s to %s", short(c.RTT), c.ID)
 	default:
-		if !q.deadline {
-			return fmt.Sprintf("let the task start %s later", short(max(late, 0)))
-		}
+		return q.askTime(t)
+	}
+}
+
+// askTime is the time that would be enough: a later deadline, a later start, or
+// both.
+func (q *question) askTime(t *timing) string {
+	var asks []string
+	if late := q.lateEnd(t); late > 0 {
 		at := q.task.Deadline.Add(late)
 		if t := at.Truncate(time.Millisecond); t.Before(at) {
 			at = t.Add(time.Millisecond)
 		}
-		return fmt.Sprintf("move the deadline %s later, to %s", short(late), at.UTC().Format("2006-01-02T15:04:05.000Z07:00"))
+		asks = append(asks, fmt.Sprintf("move the deadline %s later, to %s", short(late), at.UTC().Format("2006-01-02T15:04:05.000Z07:00")))
 	}
+	if late := q.lateStart(t); late > 0 || len(asks) == 0 {
+		asks = append(asks, fmt.Sprintf("let the task start %s later", short(max(late, 0))))
+	}
+	return strings.Join(asks, ", and ")
 }

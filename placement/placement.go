@@ -138,8 +138,14 @@ type Energy struct {
 	// Known is false when no feed answers for the zone: Intensity is then the
 	// mean of the cells that are known, and the decision says so.
 	Known bool
-	// Intensity is gCO2eq/kWh of the hours from now on: [0] is the present hour.
+	// Intensity is gCO2eq/kWh, hour by hour, from From on.
 	Intensity []float64
+	// From is when the first hour of Intensity began; zero is the present hour's
+	// start, UTC. A figure read a while ago keeps its hours by it.
+	From time.Time
+	// Step is how long an hour of Intensity lasts: less than an hour where a
+	// feed's clock runs faster than the wall's. Zero is an hour.
+	Step time.Duration
 	// Kind is "average" or "marginal"; kinds are never compared.
 	Kind string
 }

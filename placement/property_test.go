@@ -49,6 +49,8 @@ func drawCell(t *rapid.T, i int) Cell {
 			Known:     rapid.IntRange(0, 5).Draw(t, "known") > 0,
 			Intensity: rapid.SliceOfN(rapid.SampledFrom([]float64{0, 16, 320, 680}), 0, 4).Draw(t, "intensity"),
 			Kind:      pick(t, "kind", "average", "average", "marginal"),
+			Step:      pick(t, "step", 0, 0, time.Second, 7*time.Minute),
+			From:      pick(t, "from", time.Time{}, time.Time{}, noon().Add(-90*time.Second), noon().Add(time.Second)),
 		},
 	}
 	if g := pick[int64](t, "gpus", 0, 0, 4); g > 0 {

@@ -52,8 +52,9 @@ type attempt struct {
 	begin time.Duration // when the run begins if nothing is put off, from now
 	run   time.Duration
 	slack time.Duration // how long it may be put off, in all
-	hours []float64     // intensity from the start of the present hour on
-	into  time.Duration // how far the present hour is gone
+	hours []float64     // intensity, hour by hour
+	step  time.Duration // how long each of them lasts: an hour, by most feeds
+	into  time.Duration // how far the first of them is gone
 	carry float64       // USD for each unit of mean intensity
 	delay float64       // USD a second put off
 }
@@ -114,11 +115,12 @@ func (q *question) inPieces(cell *Cell) bool {
 
 func (d *Decider) attempt(q *question, o *offer, cell *Cell, v *variantFacts, known bool) attempt {
 	a := attempt{
-		begin: q.way(&o.timing) + o.wait + o.cold, run: o.run, into: q.intoHour,
+		begin: q.way(&o.timing) + o.wait + o.cold, run: o.run, step: time.Hour,
 		delay: q.policy.LatencyUSDPerS,
 	}
 	if known {
 		a.hours = cell.Energy.Intensity
+		a.step, a.into = q.hoursOf(&cell.Energy)
 		a.carry = float64(d.kwh(cell, v, gpuModel(cell, v.demand)) / gramsPerTonne * q.policy.CarbonUSDPerTonne)
 	}
 	return a
@@ -185,14 +187,14 @@ func (p *planner) mean(a *attempt, from time.Duration) float64 {
 	last := len(a.hours) - 1
 	begin := from + a.into
 	end := begin + a.run
-	i, j := int(begin/time.Hour), int(end/time.Hour)
+	i, j := int(begin/a.step), int(end/a.step)
 	if i >= last || i == j {
 		return a.hours[min(i, last)]
 	}
-	total := float64(a.hours[i] * float64(time.Duration(i+1)*time.Hour-begin))
+	total := float64(a.hours[i] * float64(time.Duration(i+1)*a.step-begin))
 	whole := min(j, last)
-	total += float64((p.sums[whole] - p.sums[i+1]) * float64(time.Hour))
-	total += float64(a.hours[whole] * float64(end-time.Duration(whole)*time.Hour))
+	total += float64((p.sums[whole] - p.sums[i+1]) * float64(a.step))
+	total += float64(a.hours[whole] * float64(end-time.Duration(whole)*a.step))
 	return total / float64(a.run)
 }
 
@@ -215,10 +217,10 @@ func (p *planner) contiguous(a *attempt) (start time.Duration, ok bool) {
 		if s.flat {
 			continue
 		}
-		known := min(last, time.Duration(len(a.hours))*time.Hour-a.into) // flat from there on
+		known := min(last, time.Duration(len(a.hours))*a.step-a.into) // flat from there on
 		p.fullHours(&s, first, known)
-		if a.run > time.Hour {
-			for h := ((first+a.run+a.into)/time.Hour+1)*time.Hour - a.into - a.run; h < known; h += time.Hour {
+		if a.run > a.step {
+			for h := ((first+a.run+a.into)/a.step+1)*a.step - a.into - a.run; h < known; h += a.step {
 				s.try(h, p.costOf(&s, h))
 			}
 		}
@@ -257,15 +259,15 @@ func (p *planner) costOf(s *search, start time.Duration) float64 {
 // fullHours tries the full hours after first and before known. A run that
 // begins with an hour and is shorter is all in it.
 func (p *planner) fullHours(s *search, first, known time.Duration) {
-	i := (first+s.into)/time.Hour + 1
-	at := i*time.Hour - s.into
-	if s.run >= time.Hour {
-		for ; at < known; at += time.Hour {
+	i := (first+s.into)/s.step + 1
+	at := i*s.step - s.into
+	if s.run >= s.step {
+		for ; at < known; at += s.step {
 			s.try(at, p.costOf(s, at))
 		}
 		return
 	}
-	for ; at < known; at += time.Hour {
+	for ; at < known; at += s.step {
 		s.try(at, float64(s.delay*(at-s.begin).Seconds())+float64(s.carry*s.hours[i]))
 		i++
 	}
@@ -280,10 +282,10 @@ func (p *planner) each(a *attempt, visit func(piece) bool) {
 			till := min(r.to, end)
 			rate := 0.0
 			if n := len(a.hours); n > 0 {
-				i := int((at + a.into) / time.Hour)
+				i := int((at + a.into) / a.step)
 				rate = a.hours[min(i, n-1)]
 				if i < n-1 {
-					till = min(till, time.Duration(i+1)*time.Hour-a.into)
+					till = min(till, time.Duration(i+1)*a.step-a.into)
 				}
 			}
 			if !visit(piece{room{at, till}, rate}) {
@@ -434,7 +436,7 @@ func (d *Decider) intensityOf(q *question, o *offer, cell *Cell, v *variantFacts
 	total := 0.0
 	for _, c := range d.plan.spread(&a, o.finish) {
 		length := c.to - c.from
-		total += float64(meanIntensity(a.hours, c.from+a.into, length) * float64(length))
+		total += float64(meanIntensity(a.hours, a.step, c.from+a.into, length) * float64(length))
 	}
 	return total / float64(o.run)
 }

@@ -22,6 +22,9 @@ func (d *Decision) Summary() string {
 	if c.Score > 0 {
 		s += fmt.Sprintf(", of it carbon %.0f %%", 100*c.Terms.Carbon/c.Score)
 	}
+	if c.Put > 0 {
+		s += fmt.Sprintf("; put off until %s: %s", clock(d.At, c.Start), d.whyThen())
+	}
 	if len(d.Candidates) < 2 {
 		return s + "; nothing else is allowed"
 	}
