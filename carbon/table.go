@@ -2,35 +2,26 @@ package carbon
 
 import (
 	"fmt"
-	"os"
 	"slices"
 	"time"
 )
 
-// Table is a Series read from a file: one row an hour, one column a zone.
+// Table is a Series read from files: each zone has a value an hour.
 type Table struct {
-	name  string
-	kind  Kind
-	start time.Time
-	zones []string    // sorted
-	hours [][]float64 // by position in zones, then by hour since start
-}
-
-// ReadFile reads a table from a CSV file, gzipped or not, as ReadTable does.
-func ReadFile(path string, kind Kind) (*Table, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, fmt.Errorf("carbon: open table: %w", err)
-	}
-	defer func() { _ = f.Close() }() // only read
-	return ReadTable(f, path, kind)
+	name   string // of its file or files, for errors
+	source string
+	kind   Kind
+	start  time.Time
+	zones  []string    // sorted
+	hours  [][]float64 // by position in zones, then by hour since start
 }
 
 // Kind is the kind the table was read as; the file itself does not say.
 func (t *Table) Kind() Kind { return t.kind }
 
-// Source is the table's file name.
-func (t *Table) Source() string { return "file " + t.name }
+// Source names the table's file, or the first and how many more, and says when
+// it is an export of Electricity Maps and with which factors.
+func (t *Table) Source() string { return t.source }
 
 // Zones lists the table's zones, sorted.
 func (t *Table) Zones() []string { return slices.Clone(t.zones) }
@@ -45,12 +36,12 @@ func (t *Table) End() time.Time {
 
 func (t *Table) rows() int { return len(t.hours[0]) }
 
-// Require reports the first zone that is not a column, as a ParseError of the
+// Require reports the first zone that the table lacks, as a ParseError of the
 // header with ErrMissingColumn.
 func (t *Table) Require(zones ...string) error {
 	for _, zone := range zones {
 		if _, ok := slices.BinarySearch(t.zones, zone); !ok {
-			return &ParseError{File: t.name, Line: 1, Field: zone, Err: ErrMissingColumn}
+			return &ParseError{Reader: "carbon", File: t.name, Line: 1, Field: zone, Err: ErrMissingColumn}
 		}
 	}
 	return nil

@@ -8,7 +8,7 @@
 // does. It has no clock, no network and no goroutine; equal inputs give equal
 // reports, byte for byte.
 //
-//	trace, err := simulate.ReadTraceFile("trace.csv", mesh)
+//	trace, err := (&simulate.TraceReader{Mesh: mesh}).ReadFile("trace.csv")
 //	report, err := simulate.Run(simulate.Input{Mesh: mesh, Trace: trace, Carbon: table}, simulate.Options{})
 //	report.WriteText(os.Stdout)
 //

@@ -39,8 +39,8 @@ func (r *Report) WriteText(w io.Writer) error {
 		fmt.Fprintln(t)
 	}
 	_ = t.Flush()
-	fmt.Fprintf(&b, "\ncarbon: %s, %s; energy: kw of the trace, else watts of the mesh, times pue\n",
-		r.world.table.Source(), r.world.table.Kind())
+	fmt.Fprintf(&b, "\ntrace: %s\ncarbon: %s, %s; energy: kw of the trace, else watts of the mesh, times pue\n",
+		r.world.trace.Source, r.world.table.Source(), r.world.table.Kind())
 	if _, err := io.WriteString(w, b.String()); err != nil {
 		return fmt.Errorf("simulate: write report: %w", err)
 	}

@@ -240,7 +240,7 @@ func (w *world) allows(r *region, t *Task) (bool, error) {
 	ms, ok := w.mesh.RTTMs(t.Home, r.Name)
 	if !ok {
 		return false, &ParseError{
-			File: w.trace.Name, Line: t.Line, Field: "max_rtt_ms", Value: t.Home + " to " + r.Name, Err: ErrNoRoundTrip,
+			Reader: "simulate", File: w.trace.Name, Line: t.Line, Field: "max_rtt_ms", Value: t.Home + " to " + r.Name, Err: ErrNoRoundTrip,
 		}
 	}
 	return ms <= *t.MaxRTTMs, nil
@@ -284,7 +284,7 @@ func (w *world) options(out []option, place int, t *Task, v *meshfile.Variant, v
 			watts, missing := r.watts(&full)
 			if missing != "" {
 				return nil, &ParseError{
-					File: w.trace.Name, Line: t.Line, Field: "kw", Value: "region " + r.Name + " has no " + missing, Err: ErrNoPower,
+					Reader: "simulate", File: w.trace.Name, Line: t.Line, Field: "kw", Value: "region " + r.Name + " has no " + missing, Err: ErrNoPower,
 				}
 			}
 			full.watts = watts

@@ -20,6 +20,7 @@ import (
 	"github.com/isobar-mesh/isobar/carbon"
 	"github.com/isobar-mesh/isobar/examples/functions/sentiment"
 	"github.com/isobar-mesh/isobar/loadtest"
+	"github.com/isobar-mesh/isobar/loadtest/azure"
 )
 
 const examplesFolder = "../../examples/functions"
@@ -302,7 +303,7 @@ func TestPlanErrors(t *testing.T) {
 	}{
 		"trace that is not there": {func(o *options) { o.traces = []string{"none_code.csv"} }, fs.ErrNotExist, true},
 		"trace of no service":     {func(o *options) { o.traces = []string{"trace.csv"} }, loadtest.ErrNoService, true},
-		"bad trace":               {func(o *options) { o.traces = []string{write(t, "a_code.csv", traceHead+"x,1,2\n")} }, loadtest.ErrTime, true},
+		"bad trace":               {func(o *options) { o.traces = []string{write(t, "a_code.csv", traceHead+"x,1,2\n")} }, azure.ErrTime, true},
 		"bad carbon":              {func(o *options) { o.carbon = write(t, "c.csv", carbonHead) }, carbon.ErrNoRows, true},
 		"no examples":             {func(o *options) { o.examples = t.TempDir() }, fs.ErrNotExist, false},
 	} {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -16,12 +17,16 @@ import (
 
 // simulation holds the flags of `isobar simulate`.
 type simulation struct {
-	mesh, trace, carbon, start, plot string
-	policies                         []string
-	objective, forecast, durations   string
-	digestAge                        float64
-	carbonPrice, latencyPrice        float64
-	json                             bool
+	mesh, trace, start, plot       string
+	carbon                         []string
+	factors                        string
+	homes, set                     []string
+	requestTime                    string
+	policies                       []string
+	objective, forecast, durations string
+	digestAge                      float64
+	carbonPrice, latencyPrice      float64
+	json                           bool
 }
 
 func newSimulate(a *app) *cobra.Command {
@@ -36,8 +41,12 @@ docs/placement.md describes the files and shows worked examples.`,
 	}
 	flags := c.Flags()
 	flags.StringVar(&s.mesh, "mesh", "", "regions, round trips, prices and functions, YAML")
-	flags.StringVar(&s.trace, "trace", "", "tasks, CSV with the columns arrival_s, duration_s and more")
-	flags.StringVar(&s.carbon, "carbon", "", "carbon intensity by hour and zone, gCO2eq/kWh, CSV or gzip")
+	flags.StringVar(&s.trace, "trace", "", "tasks, CSV or gzip: own columns, an Azure LLM inference trace or the Azure Functions trace of 2021")
+	flags.StringArrayVar(&s.carbon, "carbon", nil, "carbon intensity by hour, gCO2eq/kWh, CSV or gzip: a column a zone, or an hourly export of Electricity Maps; may be repeated")
+	flags.StringVar(&s.factors, "carbon-factors", string(carbon.LifeCycle), "lifecycle or direct: which figures of an Electricity Maps export")
+	flags.StringArrayVar(&s.homes, "home", nil, "home region where the trace names none, taken in turn; may be repeated")
+	flags.StringArrayVar(&s.set, "set", nil, "COLUMN=VALUE for a column that the trace lacks, such as max_delay_s=3600; may be repeated")
+	flags.StringVar(&s.requestTime, "request-time", "", "BASE,INPUT,OUTPUT: seconds of an LLM request, and for each token in and out (default 0.01,0.00015,0.0374: Llama 2 70B on 2 H100)")
 	flags.StringVar(&s.start, "start", "", "time of the trace's zero, such as 2022-06-01T00:00:00Z (default the first carbon row)")
 	flags.StringArrayVar(&s.policies, "policy", nil, "home, cheapest, greenest, isobar or oracle; may be repeated (default all)")
 	flags.StringVar(&s.objective, "objective", string(simulate.Balanced), "carbon, cost, latency or balanced")
@@ -54,7 +63,7 @@ docs/placement.md describes the files and shows worked examples.`,
 
 func (s *simulation) run(a *app) error {
 	const see = "see `isobar simulate --help`"
-	for _, f := range [...]struct{ name, value string }{{"mesh", s.mesh}, {"trace", s.trace}, {"carbon", s.carbon}} {
+	for _, f := range [...]struct{ name, value string }{{"mesh", s.mesh}, {"trace", s.trace}, {"carbon", strings.Join(s.carbon, "")}} {
 		if f.value == "" {
 			return usage("--"+f.name+" is required", see)
 		}
@@ -64,9 +73,13 @@ func (s *simulation) run(a *app) error {
 		return err
 	}
 	const files = "docs/placement.md describes the files"
-	in, err := s.read()
+	reader, err := s.reader()
 	if err != nil {
-		return hinted(exitUsage, err, files)
+		return err
+	}
+	in, err := s.read(reader)
+	if err != nil {
+		return hinted(exitUsage, err, files+"; for flags "+see)
 	}
 	done := a.progress(&opts)
 	report, err := simulate.Run(in, opts)
@@ -108,7 +121,34 @@ func (s *simulation) options() (simulate.Options, error) {
 	return opts, nil
 }
 
-func (s *simulation) read() (in simulate.Input, err error) {
+// reader is what reads the trace, with all that was given for what it lacks.
+func (s *simulation) reader() (*simulate.TraceReader, error) {
+	r := &simulate.TraceReader{Homes: s.homes, Set: map[string]string{}}
+	for _, pair := range s.set {
+		name, value, ok := strings.Cut(pair, "=")
+		if _, twice := r.Set[name]; !ok || name == "" || value == "" || twice {
+			return nil, usage(fmt.Sprintf("--set %q is not COLUMN=VALUE, once a column", pair), "write --set max_delay_s=3600")
+		}
+		r.Set[name] = value
+	}
+	if s.requestTime == "" {
+		return r, nil
+	}
+	parts := strings.Split(s.requestTime, ",")
+	to := [...]*float64{&r.Request.Base, &r.Request.PerInput, &r.Request.PerOutput}
+	for i, x := range to {
+		var err error
+		if len(parts) == len(to) {
+			*x, err = strconv.ParseFloat(parts[i], 64)
+		}
+		if len(parts) != len(to) || err != nil || !(*x >= 0 && *x <= 1e6) {
+			return nil, usage(fmt.Sprintf("--request-time %q is not BASE,INPUT,OUTPUT in seconds, 0 or more each", s.requestTime), "write --request-time 0.01,0.00015,0.0374")
+		}
+	}
+	return r, nil
+}
+
+func (s *simulation) read(reader *simulate.TraceReader) (in simulate.Input, err error) {
 	data, err := os.ReadFile(s.mesh)
 	if err != nil {
 		return in, fmt.Errorf("read mesh: %w", err)
@@ -116,10 +156,11 @@ func (s *simulation) read() (in simulate.Input, err error) {
 	if in.Mesh, err = meshfile.Parse(s.mesh, data); err != nil {
 		return in, err
 	}
-	if in.Carbon, err = carbon.ReadFile(s.carbon, carbon.Average); err != nil {
+	if in.Carbon, err = carbon.ReadFiles(carbon.Average, carbon.Factors(s.factors), s.carbon...); err != nil {
 		return in, err
 	}
-	in.Trace, err = simulate.ReadTraceFile(s.trace, in.Mesh)
+	reader.Mesh = in.Mesh
+	in.Trace, err = reader.ReadFile(s.trace)
 	return in, err
 }
 

@@ -77,7 +77,7 @@ func rooms() map[string]room {
 		"scheduler/api":   {may: "consensus gossip internal/mesh registry scheduler scheduler/fsm scheduler/peers " + meshV1 + " " + v1, never: "net os"},
 		"scheduler/peers": {may: "consensus gossip gossip/pool internal/identity internal/mesh scheduler " + meshV1 + " " + v1, never: "os"},
 
-		"carbon": {never: "net"},
+		"carbon": {may: "internal/strictcsv", never: "net"},
 		"client": {may: v1, never: "os"},
 
 		"worker":                     {may: "internal/mesh registry/code worker/attempt " + v1},
@@ -88,8 +88,9 @@ func rooms() map[string]room {
 		"worker/attempt/process":     {may: "worker/attempt", never: "net"},
 		"worker/attempt/wasm":        {may: "worker/attempt", never: "net os"},
 
-		"loadtest":         {may: v1, never: "net"},
-		"simulate":         {may: "carbon internal/mesh internal/meshfile placement", never: "net"},
+		"loadtest":         {may: "loadtest/azure " + v1, never: "net"},
+		"loadtest/azure":   {may: "internal/strictcsv", never: "net os"},
+		"simulate":         {may: "carbon internal/mesh internal/meshfile internal/strictcsv loadtest/azure placement", never: "net"},
 		"simulate/results": {may: "carbon internal/meshfile loadtest simulate", never: "net"},
 
 		"internal/archtest":   {tests: true},
@@ -99,6 +100,7 @@ func rooms() map[string]room {
 		"internal/identity":   {may: "internal/mesh", never: "net/http"},
 		"internal/meshfile":   {may: "internal/mesh internal/strictyaml", never: "net os"},
 		"internal/sim":        {may: "consensus scheduler/fsm state " + meshV1 + " " + v1, never: "net os sync time", tests: true},
+		"internal/strictcsv":  {never: "net os"},
 		"internal/strictyaml": {never: "net os"},
 		"internal/telemetry":  {},
 		"internal/testsum":    {never: "net"},

@@ -198,8 +198,8 @@ type Energy struct {
 type Carbon struct {
 	// Zone is the region's column in the feed, such as SE-SE1.
 	Zone string `yaml:"zone"`
-	// File is a CSV, gzip allowed, of datetime_utc and a column a zone in
-	// gCO2eq/kWh, a row an hour.
+	// File is a CSV, gzip allowed, in gCO2eq/kWh, a row an hour: datetime_utc
+	// and a column a zone, or an hourly export of Electricity Maps.
 	File string `yaml:"file"`
 	// Generate makes plausible intensities around published means, for trying
 	// things out. Not together with file.

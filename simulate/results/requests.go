@@ -14,16 +14,11 @@ import (
 	"github.com/isobar-mesh/isobar/simulate"
 )
 
-// The time of a request: Llama 2 70B on two H100, one request at a time, as
-// measured for Splitwise (ISCA 2024), Mutinifni/splitwise-sim,
-// data/perf_model.csv at 37808801, rows of batch size 1 and tensor_parallel 2.
-// Prompts of 512 to 4096 tokens lie within 4 % of the line.
 const (
-	baseS      = 0.010
-	perInputS  = 0.000150
-	perOutputS = 0.0374
-	gpus       = 2
-	// watts of an H100 SXM at its limit.
+	// watts of an H100 SXM at its limit: "Max Thermal Design Power (TDP): up to
+	// 700W (configurable)" of NVIDIA's product table,
+	// https://www.nvidia.com/en-us/data-center/h100/. The source of the times has
+	// no power of the H100, so each is taken to draw its limit.
 	watts = 700
 	// window is how much of the hour-long trace is played, and patience how
 	// long a request may wait.
@@ -81,7 +76,7 @@ func (g *geography) mesh(slots map[string]int) string {
 	b.WriteString("regions:\n")
 	for _, p := range places() {
 		fmt.Fprintf(&b, "  %s: {zone: %s, gpus: {H100: %d}, usd_per_gpu_hour: {H100: 6.98}, watts_per_cpu: 0, watts_per_gpu: {H100: %d}, pue: 1.1}\n",
-			p.Region, g.zones[p.Region], gpus*slots[p.Region], watts)
+			p.Region, g.zones[p.Region], simulate.RequestGPUs*slots[p.Region], watts)
 	}
 	b.WriteString("rtt_ms:\n")
 	for _, from := range places() {
@@ -119,15 +114,15 @@ func (s *sources) requests() (string, error) {
 	fmt.Fprintf(&b, `# Requests over regions
 
 The first %v of the Azure LLM inference trace 2023, conversation (CC-BY 4.0, Patel et al., Splitwise, ISCA 2024): %d requests, %d starts over
-2022, %d Google Cloud regions. A request takes %g + %g·input + %g·output seconds of %d H100 at %d W each (Llama 2 70B, measured for Splitwise:
-Mutinifni/splitwise-sim, perf_model.csv, batch 1, tensor parallel 2), PUE 1.1, and may wait %d s. %s.
+2022, %d Google Cloud regions. A request takes %v on %d H100 at %d W each (Llama 2 70B, measured for Splitwise:
+Mutinifni/splitwise-sim, perf_model.csv, batch 1, tensor parallel 2; whole requests within 2.5 %% of it), PUE 1.1, and may wait %d s. %s.
 Idle capacity: what the mean load of a region's own requests leaves of its accelerators. Objective carbon. Carbon: Electricity Maps 2022 (ODbL);
 round trips: decarbonization-potential (Apache-2.0). "Kept" is isobar's saving against home, of what the oracle's lower bound saves.
 Remade by `+"`go run ./simulate/results -only requests`"+`.
 
 | limit | idle | home gCO2eq | cheapest | greenest | isobar | oracle | bound | kept | kept, lowest start | misses: isobar | oracle |
 |---|---|---|---|---|---|---|---|---|---|---|---|
-`, window, len(cut.Arrivals), s.starts, len(places()), baseS, perInputS, perOutputS, gpus, watts, patience, loadtest.SpreadRule)
+`, window, len(cut.Arrivals), s.starts, len(places()), simulate.Llama70B(), simulate.RequestGPUs, watts, patience, loadtest.SpreadRule)
 	for _, limit := range [...]int{20, 50, 100, 150, 200} {
 		for _, idle := range [...]int{20, 50, 90} {
 			t, err := s.sums(&g, cut, limit, idle)
@@ -176,9 +171,9 @@ func spread(cut loadtest.Trace, start time.Time, limit, idle int) (trace string,
 	var b strings.Builder
 	b.WriteString("arrival_s,duration_s,home,cpu,gpu,max_rtt_ms,max_delay_s\n")
 	for _, a := range t.Arrivals {
-		run := baseS + perInputS*float64(a.Input) + perOutputS*float64(a.Output)
+		run := simulate.Llama70B().Of(a.Input, a.Output)
 		busy[a.Origin] += run
-		fmt.Fprintf(&b, "%.7f,%.7f,%s,0,%d,%d,%d\n", a.At.Seconds(), run, a.Origin, gpus, limit, patience)
+		fmt.Fprintf(&b, "%.7f,%.7f,%s,0,%d,%d,%d\n", a.At.Seconds(), run, a.Origin, simulate.RequestGPUs, limit, patience)
 	}
 	slots = map[string]int{}
 	for _, p := range places() {
