@@ -2,6 +2,8 @@ package simulate
 
 import (
 	"time"
+
+	"github.com/isobar-mesh/isobar/carbon"
 )
 
 // forecaster tells the carbon of the hours to come: the present hour as it is,
@@ -17,10 +19,8 @@ type forecaster struct {
 type foretold struct {
 	hour  int
 	ahead []float64
-	model *model
+	model *carbon.Model
 }
-
-const day = 24
 
 func newForecaster(w *world, kind Forecast) forecaster {
 	return forecaster{w: w, kind: kind, cache: map[*curve]*foretold{}}
@@ -38,37 +38,22 @@ func (f *forecaster) ahead(place int, now time.Duration, hours int) []float64 {
 	if e == nil {
 		e = &foretold{hour: -1}
 		if f.kind == Model {
-			e.model = newModel(c.rows)
+			e.model = carbon.NewModel(c.rows)
 		}
 		f.cache[c] = e
 	}
 	if e.hour != h {
 		e.hour, e.ahead = h, append(e.ahead[:0], c.rows[h])
 		if e.model != nil {
-			e.model.advance(h)
+			e.model.Advance(h)
 		}
 	}
 	for k := len(e.ahead); k < hours; k++ {
-		x := mean7(c.rows, h, k)
+		x := carbon.Mean7(c.rows, h, k)
 		if e.model != nil {
-			x = e.model.ahead(k)
+			x = e.model.Ahead(k)
 		}
 		e.ahead = append(e.ahead, x)
 	}
 	return e.ahead[:hours]
-}
-
-// mean7 foretells the hour k ahead of the present hour h by the mean of the
-// same hour of the day over the last seven days already seen; of fewer at the
-// start of the table, and by the present value when there is none.
-func mean7(rows []float64, h, k int) float64 {
-	sum, n := 0.0, 0
-	for at := h + k - (k+day-1)/day*day; at >= 0 && n < 7; at -= day {
-		sum += rows[at]
-		n++
-	}
-	if n == 0 {
-		return rows[h]
-	}
-	return sum / float64(n)
 }

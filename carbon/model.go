@@ -1,9 +1,9 @@
-package simulate
+package carbon
 
 import "math"
 
 const (
-	// leads is how many hours ahead the model learns; beyond, it is mean7.
+	// leads is how many hours ahead the model learns; beyond, it is Mean7.
 	leads = 72
 	// terms is how many features a lead's regression has.
 	terms = 5
@@ -19,14 +19,15 @@ const (
 	trust = 24
 )
 
-// model is the project's own forecast of one zone. It starts from the mean of
+// Model is the project's own forecast of one zone over rows of one an hour. It starts from the mean of
 // the last seven days at that hour and adds what regressions have learned, one
 // for each hour ahead: how far yesterday, the week before, the present hour and
 // six hours ago lay from that mean, each as a share of the zone's level. Every
 // hour, each regression learns from the one row that has just come (recursive
 // least squares with forgetting), so nothing but past rows is ever used. What it
-// adds counts by how well it did of late against the plain mean.
-type model struct {
+// adds counts by how well it did of late against the plain mean. It is not safe
+// for concurrent use.
+type Model struct {
 	rows  []float64
 	hour  int       // the rows up to here are learned
 	sum   float64   // of the rows up to hour
@@ -43,8 +44,10 @@ type regression struct {
 	own, plain float64
 }
 
-func newModel(rows []float64) *model {
-	m := &model{rows: rows, hour: -1}
+// NewModel returns the model of these rows, of which it has learned none. It
+// reads no row beyond those that Advance was called for.
+func NewModel(rows []float64) *Model {
+	m := &Model{rows: rows, hour: -1}
 	for k := range m.lead {
 		r := &regression{own: 1, plain: 1}
 		r.weights[3] = math.Pow(0.9, float64(k))
@@ -56,15 +59,15 @@ func newModel(rows []float64) *model {
 	return m
 }
 
-// advance learns the rows up to the present hour h.
-func (m *model) advance(h int) {
+// Advance learns the rows up to the present hour h.
+func (m *Model) Advance(h int) {
 	for m.hour < h {
 		m.hour++
 		at := m.hour
 		m.sum += m.rows[at]
 		drift := 0.0
 		if at > 0 {
-			drift = m.rows[at] - mean7(m.rows, at-1, 1)
+			drift = m.rows[at] - Mean7(m.rows, at-1, 1)
 		}
 		m.drift = append(m.drift, drift)
 		for k := 1; k <= leads && at-k >= week; k++ {
@@ -74,11 +77,11 @@ func (m *model) advance(h int) {
 }
 
 // level is the zone's mean so far.
-func (m *model) level() float64 { return max(m.sum/float64(m.hour+1), 1e-9) }
+func (m *Model) level() float64 { return max(m.sum/float64(m.hour+1), 1e-9) }
 
 // features of the hour k ahead of h, and the mean they are differences to.
-func (m *model) features(h, k int) (x [terms]float64, base float64) {
-	base = mean7(m.rows, h, k)
+func (m *Model) features(h, k int) (x [terms]float64, base float64) {
+	base = Mean7(m.rows, h, k)
 	level := m.level()
 	last := h + k - (k+day-1)/day*day
 	return [terms]float64{
@@ -99,7 +102,7 @@ func dot(a, b *[terms]float64) float64 {
 }
 
 // learn takes in what was foretold k hours ago, and what came.
-func (m *model) learn(h, k int) {
+func (m *Model) learn(h, k int) {
 	x, base := m.features(h, k)
 	r := m.lead[k]
 	y := (m.rows[h+k] - base) / m.level()
@@ -120,10 +123,10 @@ func (m *model) learn(h, k int) {
 	}
 }
 
-// ahead foretells the hour k ahead of the present one.
-func (m *model) ahead(k int) float64 {
+// Ahead foretells the hour k, 1 or more, after the present one.
+func (m *Model) Ahead(k int) float64 {
 	if k > leads || m.hour < week {
-		return mean7(m.rows, m.hour, k)
+		return Mean7(m.rows, m.hour, k)
 	}
 	x, base := m.features(m.hour, k)
 	r := m.lead[k]
@@ -132,4 +135,20 @@ func (m *model) ahead(k int) float64 {
 		share = r.plain * r.plain / total
 	}
 	return max(base+share*dot(&x, &r.weights)*m.level(), 0)
+}
+
+// Mean7 foretells the hour k ahead of the present hour h, which is a place in
+// rows, by the mean of the same hour of the day over the last seven days already
+// seen; of fewer at the start of the rows, and by the present value when there
+// is none.
+func Mean7(rows []float64, h, k int) float64 {
+	sum, n := 0.0, 0
+	for at := h + k - (k+day-1)/day*day; at >= 0 && n < 7; at -= day {
+		sum += rows[at]
+		n++
+	}
+	if n == 0 {
+		return rows[h]
+	}
+	return sum / float64(n)
 }
