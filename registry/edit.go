@@ -158,5 +158,7 @@ func validateTenant(t *meshv1.Tenant) error {
 			e.add("denied", "%q is allowed and denied", j)
 		}
 	}
+	e.number("weight", t.GetWeight(), 0, MaxWeight, "0 to 1,000; 0 counts as 1")
+	e.concurrency("concurrency.", t.GetConcurrency())
 	return e.err()
 }

@@ -30,6 +30,15 @@ type manifest struct {
 	Retry    *manifestRetry    `yaml:"retry"`
 	Env      map[string]string `yaml:"env"`
 	Variants []manifestVariant `yaml:"variants"`
+
+	Concurrency *manifestConcurrency `yaml:"concurrency"`
+}
+
+type manifestConcurrency struct {
+	Attempts  int64   `yaml:"attempts"`
+	CPU       float64 `yaml:"cpu"`
+	MemoryMiB int64   `yaml:"memory_mib"`
+	GPUs      int64   `yaml:"gpus"`
 }
 
 type manifestRetry struct {
@@ -172,6 +181,14 @@ func (c *converter) spec(m *manifest) *isobarv1.FunctionSpec {
 		if n := m.Retry.MaxAttempts; n != nil {
 			s.Retry.MaxAttempts = uint32(min(max(*n, 0), math.MaxUint32))
 			c.notZero("retry.max_attempts", *n <= 0)
+		}
+	}
+	if b := m.Concurrency; b != nil {
+		s.Concurrency = &isobarv1.Concurrency{
+			Attempts: uint32(min(max(b.Attempts, 0), math.MaxUint32)), Cpu: b.CPU, MemoryMib: b.MemoryMiB, Gpus: b.GPUs,
+		}
+		if b.Attempts < 0 {
+			c.add("concurrency.attempts", "must be 0 or more; 0 is no bound")
 		}
 	}
 	for i, v := range m.Variants {

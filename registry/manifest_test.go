@@ -26,6 +26,7 @@ name: thumbnail
 tenant: acme
 timeout: 30s
 retry: {max_attempts: 7, backoff: 500ms, max_backoff: 1m30s}
+concurrency: {attempts: 20, cpu: 12.5, memory_mib: 4096, gpus: 2}
 env:
   SIZE: "128"
   EMPTY: ""
@@ -83,6 +84,8 @@ func TestParseManifest(t *testing.T) {
 		Tenant: "acme", Name: "thumbnail", Timeout: duration(30 * time.Second),
 		Retry: &isobarv1.RetryPolicy{MaxAttempts: 7, Backoff: duration(500 * time.Millisecond), MaxBackoff: duration(90 * time.Second)},
 		Env:   map[string]string{"SIZE": "128", "EMPTY": ""},
+
+		Concurrency: &isobarv1.Concurrency{Attempts: 20, Cpu: 12.5, MemoryMib: 4096, Gpus: 2},
 		Variants: []*isobarv1.Variant{
 			{
 				Name: "wasm", Runtime: "wasm", Module: digest.Of(module), Quality: 0.9, Usd: 0.00001,

@@ -37,6 +37,8 @@ const (
 	MaxEnv        = 128       // variables
 	MaxEnvValue   = 32 << 10  // bytes
 	MaxSpec       = 128 << 10 // bytes, encoded
+	MaxConcurrent = 1_000_000 // attempts, cores or accelerators at once
+	MaxWeight     = 1000      // of a tenant
 	maxName       = 63
 	maxURL        = 2048
 	maxNamedPlace = 32
@@ -136,6 +138,7 @@ func Validate(spec *isobarv1.FunctionSpec) error {
 	e.name("name", spec.GetName())
 	e.duration("timeout", spec.GetTimeout(), time.Millisecond, MaxTimeout)
 	e.retry("retry", spec.GetRetry())
+	e.concurrency("concurrency.", spec.GetConcurrency())
 	if n := len(spec.GetVariants()); n < 1 || n > MaxVariants {
 		e.add("variants", "must be 1 to %d, not %d", MaxVariants, n)
 	}
@@ -181,6 +184,19 @@ func (e *fieldErrors) err() error {
 		return nil
 	}
 	return &InvalidError{Fields: e.all}
+}
+
+func (e *fieldErrors) concurrency(path string, c *isobarv1.Concurrency) {
+	if n := c.GetAttempts(); n > MaxConcurrent {
+		e.add(path+"attempts", "must be at most %d, not %d", MaxConcurrent, n)
+	}
+	e.number(path+"cpu", c.GetCpu(), 0, MaxConcurrent, "0 to 1,000,000 cores; 0 is no bound")
+	if n := c.GetMemoryMib(); n < 0 || n > MaxConcurrent*MaxMemoryMiB {
+		e.add(path+"memory_mib", "must be 0 or more, not %d; 0 is no bound", n)
+	}
+	if n := c.GetGpus(); n < 0 || n > MaxConcurrent {
+		e.add(path+"gpus", "must be 0 to %d, not %d; 0 is no bound", MaxConcurrent, n)
+	}
 }
 
 func (e *fieldErrors) name(field, s string) {

@@ -54,6 +54,14 @@ func TestValidate(t *testing.T) {
 		{"timeout", func(s *spec) { s.Timeout = &durationpb.Duration{Seconds: math.MaxInt64} }},
 		{"timeout", func(s *spec) { s.Timeout = &durationpb.Duration{Seconds: 1, Nanos: -1} }},
 		{"", func(s *spec) { s.Timeout = duration(24 * time.Hour) }},
+		{"", func(s *spec) {
+			s.Concurrency = &isobarv1.Concurrency{Attempts: 1_000_000, Cpu: 0.5, MemoryMib: 1, Gpus: 1}
+		}},
+		{"concurrency.attempts", func(s *spec) { s.Concurrency = &isobarv1.Concurrency{Attempts: 1_000_001} }},
+		{"concurrency.cpu", func(s *spec) { s.Concurrency = &isobarv1.Concurrency{Cpu: -1} }},
+		{"concurrency.cpu", func(s *spec) { s.Concurrency = &isobarv1.Concurrency{Cpu: math.NaN()} }},
+		{"concurrency.memory_mib", func(s *spec) { s.Concurrency = &isobarv1.Concurrency{MemoryMib: -1} }},
+		{"concurrency.gpus", func(s *spec) { s.Concurrency = &isobarv1.Concurrency{Gpus: -1} }},
 		{"retry.max_attempts", func(s *spec) { s.Retry.MaxAttempts = 0 }},
 		{"retry.max_attempts", func(s *spec) { s.Retry.MaxAttempts = 101 }},
 		{"retry.backoff", func(s *spec) { s.Retry.Backoff = duration(-1) }},

@@ -272,7 +272,7 @@ func (c *testCell) memory() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s: term %d, granting %v, parked %d, placed %d, avoid %v, withheld %t\n", c.Cell.ID, l.term, l.granting, len(l.parked), len(l.placed), l.avoid, time.Now().Before(l.withheld))
 	for k, q := range l.waiting.queues {
-		fmt.Fprintf(&b, "  queue %v guest %t: %v, more %t, stuck %t\n", k.Queue, k.guest, q.items, q.more, q.stuck)
+		fmt.Fprintf(&b, "  queue %v guest %t: %v, more %t, waits for %q\n", k.Queue, k.guest, q.items, q.more, q.why)
 	}
 	for r, run := range l.running {
 		fmt.Fprintf(&b, "  running %v on %s, handed %t, guest %t\n", r, run.session.id, run.handed, run.guest)

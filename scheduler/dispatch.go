@@ -48,9 +48,10 @@ type parked struct {
 // that open sessions and calls that end must not wait for a long backlog.
 const dispatchAtOnce = 32
 
-// dispatch places what waits until nothing more fits, or leaves the rest to the
-// next round.
-func (l *leader) dispatch(now time.Time) {
+// dispatch places what waits until nothing more fits; more says that queues are
+// left that were not tried. fresh begins a new round: something changed, so that
+// what found no room may find it now.
+func (l *leader) dispatch(now time.Time, fresh bool) (more bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.view.refresh(now, l) {
@@ -60,33 +61,43 @@ func (l *leader) dispatch(now time.Time) {
 		l.unparkDue = false
 		l.reopen()
 	}
-	l.waiting.unstick()
+	if fresh {
+		l.waiting.order.Unstick()
+	}
 	for range dispatchAtOnce {
-		q := l.waiting.next()
+		q := l.waiting.next(now)
 		if q == nil {
-			return
+			return false
 		}
 		l.refill(q)
 		if len(q.items) == 0 {
-			l.waiting.unserved()
+			l.waiting.drop(q)
 			continue
 		}
-		r := q.items[0]
-		var did outcome
-		if q.key.guest {
-			did = l.placeGuest(r, now)
-		} else {
-			did = l.place(q.key, r, now)
-		}
-		switch did {
+		switch l.placeHead(q, now) {
 		case taken, nowhere:
-			q.items = q.items[1:]
+			q.items, q.why = q.items[1:], ""
+			l.waiting.order.Served(now)
 		case noRoom:
-			q.stuck = true
-			l.waiting.unserved()
+			l.waiting.order.Stuck()
 		}
 	}
-	l.kick()
+	return true
+}
+
+// placeHead places the first of a queue's window.
+func (l *leader) placeHead(q *queue, now time.Time) outcome {
+	if q.key.guest {
+		return l.placeGuest(q.items[0], now)
+	}
+	if q.why = l.capped(q.key.Queue); q.why != "" {
+		return noRoom
+	}
+	did := l.place(q.key, q.items[0], now)
+	if did == noRoom && q.why == "" {
+		q.why = "room: every place that may run it is taken"
+	}
+	return did
 }
 
 // refill moves the window on when it is used up.
@@ -136,6 +147,14 @@ func (l *leader) place(key queueKey, r ref, now time.Time) outcome {
 	}
 	if slices.Contains(task.Avoid, d.Chosen.Cell) && d.Chosen.Cell != l.Cell.ID && l.refusedNow(rec) {
 		return l.parkRefused(key, rec, now, string(d.Chosen.Cell)+" refused or lost it, and no other may take it")
+	}
+	latest, err := l.Registry.Function(rec.Tenant, rec.Function)
+	if err != nil {
+		latest = nil // deleted: only the tenant's bound is left
+	}
+	if why := l.cappedBy(key.Queue, latest, demand(variantOf(fn, d.Chosen.Variant))); why != "" {
+		l.waiting.queue(key).why = why
+		return noRoom
 	}
 	delete(l.parked, r.task)
 	attempt := ref{r.task, rec.Attempt + 1}
@@ -207,6 +226,7 @@ func (l *leader) grantLocal(r ref, rec *meshv1.TaskRecord, fn *isobarv1.Function
 		return noRoom
 	}
 	run := l.occupy(s, r, rec.Function, v)
+	l.hold(r, rec.Tenant, rec.Function, run.demand, true)
 	grant := l.grantCommand(r, &meshv1.Holder{Worker: s.worker, Session: s.id, RequestId: run.request}, l.WorkerLease, d)
 	grant.Started = run.request == "" // a poller confirms the start with its first extend
 	l.granting[r.task] = true
@@ -234,6 +254,7 @@ func (l *leader) commitLocal(run *running, rec *meshv1.TaskRecord, grant *meshv1
 	if unread != nil && !isLost(unread) {
 		l.mu.Lock()
 		l.release(run)
+		l.letGoOf(run.ref)
 		l.mu.Unlock()
 		l.withhold(rec, unread)
 		return
@@ -283,7 +304,13 @@ func (l *leader) grantFailed(r ref, err error) {
 	if l.ctx.Err() == nil {
 		l.Logger.Debug("grant not committed", "task", r.task, "attempt", r.attempt, "error", err)
 	}
-	if rec, ok := fsm.Task(l.State, r.task); ok && rec.State == uint32(isobarv1.TaskState_TASK_STATE_READY) {
+	rec, ok := fsm.Task(l.State, r.task)
+	l.mu.Lock()
+	if !ok || rec.Lease == nil || rec.Attempt != r.attempt {
+		l.letGoOf(r) // else it was committed all the same
+	}
+	l.mu.Unlock()
+	if ok && rec.State == uint32(isobarv1.TaskState_TASK_STATE_READY) {
 		l.mu.Lock()
 		l.waiting.queue(queueKey{Queue: fsm.QueueOf(rec)}).add(ref{task: r.task})
 		l.mu.Unlock()

@@ -149,6 +149,9 @@ func (l *leader) adoptGuest(g *meshv1.GuestRecord) {
 		ref: at, home: mesh.CellID(g.Home), queue: fsm.GuestQueue(g), demand: l.demandOf(g.Version, g.Variant),
 		kept: true, started: g.Started, ended: g.Ended != nil, worker: g.Worker, adopted: time.Now(),
 	}
+	if g.Started && g.Ended == nil {
+		l.hold(at, g.Tenant, g.Function, l.guests[at].demand, false)
+	}
 	link := l.linkTo(mesh.CellID(g.Home))
 	if g.Ended != nil {
 		link.report(at)
@@ -195,6 +198,7 @@ func (l *leader) placeGuest(at ref, now time.Time) outcome {
 	run := l.occupy(s, at, rec.Function, v)
 	run.guest = true
 	mem.started, mem.worker = true, s.worker
+	l.hold(at, rec.Tenant, rec.Function, run.demand, false)
 	go l.startGuest(run, mem, rec, fn, v)
 	return taken
 }

@@ -329,7 +329,7 @@ func (c *testCell) wantIdle() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for name, n := range map[string]int{
-		"running": len(l.running), "granting": len(l.granting), "placed": len(l.placed), "invokes": len(l.invokes), "guests": len(l.guests),
+		"running": len(l.running), "held": len(l.held.refs), "granting": len(l.granting), "placed": len(l.placed), "invokes": len(l.invokes), "guests": len(l.guests),
 		"parked": len(l.parked), "waiters": len(l.waiters), "spans": len(l.spans), "avoid": len(l.avoid),
 	} {
 		if n != 0 {
@@ -371,11 +371,11 @@ func (t *testTracer) Lease(parent string, l LeaseInfo) (string, func(string)) {
 type testRegistry struct {
 	mu        sync.Mutex
 	functions map[string]*isobarv1.Function
-	tenants   map[string]mesh.Residency
+	tenants   map[string]*meshv1.Tenant
 }
 
 func newTestRegistry() *testRegistry {
-	r := &testRegistry{functions: map[string]*isobarv1.Function{}, tenants: map[string]mesh.Residency{"default": {}}}
+	r := &testRegistry{functions: map[string]*isobarv1.Function{}, tenants: map[string]*meshv1.Tenant{"default": {}}}
 	r.add("work", variant("only", "wasm"))
 	return r
 }
@@ -425,16 +425,16 @@ func (r *testRegistry) remove(name string) {
 func (r *testRegistry) tenant(name string, res mesh.Residency) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.tenants[name] = res
+	r.tenants[name] = &meshv1.Tenant{Name: name, Allowed: res.Allowed, Denied: res.Denied}
 }
 
-func (r *testRegistry) Residency(tenant string) (mesh.Residency, error) {
+func (r *testRegistry) Tenant(tenant string) (*meshv1.Tenant, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if res, ok := r.tenants[tenant]; ok {
-		return res, nil
+	if t, ok := r.tenants[tenant]; ok {
+		return t, nil
 	}
-	return mesh.Residency{}, &Refusal{Reason: UnknownTenant, Field: "tenant"}
+	return nil, &Refusal{Reason: UnknownTenant, Field: "tenant"}
 }
 
 func (r *testRegistry) Hash() uint64 { return 7 }

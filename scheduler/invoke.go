@@ -143,12 +143,14 @@ func (l *leader) invokeLocal(ctx context.Context, a *isobarv1.Assignment) (*isob
 	l.invokes[a.TaskId] = inv
 	run := l.occupy(s, ref{a.TaskId, a.Attempt}, a.Function, a.Variant)
 	run.invoke = true
+	l.hold(run.ref, a.Tenant, a.Function, run.demand, false)
 	worker := s.worker
 	l.mu.Unlock()
 	defer func() {
 		l.mu.Lock()
 		delete(l.invokes, a.TaskId)
 		l.release(run)
+		l.letGoOf(run.ref)
 		l.mu.Unlock()
 	}()
 	if !l.deliver(run, a) {

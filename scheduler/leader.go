@@ -43,6 +43,7 @@ type leader struct {
 	mu       sync.Mutex
 	closed   bool                      // the term is over; nothing new may wait for it
 	waiting  dispatchSet               // ready tasks and confirmed guests
+	held     held                      // what runs, by tenant and function
 	granting map[string]bool           // tasks whose grant is being committed
 	guests   map[ref]*guest            // guests this cell holds
 	links    map[mesh.CellID]*homeLink // to the homes of guests
@@ -60,6 +61,10 @@ type leader struct {
 	spans    map[ref]func(string)
 	avoid    map[string][]mesh.CellID // cells that refused or lost a task
 	view     *view
+	waited   struct { // what waits answered last, and when
+		at    time.Time
+		lanes [4]time.Duration
+	}
 	inflight *inflightRefs
 }
 
@@ -70,7 +75,8 @@ func newLeader(ctx context.Context, s *Scheduler, term uint64, incarnation strin
 		Scheduler: s, ctx: ctx, loops: loops, term: term, incarnation: incarnation,
 		clock:    newClock(leaseMs, wallMs, time.Now()),
 		kicked:   make(chan struct{}, 1),
-		waiting:  newDispatchSet(),
+		waiting:  newDispatchSet(s.weight),
+		held:     newHeld(),
 		granting: map[string]bool{},
 		avoid:    map[string][]mesh.CellID{},
 		guests:   map[ref]*guest{},
@@ -111,6 +117,7 @@ func (l *leader) rebuild() {
 	for rec := range fsm.Leases(l.State) {
 		cell := mesh.CellID(rec.Lease.Holder.GetCell())
 		r := ref{rec.Id, rec.Attempt}
+		l.hold(r, rec.Tenant, rec.Function, l.demandOf(rec.Version, rec.Lease.Variant), true)
 		if cell == "" {
 			// A worker of this cell announces what it holds, or the lease runs out.
 			continue
@@ -195,7 +202,17 @@ func (l *leader) close() {
 func (l *leader) dispatchLoop(ctx context.Context) error {
 	ticker := time.NewTicker(l.Renew / 8)
 	defer ticker.Stop()
-	for {
+	// A round that is not over goes on at once, and nothing it found stuck is
+	// tried again until something has changed: else many queues without room
+	// would keep the loop busy.
+	goOn := make(chan struct{})
+	close(goOn)
+	for more := false; ; {
+		var next <-chan struct{}
+		if more {
+			next = goOn
+		}
+		fresh := true
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -206,9 +223,11 @@ func (l *leader) dispatchLoop(ctx context.Context) error {
 			l.mu.Unlock()
 		case <-ticker.C:
 			l.housekeep(time.Now())
+		case <-next:
+			fresh = false
 		}
 		l.runEffects()
-		l.dispatch(time.Now())
+		more = l.dispatch(time.Now(), fresh)
 	}
 }
 
@@ -254,17 +273,20 @@ func (l *leader) effect(e fsm.Effect) {
 		// given up before its commit is not known yet.
 		l.knowGuest(r)
 	case fsm.GuestEnded:
+		l.letGoOf(r)
 		if g := l.knowGuest(r); g != nil {
 			g.ended = true
 			l.linkTo(g.home).report(r)
 		}
 	case fsm.GuestGone:
+		l.letGoOf(r)
 		l.forgetGuest(r)
 	}
 }
 
 // leaseGone frees what the lease held and tells a worker to stop.
 func (l *leader) leaseGone(r ref, e fsm.Effect) {
+	l.letGoOf(r)
 	if end, ok := l.spans[r]; ok {
 		end(stateName(e))
 		delete(l.spans, r)

@@ -35,6 +35,7 @@ func (l *leader) grantCell(r ref, rec *meshv1.TaskRecord, d *placement.Decision)
 	p := &placed{cell: d.Chosen.Cell, demand: l.demandOf(rec.Version, d.Chosen.Variant)}
 	l.placed[r] = p
 	l.granting[r.task] = true
+	l.hold(r, rec.Tenant, rec.Function, p.demand, true)
 	l.view.took(p.cell, r, p.demand, time.Now())
 	go l.commitCell(r, p, rec, l.grantCommand(r, &meshv1.Holder{Cell: string(p.cell)}, l.CellLease, d), d)
 }
@@ -45,6 +46,7 @@ func (l *leader) commitCell(r ref, p *placed, rec *meshv1.TaskRecord, grant *mes
 	if unread != nil && !isLost(unread) {
 		l.mu.Lock()
 		l.unplace(r, p)
+		l.letGoOf(r)
 		l.mu.Unlock()
 		l.withhold(rec, unread)
 		return

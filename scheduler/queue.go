@@ -3,8 +3,9 @@ package scheduler
 import (
 	"cmp"
 	"slices"
+	"time"
 
-	"github.com/isobar-mesh/isobar/internal/mesh"
+	"github.com/isobar-mesh/isobar/scheduler/fairness"
 	"github.com/isobar-mesh/isobar/scheduler/fsm"
 )
 
@@ -24,9 +25,9 @@ type queueKey struct {
 type queue struct {
 	key   queueKey
 	items []ref
-	more  bool // the state's index holds tasks behind the window
-	step  int  // how many the last refill was for
-	stuck bool // its head found no room in this round
+	more  bool   // the state's index holds tasks behind the window
+	step  int    // how many the last refill was for
+	why   string // what its head waits for, when it found no room
 }
 
 // firstStep is how many tasks the first refill reads; each later one reads twice
@@ -71,18 +72,16 @@ func (q *queue) remove(r ref) {
 	}
 }
 
-func (q *queue) empty() bool { return len(q.items) == 0 && !q.more }
-
-// dispatchSet orders the queues: lanes share by weight (smooth weighted round
-// robin, so a light lane is never starved), queues of a lane take turns.
+// dispatchSet is the windows of the queues that have work, and the order in
+// which they are served.
 type dispatchSet struct {
 	queues map[queueKey]*queue
-	lanes  [4][]*queue
-	credit [4]int
-	before [4]int // credit as it was before the last next
+	order  *fairness.Order[queueKey]
 }
 
-func newDispatchSet() dispatchSet { return dispatchSet{queues: map[queueKey]*queue{}} }
+func newDispatchSet(weight func(tenant string) float64) dispatchSet {
+	return dispatchSet{queues: map[queueKey]*queue{}, order: fairness.New[queueKey](weight)}
+}
 
 // queue returns the queue, made on first use.
 func (d *dispatchSet) queue(k queueKey) *queue {
@@ -90,84 +89,32 @@ func (d *dispatchSet) queue(k queueKey) *queue {
 	if q == nil {
 		q = &queue{key: k}
 		d.queues[k] = q
-		d.lanes[k.Lane] = append(d.lanes[k.Lane], q)
+		d.order.Want(k, k.Tenant, k.Lane, time.Now())
 	}
 	return q
 }
 
-// next picks the queue to serve, nil when each is empty or stuck; the queue
-// moves to the end of its lane's line. Lanes that are not served keep theirs:
-// else a lane served every fifth time would always serve the same of five
-// queues. Empty queues are dropped on the way.
-func (d *dispatchSet) next() *queue {
-	var ready [4]int
-	total := 0
-	for _, lane := range mesh.Lanes() {
-		if ready[lane] = d.first(lane); ready[lane] >= 0 {
-			total += lane.Weight()
-		}
-	}
-	best := -1
-	d.before = d.credit
-	for _, lane := range mesh.Lanes() {
-		if ready[lane] < 0 {
-			continue
-		}
-		d.credit[lane] += lane.Weight()
-		if best < 0 || d.credit[lane] > d.credit[best] {
-			best = int(lane)
-		}
-	}
-	if best < 0 {
+// next picks the queue to serve; nil when each is empty or stuck.
+func (d *dispatchSet) next(now time.Time) *queue {
+	k, ok := d.order.Next(now)
+	if !ok {
 		return nil
 	}
-	d.credit[best] -= total
-	list, i := d.lanes[best], ready[best]
-	q := list[i]
-	d.lanes[best] = append(slices.Delete(list, i, i+1), q)
-	return q
+	return d.queues[k]
 }
 
-// unserved takes back what next charged: its queue had nothing to run, or no
-// room. A lane pays only for what it was given.
-func (d *dispatchSet) unserved() { d.credit = d.before }
-
-// first is the place of the lane's first queue with work that is not stuck; -1
-// for none.
-func (d *dispatchSet) first(lane mesh.Lane) int {
-	list := d.lanes[lane]
-	for i := 0; i < len(list); {
-		switch q := list[i]; {
-		case q.empty():
-			list = slices.Delete(list, i, i+1)
-			d.lanes[lane] = list
-			delete(d.queues, q.key)
-		case !q.stuck:
-			return i
-		default:
-			i++
-		}
-	}
-	return -1
-}
-
-// unstick lets every queue try again.
-func (d *dispatchSet) unstick() {
-	for _, lane := range d.lanes {
-		for _, q := range lane {
-			q.stuck = false
-		}
-	}
+// drop forgets a queue without work.
+func (d *dispatchSet) drop(q *queue) {
+	delete(d.queues, q.key)
+	d.order.Drop(q.key)
 }
 
 // guestsByLane counts the guests that wait for a worker; the state counts tasks.
 func (d *dispatchSet) guestsByLane() [4]int64 {
 	var n [4]int64
-	for _, lane := range mesh.Lanes() {
-		for _, q := range d.lanes[lane] {
-			if q.key.guest {
-				n[lane] += int64(len(q.items))
-			}
+	for k, q := range d.queues {
+		if k.guest {
+			n[k.Lane] += int64(len(q.items))
 		}
 	}
 	return n

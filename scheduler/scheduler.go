@@ -100,8 +100,8 @@ type Registry interface {
 	Function(tenant, name string) (*isobarv1.Function, error)
 	// Version returns a version by digest.
 	Version(digest string) (*isobarv1.Function, error)
-	// Residency is stamped on the tenant's tasks.
-	Residency(tenant string) (mesh.Residency, error)
+	// Tenant returns the tenant's document: its residency, weight and bounds.
+	Tenant(name string) (*meshv1.Tenant, error)
 	// Hash of all documents.
 	Hash() uint64
 }

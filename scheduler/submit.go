@@ -295,11 +295,11 @@ func (s *Scheduler) elsewhere(res mesh.Residency) *Refusal {
 // Residency is what bounds a task: its own residency and its tenant's, the
 // stricter of the two. The error is the registry's for an unknown tenant.
 func (s *Scheduler) Residency(spec *isobarv1.TaskSpec) (mesh.Residency, error) {
-	tenant, err := s.Registry.Residency(spec.Tenant)
+	tenant, err := s.Registry.Tenant(spec.Tenant)
 	if err != nil {
 		return mesh.Residency{}, err
 	}
-	return stricter(residencyOf(spec.Residency), tenant), nil
+	return stricter(residencyOf(spec.Residency), mesh.Residency{Allowed: tenant.Allowed, Denied: tenant.Denied}), nil
 }
 
 func residencyOf(r *isobarv1.Residency) mesh.Residency {

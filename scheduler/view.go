@@ -66,6 +66,7 @@ func (v *view) refresh(now time.Time, l *leader) (changed bool) {
 		v.correct(id, now)
 	}
 	v.own(l)
+	l.waiting.order.Capacity(v.capacity(l))
 	v.built = now
 	shape := shapeOf(v.cells)
 	changed, v.shape = shape != v.shape, shape
@@ -225,6 +226,20 @@ func (v *view) own(l *leader) {
 	c.Backlog = l.waits()
 }
 
+// capacity is all there is to share: this cell's workers and the other cells.
+func (v *view) capacity(l *leader) mesh.Capacity {
+	var all mesh.Capacity
+	for _, s := range l.sessions {
+		all = all.Plus(s.total)
+	}
+	for i := range v.cells {
+		if v.cells[i].ID != v.s.Cell.ID {
+			all = all.Plus(v.cells[i].Total)
+		}
+	}
+	return all
+}
+
 // widest takes the larger of each amount.
 func widest(a, b mesh.Capacity) mesh.Capacity {
 	a.CPUMilli, a.MemoryMiB = max(a.CPUMilli, b.CPUMilli), max(a.MemoryMiB, b.MemoryMiB)
@@ -237,8 +252,16 @@ func widest(a, b mesh.Capacity) mesh.Capacity {
 }
 
 // waits estimates how long a new task waits in each lane when nothing is free:
-// the work that waits ahead of it, at the rate this cell's workers do it.
+// the work that waits ahead of it, at the rate this cell's workers do it. It
+// reads every queue that has work, so it is done anew only as often as the view.
 func (l *leader) waits() [4]time.Duration {
+	if now := time.Now(); now.Sub(l.waited.at) >= maxViewAge {
+		l.waited.at, l.waited.lanes = now, l.waitsNow()
+	}
+	return l.waited.lanes
+}
+
+func (l *leader) waitsNow() [4]time.Duration {
 	var slots float64
 	for _, s := range l.sessions {
 		slots += float64(s.total.CPUMilli) / 1000

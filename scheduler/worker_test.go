@@ -246,3 +246,16 @@ func (w *testWorker) extended(a *isobarv1.Assignment) string {
 	defer w.mu.Unlock()
 	return w.extends[ref{a.TaskId, a.Attempt}]
 }
+
+// holds are the assignments not yet answered for.
+func (w *testWorker) holds() []*isobarv1.Assignment {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var out []*isobarv1.Assignment
+	for _, a := range w.got {
+		if w.held[ref{a.TaskId, a.Attempt}] != nil {
+			out = append(out, a)
+		}
+	}
+	return out
+}

@@ -72,10 +72,11 @@ func rooms() map[string]room {
 		"registry/code":     {may: "registry/digest", never: "net"},
 		"registry/exchange": {may: "internal/mesh registry " + meshV1, never: "net os"},
 
-		"scheduler":       {may: "broker consensus gossip internal/mesh placement scheduler/fsm state " + meshV1 + " " + v1, never: "net os"},
-		"scheduler/fsm":   {may: "internal/mesh state " + meshV1 + " " + v1, pure: &pure{}},
-		"scheduler/api":   {may: "consensus gossip internal/mesh registry scheduler scheduler/fsm scheduler/peers " + meshV1 + " " + v1, never: "net os"},
-		"scheduler/peers": {may: "consensus gossip gossip/pool internal/identity internal/mesh scheduler " + meshV1 + " " + v1, never: "os"},
+		"scheduler":          {may: "broker consensus gossip internal/mesh placement scheduler/fairness scheduler/fsm state " + meshV1 + " " + v1, never: "net os"},
+		"scheduler/fairness": {may: "internal/mesh", pure: &pure{}},
+		"scheduler/fsm":      {may: "internal/mesh state " + meshV1 + " " + v1, pure: &pure{}},
+		"scheduler/api":      {may: "consensus gossip internal/mesh registry scheduler scheduler/fsm scheduler/peers " + meshV1 + " " + v1, never: "net os"},
+		"scheduler/peers":    {may: "consensus gossip gossip/pool internal/identity internal/mesh scheduler " + meshV1 + " " + v1, never: "os"},
 
 		"carbon": {may: "internal/strictcsv", never: "net"},
 		"client": {may: v1, never: "os"},
@@ -113,7 +114,7 @@ func rooms() map[string]room {
 		"cmd/demo": {may: "carbon client examples/functions/sentiment internal/mesh internal/meshfile loadtest registry " + v1},
 		// The benchmarks time the rooms from inside, so they may know them; nobody imports them.
 		"loadtest/bench": {may: "broker/embedded client consensus consensus/raftlog internal/config internal/identity internal/mesh internal/server " +
-			"internal/telemetry loadtest placement scheduler scheduler/fsm state state/pebblestore worker worker/attempt worker/attempt/wasm " + meshV1 + " " + v1},
+			"internal/telemetry loadtest placement scheduler scheduler/fairness scheduler/fsm state state/pebblestore worker worker/attempt worker/attempt/wasm " + meshV1 + " " + v1},
 
 		"docs":                               {tests: true},
 		"meshtest":                           {tests: true},

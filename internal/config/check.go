@@ -53,6 +53,7 @@ func checkServer(s *Server, src source) []error {
 	c.within("retention.task", s.Retention.Task, time.Minute, 90*24*time.Hour)
 	c.within("lifetime", s.Lifetime, time.Minute, 90*24*time.Hour)
 	c.queue(s)
+	c.tenants(s)
 	c.homes(s.Homes)
 	c.money(s)
 	c.carbon(s.Carbon)
@@ -216,6 +217,23 @@ func (c *checker) queue(s *Server) {
 	}
 	if s.Disk.Bytes != 0 && s.Disk.Bytes < 64<<20 {
 		c.failf("disk.bytes", "must be 0 or at least 64MiB, got %s", s.Disk.Bytes)
+	}
+}
+
+func (c *checker) tenants(s *Server) {
+	for _, t := range slices.Sorted(maps.Keys(s.TenantWeights)) {
+		c.name("tenant_weights."+t, t)
+		if w := s.TenantWeights[t]; !(w >= 0.001 && w <= 1000) {
+			c.failf("tenant_weights."+t, "must be 0.001 to 1000, got %v", w)
+		}
+	}
+	for _, t := range slices.Sorted(maps.Keys(s.TenantAttempts)) {
+		if _, ok := s.TenantWeights[t]; !ok && t != "default" {
+			c.failf("tenant_attempts."+t, "names no tenant: give it a weight in tenant_weights")
+		}
+		if n := s.TenantAttempts[t]; !(n >= 1 && n <= 1e6) || n != math.Trunc(n) {
+			c.failf("tenant_attempts."+t, "must be a whole number from 1 to 1000000, got %v", n)
+		}
 	}
 }
 

@@ -53,6 +53,8 @@ func DefaultServer() Server {
 		Carbon:        Carbon{Speed: 1},
 		Policy:        Policy{CarbonPrice: 190, LatencyPrice: 1.33e-5, QualityPrice: 0.001},
 
+		TenantWeights:   map[string]float64{},
+		TenantAttempts:  map[string]float64{},
 		EgressUSDPerGiB: map[string]float64{},
 		ReturnUSDPerGiB: map[string]float64{},
 		RTTMs:           map[string]float64{},

@@ -51,6 +51,14 @@ type Server struct {
 	Lifetime time.Duration `yaml:"lifetime"`
 	// Queue bounds what may wait in this cell.
 	Queue Queue `yaml:"queue"`
+	// TenantWeights are the tenants besides default, each with its part of a
+	// lane relative to the other tenants that have work there, 0.001 to 1000.
+	// The cell's leader makes and updates them; the newest edit in the mesh
+	// counts, so give every cell the same.
+	TenantWeights map[string]float64 `yaml:"tenant_weights"`
+	// TenantAttempts bounds how many attempts of a tenant's tasks run at once,
+	// for each home cell; a tenant that is missing has no bound.
+	TenantAttempts map[string]float64 `yaml:"tenant_attempts"`
 	// Disk bounds the data directory.
 	Disk Disk `yaml:"disk"`
 	// Prices of this region's resources, for placement.

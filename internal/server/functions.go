@@ -3,7 +3,7 @@ package server
 import (
 	"sync"
 
-	"github.com/isobar-mesh/isobar/internal/mesh"
+	meshv1 "github.com/isobar-mesh/isobar/proto/isobar/mesh/v1"
 	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
 	"github.com/isobar-mesh/isobar/registry"
 )
@@ -20,7 +20,7 @@ type functionsOf struct {
 }
 
 // answerKey names an answer: a function by its name, a version by its digest in
-// name, a tenant's residency.
+// name, a tenant by its own.
 type answerKey struct {
 	kind         kind
 	tenant, name string
@@ -31,7 +31,7 @@ type kind uint8
 const (
 	byName kind = iota
 	byDigest
-	residency
+	tenantOf
 )
 
 // maxAnswers bounds what is kept; past it all is forgotten.
@@ -90,13 +90,9 @@ func (f *functionsOf) Version(digest string) (*isobarv1.Function, error) {
 	})
 }
 
-func (f *functionsOf) Residency(tenant string) (mesh.Residency, error) {
-	return answer(f, answerKey{kind: residency, tenant: tenant}, func() (mesh.Residency, error) {
-		t, err := f.registry.Tenant(tenant)
-		if err != nil {
-			return mesh.Residency{}, err
-		}
-		return mesh.Residency{Allowed: t.Allowed, Denied: t.Denied}, nil
+func (f *functionsOf) Tenant(name string) (*meshv1.Tenant, error) {
+	return answer(f, answerKey{kind: tenantOf, tenant: name}, func() (*meshv1.Tenant, error) {
+		return f.registry.Tenant(name)
 	})
 }
 

@@ -319,7 +319,13 @@ func (s *Server) openScheduler() error {
 // told of.
 func (s *Server) takeLead(term uint64) error {
 	s.known.forget()
-	return s.broker.Lead(term)
+	if err := s.broker.Lead(term); err != nil {
+		return err
+	}
+	if err := s.setTenants(); err != nil {
+		s.log.Error("tenants of the configuration not set", "alarm", true, "error", err)
+	}
+	return nil
 }
 
 func (s *Server) link(region string) scheduler.Link {

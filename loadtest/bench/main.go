@@ -5,6 +5,7 @@
 //   - durable tasks per second, from Submit to the result, in cells of one and
 //     of three servers, beside what the log alone commits;
 //   - Invoke beside the same function called directly and a plain echo RPC;
+//   - what a backlog in another lane, or of another tenant, adds to a wait;
 //   - the time from becoming leader to the first lease, without and with a
 //     backlog.
 //
@@ -65,6 +66,7 @@ func parts() []part {
 		{"decide", benchDecide},
 		{"durable", benchDurable},
 		{"invoke", benchInvoke},
+		{"lanes", benchLanes},
 		{"takeover", benchTakeover},
 	}
 }
@@ -74,7 +76,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	flags.SetOutput(stderr)
 	o := options{status: stderr}
 	flags.BoolVar(&o.json, "json", false, "print JSON")
-	only := flags.String("only", "", "regular expression of the parts to run: decide, durable, invoke, takeover")
+	only := flags.String("only", "", "regular expression of the parts to run: decide, durable, invoke, lanes, takeover")
 	flags.DurationVar(&o.span, "span", 5*time.Second, "length of each measurement")
 	flags.IntVar(&o.backlog, "backlog", 100_000, "waiting tasks at a take-over")
 	flags.IntVar(&o.rounds, "rounds", 20, "take-overs whose median is told")

@@ -153,7 +153,7 @@ func (oneFunction) Function(string, string) (*isobarv1.Function, error) {
 
 func (f oneFunction) Version(string) (*isobarv1.Function, error) { return f.Function("", "") }
 
-func (oneFunction) Residency(string) (mesh.Residency, error) { return mesh.Residency{}, nil }
+func (oneFunction) Tenant(string) (*meshv1.Tenant, error) { return &meshv1.Tenant{}, nil }
 
 func (oneFunction) Hash() uint64 { return 1 }
 

@@ -36,7 +36,10 @@ type FunctionSpec struct {
 	// At least one.
 	Variants []*Variant `protobuf:"bytes,5,rep,name=variants,proto3" json:"variants,omitempty"`
 	// Environment of every variant; values are not secret.
-	Env           map[string]string `protobuf:"bytes,6,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Env map[string]string `protobuf:"bytes,6,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// What attempts of its tasks may hold at once, for each home cell. The newest
+	// version's bound holds for tasks of older ones too.
+	Concurrency   *Concurrency `protobuf:"bytes,7,opt,name=concurrency,proto3" json:"concurrency,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -113,6 +116,84 @@ func (x *FunctionSpec) GetEnv() map[string]string {
 	return nil
 }
 
+func (x *FunctionSpec) GetConcurrency() *Concurrency {
+	if x != nil {
+		return x.Concurrency
+	}
+	return nil
+}
+
+// Concurrency bounds what attempts hold at once, wherever they run; 0 is no
+// bound. A task above it waits, and those of other functions go on.
+type Concurrency struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Attempts uint32                 `protobuf:"varint,1,opt,name=attempts,proto3" json:"attempts,omitempty"`
+	// Cores.
+	Cpu           float64 `protobuf:"fixed64,2,opt,name=cpu,proto3" json:"cpu,omitempty"`
+	MemoryMib     int64   `protobuf:"varint,3,opt,name=memory_mib,json=memoryMib,proto3" json:"memory_mib,omitempty"`
+	Gpus          int64   `protobuf:"varint,4,opt,name=gpus,proto3" json:"gpus,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Concurrency) Reset() {
+	*x = Concurrency{}
+	mi := &file_isobar_v1_function_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Concurrency) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Concurrency) ProtoMessage() {}
+
+func (x *Concurrency) ProtoReflect() protoreflect.Message {
+	mi := &file_isobar_v1_function_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Concurrency.ProtoReflect.Descriptor instead.
+func (*Concurrency) Descriptor() ([]byte, []int) {
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Concurrency) GetAttempts() uint32 {
+	if x != nil {
+		return x.Attempts
+	}
+	return 0
+}
+
+func (x *Concurrency) GetCpu() float64 {
+	if x != nil {
+		return x.Cpu
+	}
+	return 0
+}
+
+func (x *Concurrency) GetMemoryMib() int64 {
+	if x != nil {
+		return x.MemoryMib
+	}
+	return 0
+}
+
+func (x *Concurrency) GetGpus() int64 {
+	if x != nil {
+		return x.Gpus
+	}
+	return 0
+}
+
 // Variant is one implementation with its envelope.
 type Variant struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -140,7 +221,7 @@ type Variant struct {
 
 func (x *Variant) Reset() {
 	*x = Variant{}
-	mi := &file_isobar_v1_function_proto_msgTypes[1]
+	mi := &file_isobar_v1_function_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -152,7 +233,7 @@ func (x *Variant) String() string {
 func (*Variant) ProtoMessage() {}
 
 func (x *Variant) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_function_proto_msgTypes[1]
+	mi := &file_isobar_v1_function_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -165,7 +246,7 @@ func (x *Variant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Variant.ProtoReflect.Descriptor instead.
 func (*Variant) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_function_proto_rawDescGZIP(), []int{1}
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Variant) GetName() string {
@@ -259,7 +340,7 @@ type Resources struct {
 
 func (x *Resources) Reset() {
 	*x = Resources{}
-	mi := &file_isobar_v1_function_proto_msgTypes[2]
+	mi := &file_isobar_v1_function_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -271,7 +352,7 @@ func (x *Resources) String() string {
 func (*Resources) ProtoMessage() {}
 
 func (x *Resources) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_function_proto_msgTypes[2]
+	mi := &file_isobar_v1_function_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -284,7 +365,7 @@ func (x *Resources) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resources.ProtoReflect.Descriptor instead.
 func (*Resources) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_function_proto_rawDescGZIP(), []int{2}
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Resources) GetCpu() float64 {
@@ -330,7 +411,7 @@ type Function struct {
 
 func (x *Function) Reset() {
 	*x = Function{}
-	mi := &file_isobar_v1_function_proto_msgTypes[3]
+	mi := &file_isobar_v1_function_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -342,7 +423,7 @@ func (x *Function) String() string {
 func (*Function) ProtoMessage() {}
 
 func (x *Function) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_function_proto_msgTypes[3]
+	mi := &file_isobar_v1_function_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -355,7 +436,7 @@ func (x *Function) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Function.ProtoReflect.Descriptor instead.
 func (*Function) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_function_proto_rawDescGZIP(), []int{3}
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Function) GetSpec() *FunctionSpec {
@@ -397,7 +478,7 @@ type DeployRequest struct {
 
 func (x *DeployRequest) Reset() {
 	*x = DeployRequest{}
-	mi := &file_isobar_v1_function_proto_msgTypes[4]
+	mi := &file_isobar_v1_function_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -409,7 +490,7 @@ func (x *DeployRequest) String() string {
 func (*DeployRequest) ProtoMessage() {}
 
 func (x *DeployRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_function_proto_msgTypes[4]
+	mi := &file_isobar_v1_function_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -422,7 +503,7 @@ func (x *DeployRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeployRequest.ProtoReflect.Descriptor instead.
 func (*DeployRequest) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_function_proto_rawDescGZIP(), []int{4}
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *DeployRequest) GetSpec() *FunctionSpec {
@@ -449,7 +530,7 @@ type DeployResponse struct {
 
 func (x *DeployResponse) Reset() {
 	*x = DeployResponse{}
-	mi := &file_isobar_v1_function_proto_msgTypes[5]
+	mi := &file_isobar_v1_function_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -461,7 +542,7 @@ func (x *DeployResponse) String() string {
 func (*DeployResponse) ProtoMessage() {}
 
 func (x *DeployResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_function_proto_msgTypes[5]
+	mi := &file_isobar_v1_function_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -474,7 +555,7 @@ func (x *DeployResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeployResponse.ProtoReflect.Descriptor instead.
 func (*DeployResponse) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_function_proto_rawDescGZIP(), []int{5}
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *DeployResponse) GetFunction() *Function {
@@ -503,7 +584,7 @@ type CellReadiness struct {
 
 func (x *CellReadiness) Reset() {
 	*x = CellReadiness{}
-	mi := &file_isobar_v1_function_proto_msgTypes[6]
+	mi := &file_isobar_v1_function_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -515,7 +596,7 @@ func (x *CellReadiness) String() string {
 func (*CellReadiness) ProtoMessage() {}
 
 func (x *CellReadiness) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_function_proto_msgTypes[6]
+	mi := &file_isobar_v1_function_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -528,7 +609,7 @@ func (x *CellReadiness) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CellReadiness.ProtoReflect.Descriptor instead.
 func (*CellReadiness) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_function_proto_rawDescGZIP(), []int{6}
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *CellReadiness) GetCell() string {
@@ -562,7 +643,7 @@ type FunctionServiceGetRequest struct {
 
 func (x *FunctionServiceGetRequest) Reset() {
 	*x = FunctionServiceGetRequest{}
-	mi := &file_isobar_v1_function_proto_msgTypes[7]
+	mi := &file_isobar_v1_function_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -574,7 +655,7 @@ func (x *FunctionServiceGetRequest) String() string {
 func (*FunctionServiceGetRequest) ProtoMessage() {}
 
 func (x *FunctionServiceGetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_function_proto_msgTypes[7]
+	mi := &file_isobar_v1_function_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -587,7 +668,7 @@ func (x *FunctionServiceGetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FunctionServiceGetRequest.ProtoReflect.Descriptor instead.
 func (*FunctionServiceGetRequest) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_function_proto_rawDescGZIP(), []int{7}
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *FunctionServiceGetRequest) GetTenant() string {
@@ -614,7 +695,7 @@ type FunctionServiceGetResponse struct {
 
 func (x *FunctionServiceGetResponse) Reset() {
 	*x = FunctionServiceGetResponse{}
-	mi := &file_isobar_v1_function_proto_msgTypes[8]
+	mi := &file_isobar_v1_function_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -626,7 +707,7 @@ func (x *FunctionServiceGetResponse) String() string {
 func (*FunctionServiceGetResponse) ProtoMessage() {}
 
 func (x *FunctionServiceGetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_function_proto_msgTypes[8]
+	mi := &file_isobar_v1_function_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -639,7 +720,7 @@ func (x *FunctionServiceGetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FunctionServiceGetResponse.ProtoReflect.Descriptor instead.
 func (*FunctionServiceGetResponse) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_function_proto_rawDescGZIP(), []int{8}
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *FunctionServiceGetResponse) GetFunction() *Function {
@@ -665,7 +746,7 @@ type FunctionServiceListRequest struct {
 
 func (x *FunctionServiceListRequest) Reset() {
 	*x = FunctionServiceListRequest{}
-	mi := &file_isobar_v1_function_proto_msgTypes[9]
+	mi := &file_isobar_v1_function_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -677,7 +758,7 @@ func (x *FunctionServiceListRequest) String() string {
 func (*FunctionServiceListRequest) ProtoMessage() {}
 
 func (x *FunctionServiceListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_function_proto_msgTypes[9]
+	mi := &file_isobar_v1_function_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -690,7 +771,7 @@ func (x *FunctionServiceListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FunctionServiceListRequest.ProtoReflect.Descriptor instead.
 func (*FunctionServiceListRequest) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_function_proto_rawDescGZIP(), []int{9}
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *FunctionServiceListRequest) GetTenant() string {
@@ -709,7 +790,7 @@ type FunctionServiceListResponse struct {
 
 func (x *FunctionServiceListResponse) Reset() {
 	*x = FunctionServiceListResponse{}
-	mi := &file_isobar_v1_function_proto_msgTypes[10]
+	mi := &file_isobar_v1_function_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -721,7 +802,7 @@ func (x *FunctionServiceListResponse) String() string {
 func (*FunctionServiceListResponse) ProtoMessage() {}
 
 func (x *FunctionServiceListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_function_proto_msgTypes[10]
+	mi := &file_isobar_v1_function_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -734,7 +815,7 @@ func (x *FunctionServiceListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FunctionServiceListResponse.ProtoReflect.Descriptor instead.
 func (*FunctionServiceListResponse) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_function_proto_rawDescGZIP(), []int{10}
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *FunctionServiceListResponse) GetFunctions() []*Function {
@@ -754,7 +835,7 @@ type FunctionServiceDeleteRequest struct {
 
 func (x *FunctionServiceDeleteRequest) Reset() {
 	*x = FunctionServiceDeleteRequest{}
-	mi := &file_isobar_v1_function_proto_msgTypes[11]
+	mi := &file_isobar_v1_function_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -766,7 +847,7 @@ func (x *FunctionServiceDeleteRequest) String() string {
 func (*FunctionServiceDeleteRequest) ProtoMessage() {}
 
 func (x *FunctionServiceDeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_function_proto_msgTypes[11]
+	mi := &file_isobar_v1_function_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -779,7 +860,7 @@ func (x *FunctionServiceDeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FunctionServiceDeleteRequest.ProtoReflect.Descriptor instead.
 func (*FunctionServiceDeleteRequest) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_function_proto_rawDescGZIP(), []int{11}
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *FunctionServiceDeleteRequest) GetTenant() string {
@@ -804,7 +885,7 @@ type FunctionServiceDeleteResponse struct {
 
 func (x *FunctionServiceDeleteResponse) Reset() {
 	*x = FunctionServiceDeleteResponse{}
-	mi := &file_isobar_v1_function_proto_msgTypes[12]
+	mi := &file_isobar_v1_function_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -816,7 +897,7 @@ func (x *FunctionServiceDeleteResponse) String() string {
 func (*FunctionServiceDeleteResponse) ProtoMessage() {}
 
 func (x *FunctionServiceDeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_function_proto_msgTypes[12]
+	mi := &file_isobar_v1_function_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -829,24 +910,31 @@ func (x *FunctionServiceDeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FunctionServiceDeleteResponse.ProtoReflect.Descriptor instead.
 func (*FunctionServiceDeleteResponse) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_function_proto_rawDescGZIP(), []int{12}
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{13}
 }
 
 var File_isobar_v1_function_proto protoreflect.FileDescriptor
 
 const file_isobar_v1_function_proto_rawDesc = "" +
 	"\n" +
-	"\x18isobar/v1/function.proto\x12\tisobar.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14isobar/v1/task.proto\"\xb9\x02\n" +
+	"\x18isobar/v1/function.proto\x12\tisobar.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14isobar/v1/task.proto\"\xf3\x02\n" +
 	"\fFunctionSpec\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x123\n" +
 	"\atimeout\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12,\n" +
 	"\x05retry\x18\x04 \x01(\v2\x16.isobar.v1.RetryPolicyR\x05retry\x12.\n" +
 	"\bvariants\x18\x05 \x03(\v2\x12.isobar.v1.VariantR\bvariants\x122\n" +
-	"\x03env\x18\x06 \x03(\v2 .isobar.v1.FunctionSpec.EnvEntryR\x03env\x1a6\n" +
+	"\x03env\x18\x06 \x03(\v2 .isobar.v1.FunctionSpec.EnvEntryR\x03env\x128\n" +
+	"\vconcurrency\x18\a \x01(\v2\x16.isobar.v1.ConcurrencyR\vconcurrency\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xdd\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"n\n" +
+	"\vConcurrency\x12\x1a\n" +
+	"\battempts\x18\x01 \x01(\rR\battempts\x12\x10\n" +
+	"\x03cpu\x18\x02 \x01(\x01R\x03cpu\x12\x1d\n" +
+	"\n" +
+	"memory_mib\x18\x03 \x01(\x03R\tmemoryMib\x12\x12\n" +
+	"\x04gpus\x18\x04 \x01(\x03R\x04gpus\"\xdd\x02\n" +
 	"\aVariant\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aruntime\x18\x02 \x01(\tR\aruntime\x12\x16\n" +
@@ -913,55 +1001,57 @@ func file_isobar_v1_function_proto_rawDescGZIP() []byte {
 	return file_isobar_v1_function_proto_rawDescData
 }
 
-var file_isobar_v1_function_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_isobar_v1_function_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_isobar_v1_function_proto_goTypes = []any{
 	(*FunctionSpec)(nil),                  // 0: isobar.v1.FunctionSpec
-	(*Variant)(nil),                       // 1: isobar.v1.Variant
-	(*Resources)(nil),                     // 2: isobar.v1.Resources
-	(*Function)(nil),                      // 3: isobar.v1.Function
-	(*DeployRequest)(nil),                 // 4: isobar.v1.DeployRequest
-	(*DeployResponse)(nil),                // 5: isobar.v1.DeployResponse
-	(*CellReadiness)(nil),                 // 6: isobar.v1.CellReadiness
-	(*FunctionServiceGetRequest)(nil),     // 7: isobar.v1.FunctionServiceGetRequest
-	(*FunctionServiceGetResponse)(nil),    // 8: isobar.v1.FunctionServiceGetResponse
-	(*FunctionServiceListRequest)(nil),    // 9: isobar.v1.FunctionServiceListRequest
-	(*FunctionServiceListResponse)(nil),   // 10: isobar.v1.FunctionServiceListResponse
-	(*FunctionServiceDeleteRequest)(nil),  // 11: isobar.v1.FunctionServiceDeleteRequest
-	(*FunctionServiceDeleteResponse)(nil), // 12: isobar.v1.FunctionServiceDeleteResponse
-	nil,                                   // 13: isobar.v1.FunctionSpec.EnvEntry
-	(*durationpb.Duration)(nil),           // 14: google.protobuf.Duration
-	(*RetryPolicy)(nil),                   // 15: isobar.v1.RetryPolicy
-	(*timestamppb.Timestamp)(nil),         // 16: google.protobuf.Timestamp
+	(*Concurrency)(nil),                   // 1: isobar.v1.Concurrency
+	(*Variant)(nil),                       // 2: isobar.v1.Variant
+	(*Resources)(nil),                     // 3: isobar.v1.Resources
+	(*Function)(nil),                      // 4: isobar.v1.Function
+	(*DeployRequest)(nil),                 // 5: isobar.v1.DeployRequest
+	(*DeployResponse)(nil),                // 6: isobar.v1.DeployResponse
+	(*CellReadiness)(nil),                 // 7: isobar.v1.CellReadiness
+	(*FunctionServiceGetRequest)(nil),     // 8: isobar.v1.FunctionServiceGetRequest
+	(*FunctionServiceGetResponse)(nil),    // 9: isobar.v1.FunctionServiceGetResponse
+	(*FunctionServiceListRequest)(nil),    // 10: isobar.v1.FunctionServiceListRequest
+	(*FunctionServiceListResponse)(nil),   // 11: isobar.v1.FunctionServiceListResponse
+	(*FunctionServiceDeleteRequest)(nil),  // 12: isobar.v1.FunctionServiceDeleteRequest
+	(*FunctionServiceDeleteResponse)(nil), // 13: isobar.v1.FunctionServiceDeleteResponse
+	nil,                                   // 14: isobar.v1.FunctionSpec.EnvEntry
+	(*durationpb.Duration)(nil),           // 15: google.protobuf.Duration
+	(*RetryPolicy)(nil),                   // 16: isobar.v1.RetryPolicy
+	(*timestamppb.Timestamp)(nil),         // 17: google.protobuf.Timestamp
 }
 var file_isobar_v1_function_proto_depIdxs = []int32{
-	14, // 0: isobar.v1.FunctionSpec.timeout:type_name -> google.protobuf.Duration
-	15, // 1: isobar.v1.FunctionSpec.retry:type_name -> isobar.v1.RetryPolicy
-	1,  // 2: isobar.v1.FunctionSpec.variants:type_name -> isobar.v1.Variant
-	13, // 3: isobar.v1.FunctionSpec.env:type_name -> isobar.v1.FunctionSpec.EnvEntry
-	2,  // 4: isobar.v1.Variant.resources:type_name -> isobar.v1.Resources
-	14, // 5: isobar.v1.Variant.run:type_name -> google.protobuf.Duration
-	14, // 6: isobar.v1.Variant.cold:type_name -> google.protobuf.Duration
-	0,  // 7: isobar.v1.Function.spec:type_name -> isobar.v1.FunctionSpec
-	16, // 8: isobar.v1.Function.deployed:type_name -> google.protobuf.Timestamp
-	0,  // 9: isobar.v1.DeployRequest.spec:type_name -> isobar.v1.FunctionSpec
-	3,  // 10: isobar.v1.DeployResponse.function:type_name -> isobar.v1.Function
-	6,  // 11: isobar.v1.DeployResponse.cells:type_name -> isobar.v1.CellReadiness
-	3,  // 12: isobar.v1.FunctionServiceGetResponse.function:type_name -> isobar.v1.Function
-	6,  // 13: isobar.v1.FunctionServiceGetResponse.cells:type_name -> isobar.v1.CellReadiness
-	3,  // 14: isobar.v1.FunctionServiceListResponse.functions:type_name -> isobar.v1.Function
-	4,  // 15: isobar.v1.FunctionService.Deploy:input_type -> isobar.v1.DeployRequest
-	7,  // 16: isobar.v1.FunctionService.Get:input_type -> isobar.v1.FunctionServiceGetRequest
-	9,  // 17: isobar.v1.FunctionService.List:input_type -> isobar.v1.FunctionServiceListRequest
-	11, // 18: isobar.v1.FunctionService.Delete:input_type -> isobar.v1.FunctionServiceDeleteRequest
-	5,  // 19: isobar.v1.FunctionService.Deploy:output_type -> isobar.v1.DeployResponse
-	8,  // 20: isobar.v1.FunctionService.Get:output_type -> isobar.v1.FunctionServiceGetResponse
-	10, // 21: isobar.v1.FunctionService.List:output_type -> isobar.v1.FunctionServiceListResponse
-	12, // 22: isobar.v1.FunctionService.Delete:output_type -> isobar.v1.FunctionServiceDeleteResponse
-	19, // [19:23] is the sub-list for method output_type
-	15, // [15:19] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	15, // 0: isobar.v1.FunctionSpec.timeout:type_name -> google.protobuf.Duration
+	16, // 1: isobar.v1.FunctionSpec.retry:type_name -> isobar.v1.RetryPolicy
+	2,  // 2: isobar.v1.FunctionSpec.variants:type_name -> isobar.v1.Variant
+	14, // 3: isobar.v1.FunctionSpec.env:type_name -> isobar.v1.FunctionSpec.EnvEntry
+	1,  // 4: isobar.v1.FunctionSpec.concurrency:type_name -> isobar.v1.Concurrency
+	3,  // 5: isobar.v1.Variant.resources:type_name -> isobar.v1.Resources
+	15, // 6: isobar.v1.Variant.run:type_name -> google.protobuf.Duration
+	15, // 7: isobar.v1.Variant.cold:type_name -> google.protobuf.Duration
+	0,  // 8: isobar.v1.Function.spec:type_name -> isobar.v1.FunctionSpec
+	17, // 9: isobar.v1.Function.deployed:type_name -> google.protobuf.Timestamp
+	0,  // 10: isobar.v1.DeployRequest.spec:type_name -> isobar.v1.FunctionSpec
+	4,  // 11: isobar.v1.DeployResponse.function:type_name -> isobar.v1.Function
+	7,  // 12: isobar.v1.DeployResponse.cells:type_name -> isobar.v1.CellReadiness
+	4,  // 13: isobar.v1.FunctionServiceGetResponse.function:type_name -> isobar.v1.Function
+	7,  // 14: isobar.v1.FunctionServiceGetResponse.cells:type_name -> isobar.v1.CellReadiness
+	4,  // 15: isobar.v1.FunctionServiceListResponse.functions:type_name -> isobar.v1.Function
+	5,  // 16: isobar.v1.FunctionService.Deploy:input_type -> isobar.v1.DeployRequest
+	8,  // 17: isobar.v1.FunctionService.Get:input_type -> isobar.v1.FunctionServiceGetRequest
+	10, // 18: isobar.v1.FunctionService.List:input_type -> isobar.v1.FunctionServiceListRequest
+	12, // 19: isobar.v1.FunctionService.Delete:input_type -> isobar.v1.FunctionServiceDeleteRequest
+	6,  // 20: isobar.v1.FunctionService.Deploy:output_type -> isobar.v1.DeployResponse
+	9,  // 21: isobar.v1.FunctionService.Get:output_type -> isobar.v1.FunctionServiceGetResponse
+	11, // 22: isobar.v1.FunctionService.List:output_type -> isobar.v1.FunctionServiceListResponse
+	13, // 23: isobar.v1.FunctionService.Delete:output_type -> isobar.v1.FunctionServiceDeleteResponse
+	20, // [20:24] is the sub-list for method output_type
+	16, // [16:20] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_isobar_v1_function_proto_init() }
@@ -976,7 +1066,7 @@ func file_isobar_v1_function_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isobar_v1_function_proto_rawDesc), len(file_isobar_v1_function_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   14,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -7,6 +7,7 @@
 package meshv1
 
 import (
+	v1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	reflect "reflect"
@@ -224,8 +225,12 @@ type Tenant struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// Stamped on every task of the tenant, with the task's own: the stricter.
-	Allowed       []string `protobuf:"bytes,2,rep,name=allowed,proto3" json:"allowed,omitempty"`
-	Denied        []string `protobuf:"bytes,3,rep,name=denied,proto3" json:"denied,omitempty"`
+	Allowed []string `protobuf:"bytes,2,rep,name=allowed,proto3" json:"allowed,omitempty"`
+	Denied  []string `protobuf:"bytes,3,rep,name=denied,proto3" json:"denied,omitempty"`
+	// Its part of a lane, relative to the other tenants with work there; 0 is 1.
+	Weight float64 `protobuf:"fixed64,4,opt,name=weight,proto3" json:"weight,omitempty"`
+	// What its tasks of one home cell may hold at once.
+	Concurrency   *v1.Concurrency `protobuf:"bytes,5,opt,name=concurrency,proto3" json:"concurrency,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -277,6 +282,20 @@ func (x *Tenant) GetAllowed() []string {
 func (x *Tenant) GetDenied() []string {
 	if x != nil {
 		return x.Denied
+	}
+	return nil
+}
+
+func (x *Tenant) GetWeight() float64 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
+func (x *Tenant) GetConcurrency() *v1.Concurrency {
+	if x != nil {
+		return x.Concurrency
 	}
 	return nil
 }
@@ -483,7 +502,7 @@ var File_isobar_mesh_v1_registry_proto protoreflect.FileDescriptor
 
 const file_isobar_mesh_v1_registry_proto_rawDesc = "" +
 	"\n" +
-	"\x1disobar/mesh/v1/registry.proto\x12\x0eisobar.mesh.v1\"\xbd\x01\n" +
+	"\x1disobar/mesh/v1/registry.proto\x12\x0eisobar.mesh.v1\x1a\x18isobar/v1/function.proto\"\xbd\x01\n" +
 	"\bDocument\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x121\n" +
@@ -496,11 +515,13 @@ const file_isobar_mesh_v1_registry_proto_rawDesc = "" +
 	"\alogical\x18\x02 \x01(\rR\alogical\x12\x16\n" +
 	"\x06author\x18\x03 \x01(\tR\x06author\"\x1f\n" +
 	"\x05Alias\x12\x16\n" +
-	"\x06digest\x18\x01 \x01(\tR\x06digest\"N\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\"\xa0\x01\n" +
 	"\x06Tenant\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aallowed\x18\x02 \x03(\tR\aallowed\x12\x16\n" +
-	"\x06denied\x18\x03 \x03(\tR\x06denied\"}\n" +
+	"\x06denied\x18\x03 \x03(\tR\x06denied\x12\x16\n" +
+	"\x06weight\x18\x04 \x01(\x01R\x06weight\x128\n" +
+	"\vconcurrency\x18\x05 \x01(\v2\x16.isobar.v1.ConcurrencyR\vconcurrency\"}\n" +
 	"\x0fRegistryCommand\x12-\n" +
 	"\x05merge\x18\x01 \x01(\v2\x15.isobar.mesh.v1.MergeH\x00R\x05merge\x120\n" +
 	"\x06forget\x18\x02 \x01(\v2\x16.isobar.mesh.v1.ForgetH\x00R\x06forgetB\t\n" +
@@ -534,18 +555,20 @@ var file_isobar_mesh_v1_registry_proto_goTypes = []any{
 	(*RegistryCommand)(nil), // 4: isobar.mesh.v1.RegistryCommand
 	(*Merge)(nil),           // 5: isobar.mesh.v1.Merge
 	(*Forget)(nil),          // 6: isobar.mesh.v1.Forget
+	(*v1.Concurrency)(nil),  // 7: isobar.v1.Concurrency
 }
 var file_isobar_mesh_v1_registry_proto_depIdxs = []int32{
 	1, // 0: isobar.mesh.v1.Document.version:type_name -> isobar.mesh.v1.Version
-	5, // 1: isobar.mesh.v1.RegistryCommand.merge:type_name -> isobar.mesh.v1.Merge
-	6, // 2: isobar.mesh.v1.RegistryCommand.forget:type_name -> isobar.mesh.v1.Forget
-	0, // 3: isobar.mesh.v1.Merge.documents:type_name -> isobar.mesh.v1.Document
-	1, // 4: isobar.mesh.v1.Forget.version:type_name -> isobar.mesh.v1.Version
-	5, // [5:5] is the sub-list for method output_type
-	5, // [5:5] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	7, // 1: isobar.mesh.v1.Tenant.concurrency:type_name -> isobar.v1.Concurrency
+	5, // 2: isobar.mesh.v1.RegistryCommand.merge:type_name -> isobar.mesh.v1.Merge
+	6, // 3: isobar.mesh.v1.RegistryCommand.forget:type_name -> isobar.mesh.v1.Forget
+	0, // 4: isobar.mesh.v1.Merge.documents:type_name -> isobar.mesh.v1.Document
+	1, // 5: isobar.mesh.v1.Forget.version:type_name -> isobar.mesh.v1.Version
+	6, // [6:6] is the sub-list for method output_type
+	6, // [6:6] is the sub-list for method input_type
+	6, // [6:6] is the sub-list for extension type_name
+	6, // [6:6] is the sub-list for extension extendee
+	0, // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_isobar_mesh_v1_registry_proto_init() }
