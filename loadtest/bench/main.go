@@ -1,5 +1,6 @@
 // Command bench measures what Isobar promises about speed, all in one run on
-// one machine, and prints a table, or JSON with -json:
+// one machine, and prints the table of each part as it is ready, or JSON at the
+// end with -json:
 //
 //   - Decide at 10, 100 and 1,000 cells;
 //   - durable tasks per second, from Submit to the result, in cells of one and
@@ -117,9 +118,15 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 		if err := p.measure(ctx, o, r); err != nil {
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
+		if o.json {
+			continue
+		}
+		if err := r.text(stdout, p.name); err != nil {
+			return err
+		}
 	}
 	if o.json {
 		return r.json(stdout)
 	}
-	return r.text(stdout)
+	return r.footer(stdout)
 }

@@ -50,18 +50,23 @@ func (r *report) json(w io.Writer) error {
 	return e.Encode(r)
 }
 
-func (r *report) text(w io.Writer) error {
+// text prints the rows of one part.
+func (r *report) text(w io.Writer, part string) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, x := range r.Rows {
+		if x.Part != part {
+			continue
+		}
 		note := x.Note
 		if x.Met != nil && !*x.Met {
 			note += "; NOT MET"
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s %s\t%s\n", x.Part, x.Name, figure(x.Value), x.Unit, note)
 	}
-	if err := t.Flush(); err != nil {
-		return err
-	}
+	return t.Flush()
+}
+
+func (r *report) footer(w io.Writer) error {
 	_, err := fmt.Fprintf(w, "\n%s, %d cores. Servers, workers and load share this process: compare figures of one run only.\n", r.Go, r.Cores)
 	return err
 }
