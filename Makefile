@@ -26,7 +26,7 @@ export CGO_ENABLED ?= 0
 
 .PHONY: help
 help: ## Show this
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## Build bin/isobar
@@ -98,6 +98,14 @@ RUNS ?= 20
 .PHONY: soak
 soak: ## Kill servers under load, run after run, a line each [RUNS=20 SEED=1]
 	@$(GO) test -count=1 -v -timeout 0 -run '^TestKilledServer$$' ./meshtest -meshtest.runs=$(RUNS) $(if $(SEED),-meshtest.seed=$(SEED))
+
+.PHONY: pulsar
+pulsar: ## Start a real Apache Pulsar on this machine; the first time it is fetched (245 MB, with Maven and a JDK of 17 or later)
+	@$(GO) run ./cmd/pulsar start
+
+.PHONY: pulsar-stop
+pulsar-stop: ## Stop the Apache Pulsar that `make pulsar` started
+	@$(GO) run ./cmd/pulsar stop
 
 .PHONY: clean
 clean: ## Remove what was built

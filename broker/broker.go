@@ -6,7 +6,8 @@
 // they mean the same on every backend. Dispatch is driven by records in the
 // cell's log, never by a message merely read here.
 //
-// Backends: embedded (payload and record are one group of the cell's log).
+// Backends: embedded (payload and record are one group of the cell's log) and
+// pulsar (payloads in an Apache Pulsar cluster, the log carries records only).
 // Every backend passes brokertest.
 package broker
 
@@ -39,6 +40,9 @@ type Message struct {
 	TaskID  mesh.TaskID
 	SHA256  [32]byte
 	Payload []byte
+	// Properties go with the payload where the backend can show them to others,
+	// such as a W3C trace context. They are not read back.
+	Properties map[string]string
 }
 
 // Unfinished is what the result of a Trim's command may be asked.
@@ -79,10 +83,15 @@ type Broker interface {
 	Read(ctx context.Context, t Topic, from Reference) iter.Seq2[Stored, error]
 	// Fetch reads one message, the slow path. ErrLost when it is not there.
 	Fetch(ctx context.Context, t Topic, ref Reference) (Stored, error)
-	// Trim drops everything of the topic below ref, which stays. It is
-	// cumulative and idempotent. Command, when not nil, must be committed to
-	// take effect, as in Prepared.
+	// Trim begins to drop everything of the topic below ref, which stays. It is
+	// cumulative and idempotent. Command, when not nil, must be committed to take
+	// effect, as in Prepared; when nil, Trimmed takes the effect.
 	Trim(ctx context.Context, t Topic, ref Reference) (command []byte, err error)
+	// Trimmed tells a backend outside the cell's log that a trim was committed: it
+	// may forget what lies below ref. It is cumulative, idempotent and never goes
+	// back; until it has answered nil it must be called again, by the next leader
+	// too. A backend whose Trim makes commands answers nil.
+	Trimmed(ctx context.Context, t Topic, ref Reference) error
 	// Close releases what the backend holds.
 	Close() error
 }
@@ -125,6 +134,10 @@ func (unassigned) Fetch(context.Context, Topic, Reference) (Stored, error) {
 
 func (unassigned) Trim(context.Context, Topic, Reference) ([]byte, error) {
 	return nil, fmt.Errorf("broker: trim: %w", ErrUnassigned)
+}
+
+func (unassigned) Trimmed(context.Context, Topic, Reference) error {
+	return fmt.Errorf("broker: trim: %w", ErrUnassigned)
 }
 
 func (unassigned) Close() error { return nil }

@@ -23,12 +23,33 @@ import (
 
 // Config is what a test asks of the backend it gets.
 type Config struct {
-	// MaxBytes caps the live payload bytes of all topics; 0 is no cap.
+	// MaxBytes caps the live payload bytes, roughly: of all topics or of each, at
+	// once or after a while, as the backend can. 0 is no cap.
 	MaxBytes uint64
+	// Breaks is set for a test that calls Harness.Fault with a fault that others
+	// on the same machinery would feel. Such tests run one at a time.
+	Breaks bool
 }
 
+// Fault is what befalls a backend, or the nearest that can befall it.
+type Fault string
+
+// The faults.
+const (
+	// Kill: the process that keeps the payloads is killed and started again.
+	Kill Fault = "kill"
+	// Unload: topics are closed in it and opened again.
+	Unload Fault = "unload"
+	// Slow: each answer takes much longer than usual.
+	Slow Fault = "slow"
+	// Hang: nothing answers, and no connection breaks.
+	Hang Fault = "hang"
+	// Replace: an empty one takes its place.
+	Replace Fault = "replace"
+)
+
 // Harness is one fresh, empty backend under test. The functions are safe for
-// concurrent use, but for Crash.
+// concurrent use, but for Crash and Fault.
 type Harness struct {
 	// Broker is the backend of the first leader.
 	Broker broker.Broker
@@ -37,10 +58,15 @@ type Harness struct {
 	// commands leaves it nil.
 	Commit func(commands ...[]byte) error
 	// Crash ends the leader without a goodbye: what is not durable is lost. It
-	// returns the backend of the next one.
+	// returns the backend of the next one. The old one's still works as far as a
+	// deposed leader's can.
 	Crash func() broker.Broker
-	// NoCap is set by a backend that cannot be capped at Config.MaxBytes.
-	NoCap bool
+	// Fault begins a fault; end ends it and returns the backend to go on with,
+	// which is the same or another leader's.
+	Fault func(f Fault) (end func() broker.Broker)
+	// Foreign puts something into the topic that this broker did not write, by
+	// whatever way there is. The error is the backend's if it refuses.
+	Foreign func(t broker.Topic) error
 }
 
 // Factory makes a Harness and registers its clean-up with t.
@@ -56,6 +82,7 @@ func Run(t *testing.T, f Factory) {
 		{"order per topic", Config{}, testOrder},
 		{"read from a position", Config{}, testReadFrom},
 		{"read stops early", Config{}, testReadStops},
+		{"read outruns the commit", Config{}, testReadOutruns},
 		{"fetch", Config{}, testFetch},
 		{"topic without messages", Config{}, testEmptyTopic},
 		{"topics do not mix", Config{}, testTopicsApart},
@@ -64,11 +91,14 @@ func Run(t *testing.T, f Factory) {
 		{"commit after crash", Config{}, testLateCommit},
 		{"commit twice", Config{}, testCommitTwice},
 		{"commit out of order", Config{}, testOutOfOrder},
-		{"group is atomic", Config{}, testAtomicGroup},
+		{"leadership moves in flight", Config{}, testMovedLeadership},
+		{"deposed leader writes", Config{}, testDeposed},
+		{"foreign messages", Config{}, testForeign},
 		{"trim", Config{}, testTrim},
 		{"trim is cumulative and idempotent", Config{}, testTrimCumulative},
 		{"trim survives a crash", Config{}, testTrimCrash},
 		{"append behind a trim", Config{}, testAppendBehindTrim},
+		{"payload moved", Config{}, testMoved},
 		{"too large", Config{}, testTooLarge},
 		{"largest and smallest", Config{}, testSizes},
 		{"full", Config{MaxBytes: 1000}, testFull},
@@ -76,15 +106,18 @@ func Run(t *testing.T, f Factory) {
 		{"cancelled context", Config{}, testCancelled},
 		{"concurrent", Config{}, testConcurrent},
 		{"close", Config{}, testClose},
+		{"topic unloaded", Config{}, testUnload},
+		{"broker killed", Config{Breaks: true}, testKill},
+		{"broker slow", Config{Breaks: true}, testSlow},
+		{"broker hangs", Config{Breaks: true}, testHang},
+		{"broker replaced", Config{Breaks: true}, testReplace},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			h := f(t, tt.config)
-			if tt.config.MaxBytes > 0 && h.NoCap {
-				t.Skip("skipped: the backend cannot be capped")
+			if !tt.config.Breaks {
+				t.Parallel()
 			}
-			tt.run(&suite{TB: t, ctx: t.Context(), Harness: h})
+			tt.run(&suite{TB: t, ctx: t.Context(), Harness: f(t, tt.config)})
 		})
 	}
 }
@@ -165,11 +198,13 @@ func (s *suite) trim(t broker.Topic, ref broker.Reference) {
 	if err != nil {
 		s.Fatalf("Trim: %v", err)
 	}
-	if command == nil {
-		return
+	if command != nil {
+		if err := s.Commit(command); err != nil {
+			s.Fatalf("commit of a trim: %v", err)
+		}
 	}
-	if err := s.Commit(command); err != nil {
-		s.Fatalf("commit of a trim: %v", err)
+	if err := s.Broker.Trimmed(s.ctx, t, ref); err != nil {
+		s.Fatalf("Trimmed: %v", err)
 	}
 }
 

@@ -103,22 +103,24 @@ func testOutOfOrder(s *suite) {
 	s.wantRead(t, nil, msgs, refs)
 }
 
-// A group with a command that is refused stores nothing.
-func testAtomicGroup(s *suite) {
+// What others wrote is never yielded, or was refused whole with what stood beside
+// it; our own messages around it are.
+func testForeign(s *suite) {
 	t := topic("f")
-	msgs := numbered(t, 0, 2)
-	group := s.prepare(msgs...)
-	if group[0].Command == nil {
-		s.Skip("skipped: the backend has no commands")
+	msgs := numbered(t, 0, 4)
+	refs := s.put(msgs[:2]...)
+	if err := s.Foreign(t); err != nil {
+		s.Logf("refused: %v", err)
 	}
-	if err := s.Commit(group[0].Command, []byte("no command"), group[1].Command); err == nil {
-		s.Fatal("a group with garbage was committed")
+	refs = append(refs, s.put(msgs[2:]...)...)
+	if err := s.Foreign(t); err != nil {
+		s.Logf("refused: %v", err)
 	}
-	if got := s.read(t, nil); len(got) != 0 {
-		s.Fatalf("a refused group left %s", ids(got))
+	s.wantRead(t, nil, msgs, refs)
+	s.wantRead(t, refs[1], msgs[1:], refs[1:])
+	for i, m := range msgs {
+		s.wantFetch(m, refs[i])
 	}
-	s.commit(group...)
-	s.wantRead(t, nil, msgs, []broker.Reference{group[0].Ref, group[1].Ref})
 }
 
 func testTrim(s *suite) {
@@ -191,4 +193,24 @@ func testAppendBehindTrim(s *suite) {
 	s.wantRead(t, nil, msgs[2:], refs[1:])
 	again := s.put(msgs[0])
 	s.wantFetch(msgs[0], again[0])
+}
+
+// A payload that is needed for long is appended again, so that what lies between
+// can go.
+func testMoved(s *suite) {
+	t := topic("f")
+	msgs := numbered(t, 0, 5)
+	refs := s.put(msgs...)
+	again := s.put(msgs[0])[0]
+	if bytes.Compare(again, refs[4]) <= 0 {
+		s.Errorf("reference %x of the message appended again is not above %x", []byte(again), []byte(refs[4]))
+	}
+	s.trim(t, again)
+	s.wantRead(t, nil, msgs[:1], []broker.Reference{again})
+	s.wantFetch(msgs[0], again)
+	for _, r := range refs {
+		s.wantLost(t, r)
+	}
+	s.crash()
+	s.wantRead(t, nil, msgs[:1], []broker.Reference{again})
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/isobar-mesh/isobar/broker"
 	"github.com/isobar-mesh/isobar/internal/mesh"
@@ -125,34 +126,62 @@ func testSizes(s *suite) {
 	}
 }
 
-// The cap is 1,000 bytes.
+// What is read before its record is committed is there once, also after.
+func testReadOutruns(s *suite) {
+	t := topic("f")
+	msgs := numbered(t, 0, 3)
+	var refs []broker.Reference
+	for i, m := range msgs {
+		p := s.prepare(m)
+		early := s.read(t, nil)
+		want := i + 1
+		if p[0].Command != nil {
+			want = i
+		}
+		if len(early) != want {
+			s.Errorf("Read before the commit of message %d yields %d messages, want %d", i, len(early), want)
+		}
+		s.commit(p...)
+		refs = append(refs, p[0].Ref)
+		s.wantRead(t, nil, msgs[:i+1], refs)
+	}
+}
+
+// At the cap an append fails with ErrFull and does not wait; what was stored
+// stays, and a trim makes room. A backend may notice both late.
 func testFull(s *suite) {
 	t := topic("f")
-	sized := func(id string, n int) broker.Message { return message(t, id, make([]byte, n)) }
-	refs := s.put(sized("a", 400), sized("b", 400))
-	_, err := s.Broker.Prepare(s.ctx, []broker.Message{sized("c", 150), sized("d", 150)})
-	if !errors.Is(err, broker.ErrFull) {
-		s.Fatalf("Prepare above the cap has error %v, want ErrFull", err)
-	}
-	s.wantRead(t, nil, []broker.Message{sized("a", 400), sized("b", 400)}, refs)
-
-	// Two that fit one by one but not together: however they were prepared,
-	// not both are kept.
-	first, second := s.prepare(sized("e", 150)), []broker.Prepared(nil)
-	if p, err := s.Broker.Prepare(s.ctx, []broker.Message{sized("f", 150)}); err == nil {
-		second = p
-	} else if !errors.Is(err, broker.ErrFull) {
-		s.Fatalf("Prepare has error %v, want none or ErrFull", err)
-	}
-	s.commit(first...)
-	if second != nil {
-		if err := s.tryCommit(second...); !errors.Is(err, broker.ErrFull) {
-			s.Errorf("commit above the cap has error %v, want ErrFull", err)
+	var msgs []broker.Message
+	var refs []broker.Reference
+	full := s.within(func() bool {
+		m := message(t, fmt.Sprintf("task-%04d", len(msgs)), make([]byte, 400))
+		start := time.Now()
+		p, err := s.Broker.Prepare(s.ctx, []broker.Message{m})
+		if took := time.Since(start); took > promptly {
+			s.Errorf("Prepare took %v, at most %v", took, promptly)
 		}
+		if err == nil {
+			err = s.tryCommit(p...)
+		}
+		if err == nil {
+			msgs, refs = append(msgs, m), append(refs, p[0].Ref)
+		} else if !errors.Is(err, broker.ErrFull) {
+			s.Fatalf("Prepare above the cap has error %v, want ErrFull", err)
+		}
+		return err != nil
+	})
+	if !full {
+		s.Fatalf("no ErrFull after %d messages of 400 bytes, the cap is 1000", len(msgs))
 	}
-
-	s.trim(t, refs[1])
-	s.put(sized("g", 300))
+	s.wantRead(t, nil, msgs, refs)
+	s.trim(t, append(bytes.Clone(refs[len(refs)-1]), 0))
+	room := s.within(func() bool {
+		p, err := s.Broker.Prepare(s.ctx, []broker.Message{message(t, "late", make([]byte, 300))})
+		return err == nil && s.tryCommit(p...) == nil
+	})
+	if !room {
+		s.Error("no room after a trim of everything")
+	}
 }
 
 // A message whose bytes are not those of its SHA-256 is reported, and does not
@@ -261,6 +290,9 @@ func testClose(s *suite) {
 	}
 	if _, err := s.Broker.Fetch(s.ctx, topic("f"), refs[0]); !errors.Is(err, broker.ErrUnavailable) {
 		s.Errorf("Fetch after Close has error %v, want ErrUnavailable", err)
+	}
+	if err := s.Broker.Trimmed(s.ctx, topic("f"), refs[0]); !errors.Is(err, broker.ErrUnavailable) {
+		s.Errorf("Trimmed after Close has error %v, want ErrUnavailable", err)
 	}
 	if _, err := s.Broker.Trim(s.ctx, topic("f"), refs[0]); !errors.Is(err, broker.ErrUnavailable) {
 		s.Errorf("Trim after Close has error %v, want ErrUnavailable", err)

@@ -29,6 +29,7 @@ func TestUnassigned(t *testing.T) {
 		}},
 		{"Fetch", func() error { _, err := b.Fetch(ctx, broker.Topic{}, nil); return err }},
 		{"Trim", func() error { _, err := b.Trim(ctx, broker.Topic{}, nil); return err }},
+		{"Trimmed", func() error { return b.Trimmed(ctx, broker.Topic{}, nil) }},
 	}
 	for _, tt := range tests {
 		if err := tt.call(); !errors.Is(err, broker.ErrUnassigned) {

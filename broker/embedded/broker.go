@@ -269,6 +269,14 @@ func (b *Broker) Trim(ctx context.Context, t broker.Topic, ref broker.Reference)
 	return trimCommand{topic: t, position: ref}.encode(), nil
 }
 
+// Trimmed has nothing to do: the command of Trim did it.
+func (b *Broker) Trimmed(ctx context.Context, _ broker.Topic, _ broker.Reference) error {
+	if err := errors.Join(ctx.Err(), b.open()); err != nil {
+		return fmt.Errorf("embedded: trimmed: %w", err)
+	}
+	return nil
+}
+
 // Close makes every later call fail with broker.ErrUnavailable. It keeps
 // nothing open; a second call returns nil.
 func (b *Broker) Close() error {

@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/isobar-mesh/isobar/broker"
 	"github.com/isobar-mesh/isobar/broker/brokertest"
@@ -26,6 +28,10 @@ type cell struct {
 	term    uint64
 	store   *state.Memory
 	replica *state.Replica
+	leader  *embedded.Broker
+
+	slow atomic.Int64 // nanoseconds a commit takes
+	hung atomic.Bool
 }
 
 func newCell(t testing.TB, o embedded.Options) *cell {
@@ -48,6 +54,10 @@ func (c *cell) replay() (*state.Memory, *state.Replica) {
 }
 
 func (c *cell) commit(commands ...[]byte) ([]any, error) {
+	time.Sleep(time.Duration(c.slow.Load()))
+	if c.hung.Load() {
+		return nil, errNoMajority
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var group []state.Command
@@ -63,31 +73,84 @@ func (c *cell) commit(commands ...[]byte) ([]any, error) {
 // elect starts the next leader on a state rebuilt from the log.
 func (c *cell) elect() *embedded.Broker {
 	c.t.Helper()
-	if c.term > 0 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.term++
+	return c.start()
+}
+
+// restart starts the same leader again.
+func (c *cell) restart() *embedded.Broker {
+	c.t.Helper()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.start()
+}
+
+func (c *cell) start() *embedded.Broker {
+	if len(c.log) > 0 {
 		before := c.replica.Hash()
 		c.store, c.replica = c.replay()
 		if c.replica.Hash() != before {
 			c.t.Error("replaying the log gives another state")
 		}
 	}
-	c.term++
-	b := embedded.New(c.replica.Reader(state.BrokerMachine), c.options)
-	if err := b.Lead(c.term); err != nil {
-		c.t.Fatal(err)
+	c.leader = embedded.New(c.replica.Reader(state.BrokerMachine), c.options)
+	if err := c.leader.Lead(c.term); err != nil {
+		c.t.Error(err)
 	}
-	return b
+	return c.leader
 }
 
 func TestConformance(t *testing.T) {
 	t.Parallel()
-	brokertest.Run(t, func(t *testing.T, config brokertest.Config) *brokertest.Harness {
-		c := newCell(t, embedded.Options{MaxBytes: config.MaxBytes})
-		return &brokertest.Harness{
-			Broker: c.elect(),
-			Commit: func(commands ...[]byte) error { _, err := c.commit(commands...); return err },
-			Crash:  func() broker.Broker { return c.elect() },
-		}
+	t.Run("embedded", func(t *testing.T) {
+		t.Parallel()
+		brokertest.Run(t, func(t *testing.T, config brokertest.Config) *brokertest.Harness {
+			c := newCell(t, embedded.Options{MaxBytes: config.MaxBytes})
+			return &brokertest.Harness{
+				Broker: c.elect(),
+				Commit: func(commands ...[]byte) error { _, err := c.commit(commands...); return err },
+				Crash:  func() broker.Broker { return c.elect() },
+				Fault:  c.fault,
+				Foreign: func(broker.Topic) error {
+					if _, err := c.commit([]byte("no command")); err == nil {
+						t.Error("garbage was committed")
+					} else {
+						return err
+					}
+					return nil
+				},
+			}
+		})
 	})
+}
+
+var errNoMajority = errors.New("no majority")
+
+// fault is what the cell's log and state do that comes nearest: the servers start
+// again, the log is slow or has no majority, the cell is another one.
+func (c *cell) fault(f brokertest.Fault) func() broker.Broker {
+	switch f {
+	case brokertest.Unload: // the state is read from the log again, in the same term
+		return func() broker.Broker { return c.restart() }
+	case brokertest.Slow:
+		c.slow.Store(int64(20 * time.Millisecond))
+		return func() broker.Broker { c.slow.Store(0); return c.leader }
+	case brokertest.Hang: // no answer; what was proposed commits once there is a majority
+		c.hung.Store(true)
+		return func() broker.Broker { c.hung.Store(false); return c.leader }
+	case brokertest.Replace:
+		return func() broker.Broker {
+			c.mu.Lock()
+			c.log = nil
+			c.store, c.replica = c.replay()
+			c.mu.Unlock()
+			return c.elect()
+		}
+	default:
+		return func() broker.Broker { return c.elect() }
+	}
 }
 
 var topicF = broker.Topic{Tenant: "default", Function: "f", Lane: mesh.Standard}
@@ -378,5 +441,45 @@ func BenchmarkAppendApply(b *testing.B) {
 				c.replica.Apply(consensus.Position{Index: c.term, Term: 1}, [][]byte{g})
 			}
 		})
+	}
+}
+
+// The cap is exact, however what fits one by one was prepared.
+func TestCapIsExact(t *testing.T) {
+	t.Parallel()
+	c := newCell(t, embedded.Options{MaxBytes: 1000})
+	b := c.elect()
+	put := func(p broker.Prepared) error { _, err := c.commit(p.Command); return err }
+	for _, p := range prepare(t, b, message("a", make([]byte, 400)), message("b", make([]byte, 400))) {
+		if err := put(p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := b.Prepare(t.Context(), []broker.Message{message("c", make([]byte, 150)), message("d", make([]byte, 150))}); !errors.Is(err, broker.ErrFull) {
+		t.Errorf("Prepare above the cap has error %v, want ErrFull", err)
+	}
+	first, second := prepare(t, b, message("e", make([]byte, 150))), prepare(t, b, message("f", make([]byte, 150)))
+	if err := put(first[0]); err != nil {
+		t.Error(err)
+	}
+	if err := put(second[0]); !errors.Is(err, broker.ErrFull) {
+		t.Errorf("commit above the cap has error %v, want ErrFull", err)
+	}
+}
+
+// A group with a command that is refused stores nothing.
+func TestGroupIsAtomic(t *testing.T) {
+	t.Parallel()
+	c := newCell(t, embedded.Options{})
+	b := c.elect()
+	p := prepare(t, b, message("a", []byte("1")), message("b", []byte("2")))
+	if _, err := c.commit(p[0].Command, []byte("no command"), p[1].Command); err == nil {
+		t.Fatal("a group with garbage was committed")
+	}
+	for range b.Read(t.Context(), topicF, nil) {
+		t.Fatal("a refused group left a message")
+	}
+	if _, err := c.commit(p[0].Command, p[1].Command); err != nil {
+		t.Error(err)
 	}
 }

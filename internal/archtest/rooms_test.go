@@ -60,6 +60,9 @@ func rooms() map[string]room {
 		"broker/embedded": {may: "broker internal/mesh state", never: "net os", pure: &pure{but: map[string]string{
 			"broker.go": "the leader's door: its references are counted under a lock",
 		}}},
+		"broker/pulsar":            {may: "broker internal/mesh"},
+		"broker/pulsar/pulsartest": {may: "broker/pulsar/standalone", tests: true},
+		"broker/pulsar/standalone": {},
 
 		"registry": {may: "internal/mesh internal/strictyaml registry/digest state " + meshV1 + " " + v1, never: "net/http", pure: &pure{but: map[string]string{
 			"cache.go":    "decoded documents, shared by readers",
@@ -111,7 +114,8 @@ func rooms() map[string]room {
 
 		"cmd/isobar": {may: "carbon client internal/config internal/devmesh internal/mesh internal/meshfile internal/server internal/telemetry registry " +
 			"registry/digest simulate worker worker/accel worker/attempt worker/attempt/endpoint worker/attempt/process worker/attempt/wasm " + v1},
-		"cmd/demo": {may: "carbon client examples/functions/sentiment internal/mesh internal/meshfile loadtest registry " + v1},
+		"cmd/pulsar": {may: "broker/pulsar/standalone"},
+		"cmd/demo":   {may: "carbon client examples/functions/sentiment internal/mesh internal/meshfile loadtest registry " + v1},
 		// The benchmarks time the rooms from inside, so they may know them; nobody imports them.
 		"loadtest/bench": {may: "broker/embedded client consensus consensus/raftlog internal/config internal/identity internal/mesh internal/server " +
 			"internal/telemetry loadtest placement scheduler scheduler/fairness scheduler/fsm state state/pebblestore worker worker/attempt worker/attempt/wasm " + meshV1 + " " + v1},
@@ -143,7 +147,7 @@ func libraries() map[string]string {
 		"github.com/apache/pulsar-client-go":  "broker/pulsar",
 		"go.opentelemetry.io/otel/sdk":        "internal/telemetry client worker meshtest scheduler/api internal/server",
 		"go.opentelemetry.io/otel/exporters":  "internal/telemetry",
-		"github.com/prometheus/client_golang": "internal/telemetry internal/server loadtest/bench",
+		"github.com/prometheus/client_golang": "internal/telemetry internal/server loadtest/bench broker/pulsar",
 		"connectrpc.com/connect/v2":           "proto/isobar/v1 proto/isobar/mesh/v1 scheduler/api scheduler/peers internal/server client worker cmd/isobar cmd/demo docs examples meshtest loadtest/bench",
 		"connectrpc.com/otelconnect":          "internal/server client",
 		"github.com/rogpeppe/go-internal":     "cmd/isobar docs",

@@ -1,0 +1,266 @@
+package pulsar
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/apache/pulsar-client-go/pulsar"
+	"golang.org/x/sync/singleflight"
+
+	"github.com/isobar-mesh/isobar/broker"
+	"github.com/isobar-mesh/isobar/internal/mesh"
+)
+
+// Broker is one server's door to the region's Pulsar. Reads work on every
+// server; Prepare works on the leader only, between Lead and Resign. All methods
+// are safe for concurrent use.
+type Broker struct {
+	options Options
+	client  pulsar.Client
+	admin   *admin
+
+	ctx     context.Context //nolint:containedctx // ends with Close
+	cancel  context.CancelFunc
+	running sync.WaitGroup
+	opening singleflight.Group // writers, by topic
+
+	mu      sync.Mutex
+	leading bool
+	term    uint64
+	serial  uint64 // of producers
+	writers map[broker.Topic]*writer
+	gates   map[broker.Topic]*gate // of topics that could not be written to
+	trims   map[topicName]broker.Reference
+	foreign foreign
+	alarms  map[namespace][]string
+}
+
+var _ broker.Broker = (*Broker)(nil)
+
+// Open makes a Broker. It does not wait for the cluster: while that cannot be
+// reached, calls fail with broker.ErrUnavailable. Errors are about options and
+// the files they name.
+func Open(o Options) (*Broker, error) {
+	if err := o.defaults(); err != nil {
+		return nil, fmt.Errorf("pulsar: open: %w", err)
+	}
+	adm, err := newAdmin(o)
+	if err != nil {
+		return nil, fmt.Errorf("pulsar: open: %w", err)
+	}
+	client, err := newClient(o)
+	if err != nil {
+		return nil, fmt.Errorf("pulsar: open: %w", err)
+	}
+	b := &Broker{
+		options: o, client: client, admin: adm, writers: map[broker.Topic]*writer{}, gates: map[broker.Topic]*gate{},
+		trims: map[topicName]broker.Reference{}, foreign: foreign{seen: map[topicName]broker.Reference{}}, alarms: map[namespace][]string{},
+	}
+	b.ctx, b.cancel = context.WithCancel(context.Background())
+	b.running.Go(b.closeIdle)
+	b.running.Go(b.watchPolicies)
+	return b, nil
+}
+
+// Lead lets Prepare append, under producers named by the term.
+func (b *Broker) Lead(term uint64) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.leading, b.term = true, term
+	return nil
+}
+
+// Resign stops Prepare until the next Lead. What is on its way may still be
+// stored, as an orphan.
+func (b *Broker) Resign() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.leading = false
+	for t, w := range b.writers {
+		b.letGo(t, w)
+	}
+	clear(b.gates)
+}
+
+// Close ends every call with broker.ErrUnavailable.
+func (b *Broker) Close() error {
+	b.mu.Lock()
+	first := b.ctx.Err() == nil
+	b.cancel()
+	b.leading = false
+	clear(b.writers)
+	b.mu.Unlock()
+	if !first {
+		return nil
+	}
+	b.running.Wait()
+	// The client says goodbye to the cluster, which may hang.
+	closed := make(chan struct{})
+	go func() { b.client.Close(); close(closed) }()
+	select {
+	case <-closed:
+	case <-time.After(b.options.Timeout):
+	}
+	b.admin.http.CloseIdleConnections()
+	return nil
+}
+
+// call bounds a call by its context, the timeout and Close.
+func (b *Broker) call(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(ctx, b.options.Timeout)
+	stop := context.AfterFunc(b.ctx, cancel)
+	return ctx, func() { stop(); cancel() }
+}
+
+// cause turns an error of Pulsar's into one of the seam's.
+func (b *Broker) cause(err error) error {
+	for _, known := range []error{broker.ErrLost, broker.ErrDamaged, broker.ErrFull, broker.ErrTooLarge, broker.ErrUnavailable, ErrName} {
+		if errors.Is(err, known) {
+			return err
+		}
+	}
+	var p *pulsar.Error
+	switch {
+	case b.ctx.Err() != nil:
+		return fmt.Errorf("closed: %w", broker.ErrUnavailable)
+	case strings.Contains(err.Error(), "ProducerBlockedQuotaExceeded"), errors.Is(err, pulsar.ErrProducerBlockedQuotaExceeded):
+		return fmt.Errorf("%w: %w", broker.ErrFull, err)
+	case errors.As(err, &p) && p.Result() == pulsar.MessageTooBig:
+		return fmt.Errorf("%w: %w", broker.ErrTooLarge, err)
+	default:
+		return fmt.Errorf("%w: %w", broker.ErrUnavailable, err)
+	}
+}
+
+// Prepare appends the messages and waits until Pulsar has acknowledged them.
+// Every error means that no reference was given out; what was stored all the
+// same is an orphan.
+func (b *Broker) Prepare(ctx context.Context, msgs []broker.Message) ([]broker.Prepared, error) {
+	for i, m := range msgs {
+		if len(m.Payload) > mesh.MaxPayload {
+			return nil, fmt.Errorf("pulsar: prepare message %d: %d bytes, at most %d: %w", i, len(m.Payload), mesh.MaxPayload, broker.ErrTooLarge)
+		}
+		if err := checkTopic(m.Topic); err != nil {
+			return nil, fmt.Errorf("pulsar: prepare message %d: %w", i, err)
+		}
+	}
+	ctx, cancel := b.call(ctx)
+	defer cancel()
+	writers := make([]*writer, len(msgs))
+	for i, m := range msgs {
+		var err error
+		if writers[i], err = b.writer(ctx, m.Topic); err != nil {
+			return nil, fmt.Errorf("pulsar: prepare: open %s: %w", m.Topic, b.cause(err))
+		}
+	}
+	return b.send(ctx, writers, msgs)
+}
+
+// sent is what became of one message.
+type sent struct {
+	at  int
+	id  pulsar.MessageID
+	err error
+}
+
+func (b *Broker) send(ctx context.Context, writers []*writer, msgs []broker.Message) ([]broker.Prepared, error) {
+	results := make(chan sent, len(msgs))
+	for i, m := range msgs {
+		writers[i].producer.SendAsync(ctx, b.message(m), func(id pulsar.MessageID, _ *pulsar.ProducerMessage, err error) {
+			results <- sent{i, id, err}
+		})
+	}
+	out := make([]broker.Prepared, len(msgs))
+	for range msgs {
+		var r sent
+		select {
+		case r = <-results:
+		case <-ctx.Done():
+			// A producer that does not answer may be lost in a reconnect; the next
+			// call opens another.
+			for i, m := range msgs {
+				b.drop(m.Topic, writers[i], nil)
+			}
+			return nil, fmt.Errorf("pulsar: prepare: %w", b.cause(ctx.Err()))
+		}
+		if r.err != nil {
+			err := b.cause(r.err)
+			if !errors.Is(err, broker.ErrTooLarge) {
+				b.drop(msgs[r.at].Topic, writers[r.at], err)
+			}
+			return nil, fmt.Errorf("pulsar: prepare %s: %w", msgs[r.at].Topic, err)
+		}
+		out[r.at] = broker.Prepared{Ref: placeOf(writers[r.at].epoch, r.id).reference()}
+	}
+	return out, nil
+}
+
+// Names of the properties that come with a payload. Others are the caller's.
+const (
+	taskProperty = "isobar-task"
+	hashProperty = "isobar-sha256"
+	cellProperty = "isobar-cell"
+)
+
+func (b *Broker) message(m broker.Message) *pulsar.ProducerMessage {
+	properties := make(map[string]string, len(m.Properties)+3)
+	maps.Copy(properties, m.Properties)
+	properties[taskProperty], properties[cellProperty] = string(m.TaskID), b.options.Cell
+	properties[hashProperty] = fmt.Sprintf("%x", m.SHA256)
+	payload := m.Payload
+	if payload == nil {
+		payload = []byte{} // nil is a message without a value
+	}
+	return &pulsar.ProducerMessage{Payload: payload, Key: string(m.TaskID), Properties: properties}
+}
+
+// epochProperty of the namespace isobar/CELL is the cluster's epoch.
+const epochProperty = "isobar-epoch"
+
+// errNoEpoch: this cell has never written to the cluster.
+var errNoEpoch = errors.New("the cell has never written to this cluster")
+
+// epoch reads the cluster's epoch, and mints it if mint is set and there is none.
+func (b *Broker) epoch(ctx context.Context, mint bool) (uint64, error) {
+	n := namespace{root, b.options.Cell}
+	p, err := b.admin.policies(ctx, n)
+	if hasStatus(err, http.StatusNotFound) {
+		if !mint {
+			return 0, errNoEpoch
+		}
+		// Whoever creates the namespace mints; the others read what was minted.
+		w := wanted(b.options.Quota)
+		w.Properties = map[string]string{epochProperty: strconv.FormatInt(time.Now().UnixMilli(), 10)}
+		p, err = b.admin.ensureNamespace(ctx, n, b.options.Cluster, w)
+	}
+	if err != nil {
+		return 0, err
+	}
+	e, err := strconv.ParseUint(p.Properties[epochProperty], 10, 63)
+	if err != nil {
+		return 0, fmt.Errorf("namespace %s has no property %s: it was not made by Isobar: %w", n, epochProperty, err)
+	}
+	return e, nil
+}
+
+// TopicName is the topic's name in Pulsar. An error with broker.ErrLost says that
+// the cell has never written to this cluster.
+func (b *Broker) TopicName(ctx context.Context, t broker.Topic) (string, error) {
+	ctx, cancel := b.call(ctx)
+	defer cancel()
+	epoch, err := b.epoch(ctx, false)
+	if errors.Is(err, errNoEpoch) {
+		err = fmt.Errorf("%w: %w", broker.ErrLost, err)
+	}
+	if err != nil {
+		return "", fmt.Errorf("pulsar: name %s: %w", t, b.cause(err))
+	}
+	return topicOf(b.options.Cell, epoch, t).String(), nil
+}

@@ -1,0 +1,40 @@
+// Package pulsar keeps payloads in an Apache Pulsar cluster, one cluster a
+// region. The cell's log carries records only: a payload is durable when Prepare
+// returns, before its record is proposed, so one whose record never came is an
+// orphan and falls under a later trim.
+//
+// # Where things lie
+//
+//	isobar/CELL                                   a namespace without topics, holding the epoch
+//	isobar-TENANT/CELL.EPOCH/FUNCTION.LANE        a topic
+//	isobar-TENANT/CELL.EPOCH/FUNCTION.LANE isobar its durable subscription
+//
+// The subscription has no consumer. Its cursor is the trim position: what lies
+// below may be deleted by Pulsar, what lies above may not. It is made before the
+// first message and moved through the admin API; the exact position, which may
+// lie within a batch, is a property of the subscription.
+//
+// # The epoch
+//
+// Ledger ids start anew in another cluster, so a reference begins with the
+// cluster's epoch: when this cell first met it, in milliseconds. The epoch is a
+// property written with the creation of the namespace isobar/CELL, which Pulsar
+// does once however many ask, and is part of the names of all topics. So a
+// producer that was open when a cluster was replaced finds no topic in the new
+// one, instead of giving out references that are below those of before.
+//
+//	reference = epoch (8 bytes) ++ ledger (8) ++ entry (8) ++ batch index (4), big-endian
+//
+// Ledger ids grow within a cluster, also when a topic is deleted and made again,
+// entries grow in a ledger and indexes in a batch: references of a topic compare
+// in append order.
+//
+// # What is not asked of Pulsar
+//
+// No single acknowledgements, no redelivery, no delayed delivery, no dead-letter
+// policy, no deduplication, no TTL, no eviction: what they mean is the
+// scheduler's, and most of it is not safe across a crash in Pulsar or its Go
+// client. Policies that would drop payloads are watched, and their change is an
+// alarm. Producers are shared-mode: a deposed leader may still append, and makes
+// an orphan.
+package pulsar

@@ -1,0 +1,207 @@
+package pulsar_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	client "github.com/apache/pulsar-client-go/pulsar"
+	"github.com/apache/pulsar-client-go/pulsar/log"
+
+	"github.com/isobar-mesh/isobar/broker"
+	"github.com/isobar-mesh/isobar/broker/brokertest"
+	"github.com/isobar-mesh/isobar/broker/pulsar"
+	"github.com/isobar-mesh/isobar/broker/pulsar/pulsartest"
+	"github.com/isobar-mesh/isobar/broker/pulsar/standalone"
+	"github.com/isobar-mesh/isobar/internal/mesh"
+)
+
+// cell is one cell of the mesh with its leaders, on one cluster.
+type cell struct {
+	t       testing.TB
+	cluster pulsartest.Cluster
+	options pulsar.Options
+	leader  *pulsar.Broker
+	term    uint64
+}
+
+func newCell(t testing.TB, c pulsartest.Cluster) *cell {
+	cell := &cell{t: t, cluster: c, options: pulsar.Options{
+		Service: c.Service, Admin: c.Admin, Cell: fmt.Sprintf("test-%08x", rand.Uint32()), Server: "s1", Timeout: 20 * time.Second,
+		Logger: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelError})),
+	}}
+	t.Cleanup(cell.delete)
+	return cell
+}
+
+// delete takes the cell's namespaces out of the cluster again, as far as it is
+// there.
+func (c *cell) delete() {
+	var tenants []string
+	c.admin(http.MethodGet, "/tenants", "", &tenants)
+	for _, tenant := range tenants {
+		if !strings.HasPrefix(tenant, "isobar") {
+			continue
+		}
+		var namespaces []string
+		c.admin(http.MethodGet, "/namespaces/"+tenant, "", &namespaces)
+		for _, n := range namespaces {
+			if strings.Contains(n, c.options.Cell) {
+				c.admin(http.MethodDelete, "/namespaces/"+n+"?force=true", "", nil)
+			}
+		}
+	}
+}
+
+// admin calls the admin API and returns the status, 0 for no answer.
+func (c *cell) admin(method, path, body string, out any) int {
+	return pulsartest.Admin(context.Background(), c.cluster, method, path, body, out)
+}
+
+// elect starts the next leader; the one before is not told.
+func (c *cell) elect() *pulsar.Broker {
+	c.t.Helper()
+	b, err := pulsar.Open(c.options)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.term++
+	if err := b.Lead(c.term); err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(func() { _ = b.Close() }) // the cluster may be gone by now
+	c.leader = b
+	return b
+}
+
+// topic is the name of the topic in Pulsar.
+func (c *cell) topic(t broker.Topic) string {
+	c.t.Helper()
+	name, err := c.leader.TopicName(context.Background(), t)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return name
+}
+
+// foreign sends a message with Pulsar's own client.
+func (c *cell) foreign(t broker.Topic) error {
+	p, err := client.NewClient(client.ClientOptions{URL: c.cluster.Service, Logger: log.DefaultNopLogger()})
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	producer, err := p.CreateProducer(client.ProducerOptions{Topic: c.topic(t)})
+	if err != nil {
+		return err
+	}
+	defer producer.Close()
+	before := c.leader.Stats().Foreign
+	if _, err = producer.Send(context.Background(), &client.ProducerMessage{Payload: []byte("rm -rf /")}); err != nil {
+		return err
+	}
+	c.t.Cleanup(func() {
+		if now := c.leader.Stats().Foreign; now <= before {
+			c.t.Errorf("%d foreign messages are counted, want more than %d", now, before)
+		}
+	})
+	return nil
+}
+
+func (c *cell) unload(t broker.Topic) {
+	path := strings.Replace(c.topic(t), "://", "/", 1)
+	if status := c.admin(http.MethodPut, "/"+path+"/unload", "", nil); status/100 != 2 {
+		c.t.Errorf("unload %s: status %d", path, status)
+	}
+}
+
+// destructible is a standalone that tests may break, started for the first.
+type destructible struct {
+	once     sync.Once
+	instance *standalone.Instance
+}
+
+func (d *destructible) get(t *testing.T) *standalone.Instance {
+	d.once.Do(func() { d.instance = pulsartest.Own(t, nil) })
+	return d.instance
+}
+
+func TestConformance(t *testing.T) {
+	t.Run("pulsar", func(t *testing.T) {
+		shared := pulsartest.Shared(t)
+		var own destructible
+		brokertest.Run(t, func(sub *testing.T, config brokertest.Config) *brokertest.Harness {
+			cluster := shared
+			if config.Breaks {
+				i := own.get(t)
+				cluster = pulsartest.Cluster{Service: i.Service, Admin: i.Admin}
+			}
+			c := newCell(sub, cluster)
+			c.options.Quota = int64(config.MaxBytes)
+			return &brokertest.Harness{
+				Broker:  c.elect(),
+				Crash:   func() broker.Broker { return c.elect() },
+				Fault:   func(f brokertest.Fault) func() broker.Broker { return c.fault(f, own.instance) },
+				Foreign: c.foreign,
+			}
+		})
+	})
+}
+
+// fault breaks the standalone, which only this test uses.
+func (c *cell) fault(f brokertest.Fault, i *standalone.Instance) func() broker.Broker {
+	same := func() broker.Broker { return c.leader }
+	start := func() {
+		if err := i.Start(c.t.Context()); err != nil {
+			c.t.Fatalf("start the standalone again: %v", err)
+		}
+	}
+	switch f {
+	case brokertest.Unload:
+		c.unload(broker.Topic{Tenant: "default", Function: "f", Lane: mesh.Standard})
+		return same
+	case brokertest.Kill:
+		i.Kill()
+		return func() broker.Broker { start(); return c.leader }
+	case brokertest.Hang:
+		i.Pause()
+		return func() broker.Broker { i.Resume(); return c.leader }
+	case brokertest.Slow:
+		return c.slow(i)
+	case brokertest.Replace:
+		i.Kill()
+		if err := i.Wipe(); err != nil {
+			c.t.Fatal(err)
+		}
+		start()
+		return same
+	default:
+		c.t.Fatalf("unknown fault %s", f)
+		return nil
+	}
+}
+
+// slow lets the standalone run a fifth of the time.
+func (c *cell) slow(i *standalone.Instance) func() broker.Broker {
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			i.Pause()
+			time.Sleep(200 * time.Millisecond)
+			i.Resume()
+			select {
+			case <-stop:
+				return
+			case <-time.After(50 * time.Millisecond):
+			}
+		}
+	}()
+	return func() broker.Broker { close(stop); <-stopped; return c.leader }
+}
