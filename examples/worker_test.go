@@ -4,10 +4,14 @@ package examples_test
 import (
 	"bytes"
 	"context"
-	"fmt"
+	"errors"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -28,6 +32,7 @@ type cell struct {
 	extends   map[string]int
 	outcomes  map[string]*isobarv1.Outcome
 	completed map[string]bool
+	idle      func() // called when there is no task left
 }
 
 func (c *cell) Lease(_ context.Context, r *isobarv1.LeaseRequest) (*isobarv1.LeaseResponse, error) {
@@ -37,6 +42,7 @@ func (c *cell) Lease(_ context.Context, r *isobarv1.LeaseRequest) (*isobarv1.Lea
 		return nil, connect.Errorf(connect.CodeInvalidArgument, "bad lease: %v", r)
 	}
 	if len(c.tasks) == 0 {
+		c.idle()
 		return &isobarv1.LeaseResponse{}, nil
 	}
 	a := c.tasks[0]
@@ -77,7 +83,11 @@ func TestPythonWorker(t *testing.T) {
 	if err != nil {
 		t.Skip("python3 is not installed")
 	}
-	c := &cell{deny: map[string]int{"denied": 1, "stopped": 2}, extends: map[string]int{}, outcomes: map[string]*isobarv1.Outcome{}, completed: map[string]bool{}}
+	idle := make(chan struct{})
+	c := &cell{
+		deny: map[string]int{"denied": 1, "stopped": 2}, extends: map[string]int{}, outcomes: map[string]*isobarv1.Outcome{}, completed: map[string]bool{},
+		idle: sync.OnceFunc(func() { close(idle) }),
+	}
 	add := func(id, command string) {
 		c.tasks = append(c.tasks, &isobarv1.Assignment{
 			TaskId: id, Attempt: 7, Payload: []byte("größe"), Timeout: durationpb.New(time.Minute),
@@ -85,11 +95,12 @@ func TestPythonWorker(t *testing.T) {
 			Variant: &isobarv1.Variant{Name: "v", Runtime: "exec", Command: []string{"/bin/sh", "-c", command}},
 		})
 	}
+	pid := filepath.Join(t.TempDir(), "pid")
 	add("done", `cat; echo " $GREETING $ISOBAR_TASK_ID $ISOBAR_ATTEMPT"; echo noted >&2`)
 	add("again", "exit 75")
 	add("failed", "exit 3")
 	add("denied", "echo never")
-	add("stopped", "exec sleep 60")
+	add("stopped", "echo $$ > "+pid+"; exec sleep 60")
 	srv := connect.NewServer()
 	isobarv1.RegisterWorkerServiceHandler(srv, c)
 	mux := http.NewServeMux()
@@ -97,16 +108,9 @@ func TestPythonWorker(t *testing.T) {
 	ts := httptest.NewServer(mux)
 	defer ts.Close()
 
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, python, "worker.py", ts.URL, fmt.Sprint(len(c.tasks)))
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := cmd.Run(); err != nil {
-		t.Fatalf("worker.py: %v\n%s", err, &out)
-	}
-	if want := "done done accepted\nagain retry accepted\nfailed failed accepted\nstopped timeout accepted\n"; out.String() != want {
-		t.Errorf("it printed\n%swant\n%s", &out, want)
+	out := work(t, exec.Command(python, "worker.py", ts.URL), idle)
+	if want := "done done accepted\nagain retry accepted\nfailed failed accepted\n"; out != want {
+		t.Errorf("it printed\n%swant\n%s", out, want)
 	}
 	o := c.outcomes["done"]
 	if string(o.GetResult()) != "größe hello done 7\n" || string(o.GetStderrTail()) != "noted\n" || !c.completed["done"] {
@@ -122,5 +126,69 @@ func TestPythonWorker(t *testing.T) {
 		if n < 1 {
 			t.Errorf("%s was not extended", id)
 		}
+	}
+	if lives(t, pid) {
+		t.Error("the attempt whose lease was lost goes on")
+	}
+}
+
+// work runs the worker until it asks for more than there is.
+func work(t *testing.T, cmd *exec.Cmd, idle <-chan struct{}) string {
+	t.Helper()
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	select {
+	case <-idle:
+	case err := <-ended:
+		t.Fatalf("worker.py ended: %v\n%s", err, &out)
+	case <-time.After(30 * time.Second):
+		t.Error("worker.py did not come for more")
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Error(err)
+	}
+	<-ended
+	return out.String()
+}
+
+// lives reports whether the process of the file still runs a second later.
+func lives(t *testing.T, file string) bool {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		state, err := exec.Command("ps", "-o", "stat=", "-p", strconv.Itoa(pid)).Output()
+		var none *exec.ExitError
+		switch {
+		case errors.As(err, &none), err == nil && strings.HasPrefix(string(state), "Z"):
+			return false
+		case err != nil:
+			t.Fatal(err)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	return true
+}
+
+// TestPythonWorkerIsShort: it is an example of how little a worker needs.
+func TestPythonWorkerIsShort(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("worker.py")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(text), "\n"); n > 30 {
+		t.Errorf("worker.py has %d lines, more than 30", n)
 	}
 }
