@@ -39,6 +39,7 @@ func fullest() *meshv1.Digest {
 		Incarnation: long(gossip.MaxIncarnation, "i"), Zone: long(gossip.MaxZoneName, "z"),
 		Term: 1<<64 - 1, Sequence: 1<<64 - 1, Health: long(gossip.MaxHealth, "h"),
 		CpuHour: 1 << 40, MemoryGibHour: 1 << 40, CarbonKind: 2, MilliwattsPerCpu: 1 << 30,
+		IdleMilliwattsPerCpu: 1 << 20, MilliwattsPerGib: 1 << 20, EmbodiedMgPerCpuHour: 1 << 20,
 		PueMilli: 3000, Leased: 1 << 40, Workers: 1 << 20, Registry: 1<<64 - 1,
 	}
 	for range 4 {
@@ -52,7 +53,7 @@ func fullest() *meshv1.Digest {
 	for i := range gossip.MaxModels {
 		model := long(gossip.MaxModelName, fmt.Sprint(i))
 		gpus = append(gpus, mesh.Accelerators{Model: model, Count: 1 << 14})
-		d.Gpus = append(d.Gpus, &meshv1.ModelDigest{Model: model, Hour: 1 << 30, Milliwatts: 1 << 20})
+		d.Gpus = append(d.Gpus, &meshv1.ModelDigest{Model: model, Hour: 1 << 30, Milliwatts: 1 << 20, IdleMilliwatts: 1 << 20, EmbodiedMgPerHour: 1 << 17})
 	}
 	c := mesh.Capacity{CPUMilli: 1 << 40, MemoryMiB: 1 << 40, GPUs: gpus}
 	gossip.SetCapacities(d, gossip.Capacities{Total: c, Free: c, Widest: c})

@@ -34,10 +34,11 @@ func benchMesh(n int) View {
 			Prices:   Prices{CPUHour: 0.03 + float64(i%7)/100, MemoryGiBHour: 0.004, GPUHour: []ModelPrice{{"A100", 3.7}, {"H100", 7}}},
 			RTT:      time.Duration(i*13%200) * time.Millisecond,
 			Energy: Energy{
-				Zone: "Z", WattsPerCPU: 3.5, WattsPerGPU: []ModelWatts{{"A100", 400}, {"H100", 700}}, PUE: 1.1,
-				Known: true, Intensity: day, Kind: "average",
+				Zone: "Z", WattsPerCPU: 3.5, IdleWattsPerCPU: 0.74, WattsPerGiB: 0.42, EmbodiedPerCPUHour: 0.48, PUE: 1.1,
+				WattsPerGPU: []ModelWatts{{"A100", 400, 40, 4.28}, {"H100", 700, 70, 4.28}},
+				Known:       true, Intensity: day, Kind: "average",
 			},
-			EgressUSDPerGiB: 0.02, ReturnUSDPerGiB: 0.02,
+			EgressUSDPerGiB: 0.02, ReturnUSDPerGiB: 0.02, NetworkKWhPerGiB: 0.001,
 		}
 		v.Cells = append(v.Cells, c)
 	}
@@ -92,6 +93,12 @@ func bare(task *Task, view *View, policy Policy, now time.Time, starts int) (bes
 	in, out := float64(task.InputBytes)/bytesPerGiB, float64(task.OutputBytes)/bytesPerGiB
 	top := 0.0
 	var names [4]string
+	atHome := 0.0
+	for i := range view.Cells {
+		if view.Cells[i].ID == task.Home {
+			atHome = view.Cells[i].Energy.Intensity[0]
+		}
+	}
 	for k := range task.Variants {
 		top = max(top, task.Variants[k].Quality)
 		names[k] = task.Function + "/" + task.Variants[k].Name
@@ -100,15 +107,19 @@ func bare(task *Task, view *View, policy Policy, now time.Time, starts int) (bes
 	for i := range view.Cells {
 		c := &view.Cells[i]
 		egress := in*c.EgressUSDPerGiB + out*c.ReturnUSDPerGiB
+		network := (in + out) * c.NetworkKWhPerGiB * (atHome + c.Energy.Intensity[0]) / 2
 		for k := range task.Variants {
 			v := &task.Variants[k]
 			cores, hours := float64(v.Demand.CPUMilli)/1000, v.Duration.Hours()
 			hourly := cores*c.Prices.CPUHour + float64(v.Demand.MemoryMiB)/mibPerGiB*c.Prices.MemoryGiBHour
-			watts := cores * c.Energy.WattsPerCPU
+			watts := cores*c.Energy.WattsPerCPU + float64(v.Demand.MemoryMiB)/mibPerGiB*c.Energy.WattsPerGiB
+			embodied := cores * c.Energy.EmbodiedPerCPUHour
 			if n := float64(v.Demand.GPUs); n > 0 {
 				model := gpuModel(c, v.Demand)
 				hourly += n * gpuPrice(c.Prices.GPUHour, model)
-				watts += n * gpuWatts(c.Energy.WattsPerGPU, model)
+				row := gpuWatts(c.Energy.WattsPerGPU, model)
+				watts += n * row.Watts
+				embodied += n * row.EmbodiedPerHour
 			}
 			kwh := watts * hours * c.Energy.PUE / wattsPerKW
 			var wait, cold time.Duration
@@ -119,7 +130,7 @@ func bare(task *Task, view *View, policy Policy, now time.Time, starts int) (bes
 			if _, warm := slices.BinarySearch(c.Warm, names[k]); !warm {
 				cold = v.ColdStart
 			}
-			fixed := hourly*hours + v.USD + egress + (top-v.Quality)*policy.QualityUSD
+			fixed := hourly*hours + v.USD + egress + (top-v.Quality)*policy.QualityUSD + (network+embodied*hours)/gramsPerTonne*policy.CarbonUSDPerTonne
 			begin := into + c.RTT/2 + wait + cold
 			for s := range starts {
 				put := time.Duration(0)

@@ -56,6 +56,7 @@ type offer struct {
 	score     float64
 	kwh       float64
 	grams     float64
+	beside    float64 // grams of network and embodied carbon, whenever it starts
 	intensity float64
 	quality   float64 // of 1.0, below the best variant's
 }
@@ -163,10 +164,11 @@ func compareJoined(s, function, variant string) int {
 // the same on every processor. It returns false when there is too little room
 // in time for work in pieces.
 func (d *Decider) price(q *question, o *offer, cell *Cell, v *variantFacts, known bool) bool {
-	model := ""
+	var gpu *ModelWatts
 	hourly := float64(v.cores*cell.Prices.CPUHour) + float64(v.gib*cell.Prices.MemoryGiBHour)
 	if v.demand.GPUs > 0 {
-		model = gpuModel(cell, v.demand)
+		model := gpuModel(cell, v.demand)
+		gpu = gpuWatts(cell.Energy.WattsPerGPU, model)
 		hourly += float64(float64(v.demand.GPUs) * gpuPrice(cell.Prices.GPUHour, model))
 	}
 	o.terms.Compute = float64(hourly*v.hours) + v.usd
@@ -176,7 +178,9 @@ func (d *Decider) price(q *question, o *offer, cell *Cell, v *variantFacts, know
 		o.terms.Compute, o.terms.Egress = 0, 0
 	}
 
-	o.kwh, o.known, o.finish = d.kwh(cell, v, model), known, 0
+	o.kwh, o.known, o.finish = d.kwh(cell, v, gpu), known, 0
+	_, o.beside = q.network(cell, known)
+	o.beside += embodied(cell, v, gpu)
 	o.quality = v.lost
 	o.terms.Quality = float64(v.lost * q.policy.QualityUSD)
 	if !d.choose(q, o, cell, v, known) {
@@ -197,7 +201,7 @@ func (d *Decider) priceStart(q *question, o *offer, cell *Cell, v *variantFacts)
 		begin := into + q.way(&o.timing) + o.wait + o.put + o.cold
 		o.intensity = meanIntensity(cell.Energy.Intensity, step, begin, o.run)
 	}
-	o.grams = float64(o.kwh * o.intensity)
+	o.grams = float64(o.kwh*o.intensity) + o.beside
 	o.terms.Carbon = float64(o.grams / gramsPerTonne * q.policy.CarbonUSDPerTonne)
 
 	priced := o.rtt + o.wait + o.put + o.pause
@@ -209,16 +213,30 @@ func (d *Decider) priceStart(q *question, o *offer, cell *Cell, v *variantFacts)
 	o.score = o.terms.Sum()
 }
 
-// kwh is the energy of one run at the meter.
-func (d *Decider) kwh(cell *Cell, v *variantFacts, model string) float64 {
-	watts := float64(v.cores * cell.Energy.WattsPerCPU)
-	switch {
-	case v.Watts != nil:
+// kwh is the energy of one run at the meter. A core or an accelerator draws
+// from its idle to its busy power as it is used, memory by how much is held.
+// gpu is the row of the model it takes, if any.
+func (d *Decider) kwh(cell *Cell, v *variantFacts, gpu *ModelWatts) float64 {
+	e := &cell.Energy
+	watts := 0.0
+	if v.Watts != nil {
 		watts = weight(*v.Watts)
-	case v.demand.GPUs > 0:
-		watts += float64(float64(v.demand.GPUs) * gpuWatts(cell.Energy.WattsPerGPU, model))
+	} else {
+		watts = float64(v.cores*between(e.IdleWattsPerCPU, e.WattsPerCPU, v.busyCPU)) + float64(v.gib*e.WattsPerGiB)
+		if gpu != nil {
+			watts += float64(float64(v.demand.GPUs) * between(gpu.Idle, gpu.Watts, v.busyGPU))
+		}
 	}
-	return float64(float64(watts*v.hours)*max(cell.Energy.PUE, 1)) / wattsPerKW
+	return float64(float64(watts*v.hours)*max(e.PUE, 1)) / wattsPerKW
+}
+
+// between is the power at a utilisation. Without a figure for idle it is in
+// proportion.
+func between(idle, busy, utilisation float64) float64 {
+	if utilisation == 1 {
+		return busy
+	}
+	return idle + float64(utilisation*(busy-idle))
 }
 
 // meanIntensity is the mean over [begin, begin+run), each hour weighted by the
@@ -273,13 +291,23 @@ func gpuPrice(prices []ModelPrice, model string) float64 {
 	return 0
 }
 
-func gpuWatts(watts []ModelWatts, model string) float64 {
+// gpuOf is the row of the model that an attempt would take; nil when it takes
+// none.
+func gpuOf(cell *Cell, v *variantFacts) *ModelWatts {
+	if v.demand.GPUs == 0 {
+		return nil
+	}
+	return gpuWatts(cell.Energy.WattsPerGPU, gpuModel(cell, v.demand))
+}
+
+// gpuWatts is the row of the model; nil when the cell has none.
+func gpuWatts(watts []ModelWatts, model string) *ModelWatts {
 	for i := range watts {
 		if watts[i].Model == model {
-			return watts[i].Watts
+			return &watts[i]
 		}
 	}
-	return 0
+	return nil
 }
 
 // unusableFigure names the first figure of a cell that cannot be true. Such a
@@ -296,6 +324,14 @@ func unusableFigure(c *Cell) (name string, value float64) {
 		return "return price", c.ReturnUSDPerGiB
 	case !usable(c.Energy.WattsPerCPU):
 		return "power of a core", c.Energy.WattsPerCPU
+	case !(c.Energy.IdleWattsPerCPU >= 0 && c.Energy.IdleWattsPerCPU <= c.Energy.WattsPerCPU):
+		return "power of an idle core", c.Energy.IdleWattsPerCPU
+	case !usable(c.Energy.WattsPerGiB):
+		return "power of memory", c.Energy.WattsPerGiB
+	case !usable(c.Energy.EmbodiedPerCPUHour):
+		return "embodied carbon of a core", c.Energy.EmbodiedPerCPUHour
+	case !usable(c.NetworkKWhPerGiB):
+		return "energy of the network", c.NetworkKWhPerGiB
 	case !usable(c.Energy.PUE):
 		return "PUE", c.Energy.PUE
 	case c.RTT < 0:
@@ -307,8 +343,13 @@ func unusableFigure(c *Cell) (name string, value float64) {
 		}
 	}
 	for i := range c.Energy.WattsPerGPU {
-		if w := c.Energy.WattsPerGPU[i].Watts; !usable(w) {
-			return "power of an accelerator", w
+		switch w := c.Energy.WattsPerGPU[i]; {
+		case !usable(w.Watts):
+			return "power of an accelerator", w.Watts
+		case !(w.Idle >= 0 && w.Idle <= w.Watts):
+			return "power of an idle accelerator", w.Idle
+		case !usable(w.EmbodiedPerHour):
+			return "embodied carbon of an accelerator", w.EmbodiedPerHour
 		}
 	}
 	return "", 0

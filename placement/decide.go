@@ -98,6 +98,7 @@ type question struct {
 	outGiB     float64
 	kind       string  // the kind of carbon figures that is compared
 	unknown    float64 // gCO2eq/kWh where no figure of that kind is known
+	atHome     float64 // gCO2eq/kWh at home, in the present hour
 	anyKnown   bool
 }
 
@@ -114,6 +115,8 @@ type variantFacts struct {
 	gib    float64
 	usd    float64
 	lost   float64 // quality below the best variant's
+	// utilisation of the cores and accelerators
+	busyCPU, busyGPU float64
 }
 
 // Decide is the function Decide.
@@ -220,6 +223,8 @@ func (d *Decider) prepareVariants(q *question) {
 			cores:   float64(demand.CPUMilli) / 1000,
 			gib:     float64(demand.MemoryMiB) / mibPerGiB,
 			usd:     weight(v.USD),
+			busyCPU: 1 - fraction(v.IdleCPU),
+			busyGPU: 1 - fraction(v.IdleGPU),
 			lost:    best - fraction(v.Quality),
 		})
 	}
@@ -368,6 +373,8 @@ func (d *Decider) candidate(q *question, o *offer) Candidate {
 		Warm:          o.warm,
 		DigestVersion: cell.Version, DigestAge: cell.Age,
 	}
+	c.NetworkKWh, c.NetworkGCO2eq = q.network(cell, o.known)
+	c.EmbodiedGCO2eq = embodied(cell, v, gpuOf(cell, v))
 	if o.free {
 		c.Free = cell.Free.Count(v.demand, freeLimit)
 	}

@@ -65,7 +65,7 @@ func TestTerms(t *testing.T) {
 		c.Prices = Prices{CPUHour: 0.04, MemoryGiBHour: 0.005, GPUHour: []ModelPrice{{"A100", 3}, {"H100", 7}}}
 		c.EgressUSDPerGiB, c.ReturnUSDPerGiB = 0.02, 0.09
 		c.RTT = 200 * time.Millisecond
-		c.Energy = Energy{WattsPerCPU: 10, WattsPerGPU: []ModelWatts{{"H100", 700}}, PUE: 1.25, Known: true, Intensity: []float64{100, 400}, Kind: "average"}
+		c.Energy = Energy{WattsPerCPU: 10, WattsPerGPU: []ModelWatts{{Model: "H100", Watts: 700}}, PUE: 1.25, Known: true, Intensity: []float64{100, 400}, Kind: "average"}
 	})
 	large := variant("large", func(v *Variant) {
 		v.Demand = mesh.Demand{CPUMilli: 2000, MemoryMiB: 4096, GPUs: 2}

@@ -43,7 +43,7 @@ type ConstraintCount struct {
 type Terms struct {
 	Compute float64 // demand × prices × run time, and the variant's own price
 	Egress  float64 // input GiB × price there + output GiB × price back
-	Carbon  float64 // kWh × gCO2eq/kWh × carbon price
+	Carbon  float64 // (kWh × gCO2eq/kWh + network + embodied) × carbon price
 	Latency float64 // latency price × (round trip + wait + put off + suspended + run)
 	Cold    float64 // latency price × cold start
 	// Quality is the quality price × what this variant lacks to the best of the
@@ -72,12 +72,16 @@ type Candidate struct {
 	Terms  Terms
 	Score  float64 // Terms.Sum()
 	// The figures behind the terms.
-	KWh       float64
-	GCO2eq    float64
+	KWh       float64 // of the run, at the meter
+	GCO2eq    float64 // in all: KWh × Intensity and the two below
 	Intensity float64 // gCO2eq/kWh, mean over the run
-	USD       float64 // compute + egress: what is paid
-	Quality   float64
-	Wait      time.Duration
+	// NetworkKWh moves input and result, at the mean intensity of both ends.
+	NetworkKWh     float64
+	NetworkGCO2eq  float64
+	EmbodiedGCO2eq float64
+	USD            float64 // compute + egress: what is paid
+	Quality        float64
+	Wait           time.Duration
 	// Put is how long the start is put off by choice, and Pause how long
 	// interruptible work is suspended after it.
 	Put   time.Duration

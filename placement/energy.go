@@ -46,12 +46,53 @@ func (d *Decider) prepareCarbon(q *question) {
 	for pos, i := range d.cells {
 		e := &q.view.Cells[i].Energy
 		if d.known[pos] = d.known[pos] && e.Kind == q.kind; d.known[pos] {
-			step, into := q.hoursOf(e)
-			sum += e.Intensity[min(int(into/step), len(e.Intensity)-1)]
+			sum += q.present(e)
 			n++
 		}
 	}
 	q.unknown = sum / float64(n)
+	d.homeCarbon(q)
+}
+
+// homeCarbon finds the intensity at home in the present hour, for what moves
+// between home and a cell.
+func (d *Decider) homeCarbon(q *question) {
+	q.atHome = q.unknown
+	for pos, i := range d.cells {
+		if c := &q.view.Cells[i]; c.ID == q.task.Home && d.known[pos] {
+			q.atHome = q.present(&c.Energy)
+		}
+	}
+}
+
+// present is the intensity of the present hour.
+func (q *question) present(e *Energy) float64 {
+	step, into := q.hoursOf(e)
+	return e.Intensity[min(int(into/step), len(e.Intensity)-1)]
+}
+
+// network is what moving input and result takes, at the mean intensity of both
+// ends, as in Caribou's model (SOSP 2024, carbon_calculator.py).
+func (q *question) network(cell *Cell, known bool) (kwh, grams float64) {
+	if cell.NetworkKWhPerGiB == 0 {
+		return 0, 0
+	}
+	there := q.unknown
+	if known {
+		there = q.present(&cell.Energy)
+	}
+	kwh = float64((q.inGiB + q.outGiB) * cell.NetworkKWhPerGiB)
+	return kwh, float64(kwh * ((q.atHome + there) / 2))
+}
+
+// embodied is the share of what making the hardware has emitted. gpu is as for
+// kwh.
+func embodied(cell *Cell, v *variantFacts, gpu *ModelWatts) float64 {
+	hourly := float64(v.cores * cell.Energy.EmbodiedPerCPUHour)
+	if gpu != nil {
+		hourly += float64(float64(v.demand.GPUs) * gpu.EmbodiedPerHour)
+	}
+	return float64(hourly * v.hours)
 }
 
 func (d *Decider) countKind(kind string) {

@@ -67,6 +67,10 @@ type Variant struct {
 	// Watts is the power of one whole attempt where that is known; nil is by
 	// demand and the cell's figures.
 	Watts *float64
+	// IdleCPU and IdleGPU are the shares of the run, 0..1, in which the cores
+	// and the accelerators it holds do nothing: 1 less their utilisation.
+	IdleCPU float64
+	IdleGPU float64
 	// ColdStart is the extra time when no warm instance exists.
 	ColdStart time.Duration
 	// USD is the variant's own price for one run (an API's fee), 0 for none.
@@ -111,8 +115,12 @@ type Cell struct {
 	// EgressUSDPerGiB from the home to this cell, and ReturnUSDPerGiB back.
 	EgressUSDPerGiB float64
 	ReturnUSDPerGiB float64
-	RTT             time.Duration // round trip from the home
-	Energy          Energy
+	// NetworkKWhPerGiB is the energy of a GiB on the way between home and this
+	// cell, either way; 0 at home. It counts at the mean of both ends'
+	// intensities of the present hour.
+	NetworkKWhPerGiB float64
+	RTT              time.Duration // round trip from the home
+	Energy           Energy
 }
 
 // Prices of a cell's resources, USD an hour of use.
@@ -131,10 +139,17 @@ type ModelPrice struct {
 // Energy says what a cell's power costs in carbon.
 type Energy struct {
 	Zone string
-	// WattsPerCPU is drawn by one busy core, WattsPerGPU by one accelerator.
-	WattsPerCPU float64
-	WattsPerGPU []ModelWatts // sorted by model
-	PUE         float64      // power usage effectiveness, 1 or more
+	// WattsPerCPU is drawn by one busy core, IdleWattsPerCPU by one that is held
+	// and does nothing, WattsPerGiB by memory that is held, WattsPerGPU by
+	// accelerators.
+	WattsPerCPU     float64
+	IdleWattsPerCPU float64
+	WattsPerGiB     float64
+	WattsPerGPU     []ModelWatts // sorted by model
+	// EmbodiedPerCPUHour is gCO2eq of making and disposing of a core, for each
+	// hour it is held.
+	EmbodiedPerCPUHour float64
+	PUE                float64 // power usage effectiveness, 1 or more
 	// Known is false when no feed answers for the zone: Intensity is then the
 	// mean of the cells that are known, and the decision says so.
 	Known bool
@@ -150,10 +165,14 @@ type Energy struct {
 	Kind string
 }
 
-// ModelWatts is the power of one busy accelerator of a model.
+// ModelWatts is the power of one accelerator of a model, busy and idle, and its
+// embodied carbon.
 type ModelWatts struct {
 	Model string
 	Watts float64
+	Idle  float64
+	// EmbodiedPerHour is gCO2eq for each hour it is held.
+	EmbodiedPerHour float64
 }
 
 // Policy prices what is not money. The zero value prices nothing.

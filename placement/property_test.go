@@ -41,11 +41,13 @@ func drawCell(t *rapid.T, i int) Cell {
 			CPUHour: pick(t, "cpu price", 0, 0.02, 0.04, 1.5, -1), MemoryGiBHour: pick(t, "memory price", 0, 0.005),
 			GPUHour: []ModelPrice{{"H100", 7}},
 		},
-		EgressUSDPerGiB: pick(t, "egress", 0, 0.02, 0.09),
-		ReturnUSDPerGiB: pick(t, "return", 0, 0.02),
-		RTT:             pick(t, "rtt", 0, 10*time.Millisecond, 110*time.Millisecond),
+		EgressUSDPerGiB:  pick(t, "egress", 0, 0.02, 0.09),
+		ReturnUSDPerGiB:  pick(t, "return", 0, 0.02),
+		NetworkKWhPerGiB: pick(t, "network", 0, 0.001, 0.1),
+		RTT:              pick(t, "rtt", 0, 10*time.Millisecond, 110*time.Millisecond),
 		Energy: Energy{
-			WattsPerCPU: pick(t, "watts", 0, 3.5, 10), WattsPerGPU: []ModelWatts{{"H100", 700}}, PUE: pick(t, "pue", 0, 1, 1.3),
+			WattsPerCPU: pick(t, "watts", 0, 3.5, 10), WattsPerGPU: []ModelWatts{{"H100", 700, 70, pick(t, "embodied gpu", 0, 4.28)}}, PUE: pick(t, "pue", 0, 1, 1.3),
+			WattsPerGiB: pick(t, "watts of memory", 0, 0.4), EmbodiedPerCPUHour: pick(t, "embodied", 0, 0.48),
 			Known:     rapid.IntRange(0, 5).Draw(t, "known") > 0,
 			Intensity: rapid.SliceOfN(rapid.SampledFrom([]float64{0, 16, 320, 680}), 0, 4).Draw(t, "intensity"),
 			Kind:      pick(t, "kind", "average", "average", "marginal"),
@@ -53,6 +55,7 @@ func drawCell(t *rapid.T, i int) Cell {
 			From:      pick(t, "from", time.Time{}, time.Time{}, noon().Add(-90*time.Second), noon().Add(time.Second)),
 		},
 	}
+	c.Energy.IdleWattsPerCPU = c.Energy.WattsPerCPU * pick(t, "idle", 0, 0.2, 1)
 	if g := pick[int64](t, "gpus", 0, 0, 4); g > 0 {
 		c.Total.GPUs = []mesh.Accelerators{{Model: "H100", Count: g}}
 	}
@@ -67,8 +70,9 @@ func drawCell(t *rapid.T, i int) Cell {
 func drawVariant(t *rapid.T, i int) Variant {
 	return Variant{
 		Name: fmt.Sprintf("v%d", i), Runtime: pick(t, "runtime", "exec", "exec", "wasm", "http"),
-		Demand:    mesh.Demand{CPUMilli: pick[int64](t, "cpu", 0, 500, 2000), MemoryMiB: 256, GPUs: pick[int64](t, "gpu", 0, 0, 1)},
-		Quality:   pick(t, "quality", 0.5, 0.72, 0.9),
+		Demand:  mesh.Demand{CPUMilli: pick[int64](t, "cpu", 0, 500, 2000), MemoryMiB: 256, GPUs: pick[int64](t, "gpu", 0, 0, 1)},
+		Quality: pick(t, "quality", 0.5, 0.72, 0.9),
+		IdleCPU: pick(t, "idle cpu", 0, 0.5, 1), IdleGPU: pick(t, "idle gpu", 0, 0.25),
 		Duration:  pick(t, "duration", 0, 20*time.Millisecond, 2*time.Second, 3*time.Hour),
 		ColdStart: pick(t, "cold", 0, 500*time.Millisecond, 30*time.Second),
 		USD:       pick(t, "usd", 0, 0, 0.0001), EndpointJurisdictions: pick(t, "endpoint", nil, []string{"eu"}),

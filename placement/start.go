@@ -121,7 +121,7 @@ func (d *Decider) attempt(q *question, o *offer, cell *Cell, v *variantFacts, kn
 	if known {
 		a.hours = cell.Energy.Intensity
 		a.step, a.into = q.hoursOf(&cell.Energy)
-		a.carry = float64(d.kwh(cell, v, gpuModel(cell, v.demand)) / gramsPerTonne * q.policy.CarbonUSDPerTonne)
+		a.carry = float64(d.kwh(cell, v, gpuOf(cell, v)) / gramsPerTonne * q.policy.CarbonUSDPerTonne)
 	}
 	return a
 }

@@ -70,6 +70,9 @@ type manifestResources struct {
 	MemoryMiB *int64   `yaml:"memory_mib"`
 	GPUs      int64    `yaml:"gpus"`
 	GPUModel  string   `yaml:"gpu_model"`
+
+	CPUUtilisation *float64 `yaml:"cpu_utilisation"`
+	GPUUtilisation *float64 `yaml:"gpu_utilisation"`
 }
 
 // ParseManifest reads a manifest and the modules it names, relative to dir. It
@@ -209,7 +212,9 @@ func (c *converter) variant(path string, m manifestVariant) *isobarv1.Variant {
 		c.notZero(path+"quality", *m.Quality == 0)
 	}
 	if r := m.Resources; r != nil {
-		v.Resources = &isobarv1.Resources{Gpus: r.GPUs, GpuModel: r.GPUModel}
+		v.Resources = &isobarv1.Resources{
+			Gpus: r.GPUs, GpuModel: r.GPUModel, CpuUtilisation: r.CPUUtilisation, GpuUtilisation: r.GPUUtilisation,
+		}
 		if r.CPU != nil {
 			v.Resources.Cpu = *r.CPU
 			c.notZero(path+"resources.cpu", *r.CPU == 0)

@@ -47,6 +47,8 @@ variants:
     resources:
       gpus: 1
       gpu_model: a100
+      cpu_utilisation: 0.25
+      gpu_utilisation: 0
   - name: remote
     runtime: http
     url: https://example.com/thumb?x=1
@@ -98,7 +100,7 @@ func TestParseManifest(t *testing.T) {
 			},
 			{
 				Name: "native", Runtime: "exec", Command: []string{"convert", "-", "-resize", "128", "-"}, Quality: 1,
-				Resources: &isobarv1.Resources{Cpu: 1, MemoryMib: 128, Gpus: 1, GpuModel: "a100"},
+				Resources: &isobarv1.Resources{Cpu: 1, MemoryMib: 128, Gpus: 1, GpuModel: "a100", CpuUtilisation: proto.Float64(0.25), GpuUtilisation: proto.Float64(0)},
 				Run:       duration(100 * time.Millisecond), Cold: duration(0),
 			},
 			{

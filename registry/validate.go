@@ -319,6 +319,8 @@ func (e *fieldErrors) resources(path string, r *isobarv1.Resources) {
 	if g := r.GetGpus(); g < 0 || g > MaxGPUs {
 		e.add(path+"gpus", "must be 0 to %d, not %d", MaxGPUs, g)
 	}
+	e.number(path+"cpu_utilisation", r.GetCpuUtilisation(), 0, 1, "0 to 1")
+	e.number(path+"gpu_utilisation", r.GetGpuUtilisation(), 0, 1, "0 to 1")
 	model := r.GetGpuModel()
 	visible := func(c rune) bool { return c > ' ' && c < 0x7f }
 	switch {

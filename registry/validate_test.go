@@ -111,6 +111,8 @@ func TestValidate(t *testing.T) {
 		{"variants[0].resources.gpus", func(s *spec) { s.Variants[0].Resources.Gpus = -1 }},
 		{"variants[0].resources.gpus", func(s *spec) { s.Variants[0].Resources.Gpus = 65 }},
 		{"variants[0].resources.gpu_model", func(s *spec) { s.Variants[0].Resources.GpuModel = "a100" }},
+		{"variants[0].resources.cpu_utilisation", func(s *spec) { s.Variants[0].Resources.CpuUtilisation = proto.Float64(1.5) }},
+		{"variants[0].resources.gpu_utilisation", func(s *spec) { s.Variants[0].Resources.GpuUtilisation = proto.Float64(-1) }},
 		{"variants[0].resources.gpu_model", func(s *spec) { s.Variants[0].Resources.Gpus, s.Variants[0].Resources.GpuModel = 1, "a 100" }},
 		{"", func(s *spec) { s.Variants[0].Resources.Gpus, s.Variants[0].Resources.GpuModel = 1, "A100-80G" }},
 		{"variants[0].quality", func(s *spec) { s.Variants[0].Quality = 0 }},

@@ -78,6 +78,14 @@ func (m *learned) output(version string) int64 {
 	return int64(m.out[version])
 }
 
+// idle is the share that a declared utilisation leaves.
+func idle(utilisation *float64) float64 {
+	if utilisation == nil {
+		return 0
+	}
+	return 1 - *utilisation
+}
+
 // run is the expected run time of a variant.
 func (m *learned) run(version string, v *isobarv1.Variant) time.Duration {
 	m.mu.Lock()
@@ -98,6 +106,9 @@ func (m *learned) variants(fn *isobarv1.Function) []placement.Variant {
 		out[i] = placement.Variant{
 			Name: v.Name, Runtime: v.Runtime, Demand: demand(v), Quality: v.Quality, Duration: v.Run.AsDuration(),
 			ColdStart: v.Cold.AsDuration(), USD: v.Usd, Code: v.Module, EndpointJurisdictions: v.Jurisdictions,
+		}
+		if r := v.Resources; r != nil {
+			out[i].IdleCPU, out[i].IdleGPU = idle(r.CpuUtilisation), idle(r.GpuUtilisation)
 		}
 		m.names[gossip.Key(fn.Spec.Name+"/"+v.Name)] = fn.Spec.Name + "/" + v.Name
 		x := m.runs[fn.Version+"/"+v.Name]

@@ -47,6 +47,7 @@ func CandidateMessage(c *placement.Candidate) *isobarv1.Candidate {
 		ColdStart: c.Terms.Cold, QualityLost: c.Terms.Quality, Kwh: c.KWh, Gco2Eq: c.GCO2eq, Intensity: c.Intensity, Usd: c.USD,
 		Quality: c.Quality, Wait: durationpb.New(c.Wait), Cold: durationpb.New(c.Cold), Run: durationpb.New(c.Run), Rtt: durationpb.New(c.RTT),
 		Warm: c.Warm, Free: c.Free, DigestVersion: c.DigestVersion, DigestAge: durationpb.New(c.DigestAge),
+		NetworkKwh: c.NetworkKWh, NetworkGco2Eq: c.NetworkGCO2eq, EmbodiedGco2Eq: c.EmbodiedGCO2eq,
 	}
 }
 

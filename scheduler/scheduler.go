@@ -91,7 +91,9 @@ type Options struct {
 type Link struct {
 	RTT             time.Duration // used until Neighbours have measured it
 	EgressUSDPerGiB float64
-	ReturnUSDPerGiB float64
+	// NetworkKWhPerGiB is the energy of a GiB, either way.
+	NetworkKWhPerGiB float64
+	ReturnUSDPerGiB  float64
 }
 
 // Registry is where functions and tenants are looked up; reads only.

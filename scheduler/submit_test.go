@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -269,6 +270,58 @@ func TestDigestSaysWhatThereIs(t *testing.T) {
 		offered := OfferOf(CapacityOf(offer), offer.Runtimes)
 		if offered.Cpu != 2 || len(offered.Accelerators) != 2 {
 			t.Fatalf("offer %v", offered)
+		}
+	})
+}
+
+// TestEnergyTravels: what a home needs for the energy model comes by gossip, and
+// counts as it does in the cell itself.
+func TestEnergyTravels(t *testing.T) {
+	t.Parallel()
+	inWorld(t, func(w *world) {
+		energy := placement.Energy{
+			Zone: "Z", Known: true, Kind: "average", Intensity: []float64{300}, PUE: 1.25, WattsPerCPU: 3.5, IdleWattsPerCPU: 0.74, WattsPerGiB: 0.4,
+			EmbodiedPerCPUHour: 0.479, WattsPerGPU: []placement.ModelWatts{{Model: "A100", Watts: 400, Idle: 40, EmbodiedPerHour: 4.28}},
+		}
+		home := w.cell("eu-1", func(o *Options) {
+			o.Links = func(string) Link { return Link{RTT: time.Millisecond, NetworkKWhPerGiB: 0.001} }
+		})
+		far := w.cell("us-1", func(o *Options) { o.Carbon = func() placement.Energy { return energy } })
+		offer := offering(2, "wasm", "exec")
+		offer.Accelerators = []*isobarv1.AcceleratorCount{{Model: "A100", Count: 2}}
+		far.worker("w1", offer, nil)
+		home.worker("w2", offering(2, "wasm", "exec"), nil)
+		synctest.Wait()
+		w.meet()
+		payload := make([]byte, 1<<20)
+		sub := &Submission{Spec: &isobarv1.TaskSpec{Tenant: "default", Function: "work"}, Payload: payload}
+		at := func(c *testCell, cell mesh.CellID) placement.Candidate {
+			d, err := c.Decide(Question{Submission: sub})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, found := range d.Candidates {
+				if found.Cell == cell {
+					return found
+				}
+			}
+			t.Fatalf("no candidate at %s: %+v", cell, d)
+			return placement.Candidate{}
+		}
+		from, own := at(home, "us-1"), at(far, "us-1")
+		if math.Abs(from.KWh-own.KWh) > 1e-12*own.KWh || from.KWh == 0 || math.Abs(from.EmbodiedGCO2eq-own.EmbodiedGCO2eq) > 1e-12 || own.EmbodiedGCO2eq == 0 {
+			t.Errorf("seen from home %+v, at the cell itself %+v", from, own)
+		}
+		// A MiB at the mean of 100 g/kWh at home and 300 there.
+		if want := 0.001 / 1024 * 200; math.Abs(from.NetworkGCO2eq-want) > 1e-3*want || own.NetworkGCO2eq != 0 {
+			t.Errorf("network %g g, want %g; at the cell itself %g", from.NetworkGCO2eq, want, own.NetworkGCO2eq)
+		}
+		d := far.Digest()
+		if d.IdleMilliwattsPerCpu != 740 || d.MilliwattsPerGib != 400 || d.EmbodiedMgPerCpuHour != 479 || d.Gpus[0].IdleMilliwatts != 40_000 || d.Gpus[0].EmbodiedMgPerHour != 4280 {
+			t.Errorf("digest %v", d)
+		}
+		if m := CandidateMessage(&from); m.NetworkGco2Eq != from.NetworkGCO2eq || m.EmbodiedGco2Eq != from.EmbodiedGCO2eq || m.NetworkKwh != from.NetworkKWh {
+			t.Errorf("message %v", m)
 		}
 	})
 }

@@ -153,10 +153,13 @@ func (v *view) cell(n Neighbour, e gossip.Entry, now time.Time) placement.Cell {
 		Cell: n.Cell, Unhealthy: d.Health, Verified: n.Verified, Version: d.Sequence, Age: e.Age(now),
 		Total: gossip.CapacitiesOf(d).Total, Backlog: gossip.WaitOf(d), Runtimes: d.Runtimes, RTT: cmp.Or(n.RTT, link.RTT),
 		EgressUSDPerGiB: link.EgressUSDPerGiB, ReturnUSDPerGiB: link.ReturnUSDPerGiB,
-		Prices: placement.Prices{CPUHour: micro(d.CpuHour), MemoryGiBHour: micro(d.MemoryGibHour)},
+		NetworkKWhPerGiB: link.NetworkKWhPerGiB,
+		Prices:           placement.Prices{CPUHour: micro(d.CpuHour), MemoryGiBHour: micro(d.MemoryGibHour)},
 		Energy: placement.Energy{
-			Zone: d.Zone, WattsPerCPU: float64(d.MilliwattsPerCpu) / 1000, PUE: float64(d.PueMilli) / 1000,
-			Known: d.CarbonKind != 0 && len(d.Carbon) > 0, Kind: carbonKind(d.CarbonKind),
+			Zone: d.Zone, WattsPerCPU: thousandths(d.MilliwattsPerCpu), PUE: float64(d.PueMilli) / 1000,
+			IdleWattsPerCPU: thousandths(d.IdleMilliwattsPerCpu), WattsPerGiB: thousandths(d.MilliwattsPerGib),
+			EmbodiedPerCPUHour: thousandths(d.EmbodiedMgPerCpuHour),
+			Known:              d.CarbonKind != 0 && len(d.Carbon) > 0, Kind: carbonKind(d.CarbonKind),
 		},
 	}
 	if !n.Reachable {
@@ -167,7 +170,9 @@ func (v *view) cell(n Neighbour, e gossip.Entry, now time.Time) placement.Cell {
 	}
 	for _, g := range d.Gpus {
 		c.Prices.GPUHour = append(c.Prices.GPUHour, placement.ModelPrice{Model: g.Model, USD: micro(g.Hour)})
-		c.Energy.WattsPerGPU = append(c.Energy.WattsPerGPU, placement.ModelWatts{Model: g.Model, Watts: float64(g.Milliwatts) / 1000})
+		c.Energy.WattsPerGPU = append(c.Energy.WattsPerGPU, placement.ModelWatts{
+			Model: g.Model, Watts: thousandths(g.Milliwatts), Idle: thousandths(g.IdleMilliwatts), EmbodiedPerHour: thousandths(g.EmbodiedMgPerHour),
+		})
 	}
 	for _, x := range d.Carbon {
 		c.Energy.Intensity = append(c.Energy.Intensity, float64(x))
@@ -311,8 +316,10 @@ func (l *leader) digestLocked(_ time.Time) *meshv1.Digest {
 	d := &meshv1.Digest{
 		Cell: string(l.Cell.ID), Region: l.Cell.Region, Incarnation: l.incarnation, Term: l.term, Sequence: l.view.seq,
 		CpuHour: toMicro(l.Prices.CPUHour), MemoryGibHour: toMicro(l.Prices.MemoryGiBHour),
-		Zone: e.Zone, CarbonKind: carbonNumber(e), MilliwattsPerCpu: uint64(e.WattsPerCPU*1000 + 0.5), PueMilli: uint32(e.PUE*1000 + 0.5),
-		Registry: l.Registry.Hash(), Workers: uint32(len(l.sessions)), Leased: uint64(len(l.placed) + len(l.running)),
+		Zone: e.Zone, CarbonKind: carbonNumber(e), MilliwattsPerCpu: toThousandths(e.WattsPerCPU), PueMilli: uint32(e.PUE*1000 + 0.5),
+		IdleMilliwattsPerCpu: toThousandths(e.IdleWattsPerCPU), MilliwattsPerGib: toThousandths(e.WattsPerGiB),
+		EmbodiedMgPerCpuHour: toThousandths(e.EmbodiedPerCPUHour),
+		Registry:             l.Registry.Hash(), Workers: uint32(len(l.sessions)), Leased: uint64(len(l.placed) + len(l.running)),
 	}
 	if l.Full != nil && l.Full() {
 		d.Health = "disk is full"
@@ -340,7 +347,11 @@ func (l *leader) digestLocked(_ time.Time) *meshv1.Digest {
 	slices.Sort(d.Runtimes)
 	d.Runtimes = slices.Compact(d.Runtimes)
 	for _, g := range total.GPUs {
-		d.Gpus = append(d.Gpus, &meshv1.ModelDigest{Model: g.Model, Hour: toMicro(gpuPrice(l.Prices, g.Model)), Milliwatts: uint64(gpuWatts(e, g.Model)*1000 + 0.5)})
+		w := gpuWatts(e, g.Model)
+		d.Gpus = append(d.Gpus, &meshv1.ModelDigest{
+			Model: g.Model, Hour: toMicro(gpuPrice(l.Prices, g.Model)),
+			Milliwatts: toThousandths(w.Watts), IdleMilliwatts: toThousandths(w.Idle), EmbodiedMgPerHour: toThousandths(w.EmbodiedPerHour),
+		})
 	}
 	gossip.SetCapacities(d, gossip.Capacities{Total: total, Free: free, Widest: wide})
 	waits := l.waits()
@@ -384,14 +395,18 @@ func gpuPrice(p placement.Prices, model string) float64 {
 	return 0
 }
 
-func gpuWatts(e placement.Energy, model string) float64 {
+func gpuWatts(e placement.Energy, model string) placement.ModelWatts {
 	for _, g := range e.WattsPerGPU {
 		if g.Model == model {
-			return g.Watts
+			return g
 		}
 	}
-	return 0
+	return placement.ModelWatts{}
 }
+
+func thousandths(n uint64) float64 { return float64(n) / 1000 }
+
+func toThousandths(x float64) uint64 { return uint64(x*1000 + 0.5) }
 
 func micro(n uint64) float64 { return float64(n) / 1e6 }
 

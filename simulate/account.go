@@ -39,7 +39,8 @@ func (p *placing) finish(run time.Duration) time.Duration {
 
 // figures are what one placed job cost.
 type figures struct {
-	kwh, grams, usd, objective float64
+	kwh, grams, usd, objective float64 // kwh and grams in all
+	network, moved, embodied   float64 // kWh and grams of the network; grams
 	wait, extrapolated         time.Duration
 	late                       bool
 }
@@ -64,6 +65,9 @@ func (w *world) figures(j *job, p *placing) figures {
 	}
 	p.spans(run, func(s span) { f.extrapolated += max(s.to-max(s.from, w.end), 0) })
 	f.late = f.wait > j.MaxDelay
+	f.network, f.moved = w.moving(j, o)
+	f.embodied = w.embodied(j, o)
+	f.kwh, f.grams = f.kwh+f.network, f.grams+(f.moved+f.embodied)
 	f.objective = w.weights.gram*f.grams + w.weights.usd*f.usd + w.weights.second*(f.wait.Seconds()+o.rtt)
 	return f
 }
@@ -93,6 +97,9 @@ func (w *world) account(name string, schedule []placing) PolicyReport {
 		out.ObjectiveValue += f.objective
 		out.EnergyKWh += f.kwh
 		out.GCO2eq += f.grams
+		out.NetworkKWh += f.network
+		out.NetworkGCO2eq += f.moved
+		out.EmbodiedGCO2eq += f.embodied
 		out.USD += f.usd
 		out.ExtrapolatedS += f.extrapolated.Seconds()
 		if f.late {

@@ -18,6 +18,9 @@ const (
 	// demand is handed over a thousand times too large at a thousandth of the
 	// price, so that nothing is rounded.
 	perMilli = 1000
+	// mibPerGiB: placement counts memory in MiB, and is handed millionths of a
+	// GiB for them.
+	mibPerGiB = 1024
 )
 
 // asker puts the simulator's question into the words of the placement code.
@@ -96,12 +99,19 @@ func (a *asker) view(home int) *placement.View {
 			Energy:          placement.Energy{Zone: r.Zone, PUE: r.PUE, Known: true, Kind: string(a.w.table.Kind())},
 		}
 		if r.WattsPerCPU != nil {
-			c.Energy.WattsPerCPU = *r.WattsPerCPU / perMilli
+			c.Energy.WattsPerCPU, c.Energy.IdleWattsPerCPU = *r.WattsPerCPU/perMilli, r.IdleWattsPerCPU/perMilli
+		}
+		c.Energy.EmbodiedPerCPUHour = r.EmbodiedGPerCPUHour / perMilli
+		c.Energy.WattsPerGiB = r.WattsPerGiB * mibPerGiB / micro
+		if i != home {
+			c.NetworkKWhPerGiB = a.w.mesh.NetworkKWhPerGiB
 		}
 		for k, model := range r.models {
 			c.Total.GPUs = append(c.Total.GPUs, mesh.Accelerators{Model: model, Count: r.caps[resourceGPU+k]})
 			c.Prices.GPUHour = append(c.Prices.GPUHour, placement.ModelPrice{Model: model, USD: r.USDPerGPUHour[model]})
-			c.Energy.WattsPerGPU = append(c.Energy.WattsPerGPU, placement.ModelWatts{Model: model, Watts: r.WattsPerGPU[model]})
+			c.Energy.WattsPerGPU = append(c.Energy.WattsPerGPU, placement.ModelWatts{
+				Model: model, Watts: r.WattsPerGPU[model], Idle: r.IdleWattsPerGPU[model], EmbodiedPerHour: r.EmbodiedGPerGPUHour[model],
+			})
 		}
 		c.Free = c.Total
 		if ms, ok := a.w.mesh.RTTMs(from, r.Name); ok {
@@ -121,7 +131,12 @@ const runtime = "trace"
 func (a *asker) prepare(q *question) {
 	a.variants, a.meaning = a.variants[:0], a.meaning[:0]
 	if q.only != nil {
-		a.add(q, &meshfile.Variant{Name: q.only.name, Quality: 1}, q.only.variant, q.only.model, q.only.gpu, q.only.cpu, q.part, q.only.kwX)
+		only := meshfile.Variant{Name: q.only.name, Quality: 1}
+		if f, known := a.w.mesh.Function(q.job.Function); known {
+			of := &f.Variants[q.only.variant]
+			only.CPUUtilisation, only.GPUUtilisation = of.CPUUtilisation, of.GPUUtilisation
+		}
+		a.add(q, &only, q.only.variant, q.only.model, q.only.gpu, q.only.cpu, q.part, q.only.kwX)
 		return
 	}
 	j := q.job
@@ -163,6 +178,8 @@ func (a *asker) add(q *question, v *meshfile.Variant, place int, model string, g
 		Name: name, Runtime: runtime, Quality: v.Quality, Duration: run,
 		Demand: mesh.Demand{CPUMilli: capacity(cpu), MemoryMiB: capacity(j.MemoryGiB), GPUs: gpu, GPUModel: model},
 	}
+	busyCPU, busyGPU := utilisations(j.Task, v)
+	out.IdleCPU, out.IdleGPU = 1-busyCPU, 1-busyGPU
 	if j.KW != nil {
 		watts := *j.KW * kwX * 1000
 		out.Watts = &watts

@@ -126,6 +126,33 @@ func TestContract(t *testing.T) {
 			want:  []figure{{"home", energy, 1.48}, {"home", paid, 8*0.04 + 14}},
 		},
 		{
+			name: "idle to busy by utilisation, memory, times pue", zones: flat,
+			mesh: `regions: {a: {zone: A, gpus: {H100: 4}, watts_per_cpu: 10, idle_watts_per_cpu: 4, watts_per_gib: 0.5, watts_per_gpu: {H100: 700}, idle_watts_per_gpu: {H100: 100}, pue: 2}}
+functions: {f: {variants: {v: {gpu_utilisation: 1}}}}
+`,
+			trace: "arrival_s,duration_s,function,cpu,memory_gib,gpu,cpu_utilisation,gpu_utilisation\n0,3600,,8,16,2,0.5,0.25\n0,3600,f,8,16,2,,0.25\n0,3600,,8,16,0,0,\n",
+			// 8×7 + 16×0.5 + 2×250, 8×10 + 8 + 2×700 and 8×4 + 8 watts
+			want: []figure{{"home", energy, 2 * (0.564 + 1.488 + 0.04)}},
+		},
+		{
+			name: "the network at the mean of both ends when the task arrives, without pue", mesh: strings.Replace(twoRegions, "watts_per_cpu: 1000", "pue: 2, watts_per_cpu: 1000", 1) + "network_kwh_per_gib: 0.25\n",
+			zones: map[string][]float64{"A": {100, 900, 900}, "B": {300, 10, 10}},
+			trace: head + "input_gib,max_delay_s,kw\n0,3600,a,2,3600,1\n",
+			// Isobar moves for the second hour: 10 g there, and 0.5 kWh at 200 g on the way; at home it would be 200 g.
+			opts: simulate.Options{Objective: simulate.Carbon},
+			want: []figure{
+				{"home", energy, 2}, {"home", grams, 200}, {"isobar", energy, 1.5}, {"isobar", grams, 110}, {"oracle", grams, 110},
+				{"greenest", grams, 200}, {"isobar", func(p simulate.PolicyReport) float64 { return p.NetworkGCO2eq }, 100},
+				{"isobar", func(p simulate.PolicyReport) float64 { return p.NetworkKWh }, 0.5},
+			},
+		},
+		{
+			name: "embodied carbon, by the hour it is held", zones: flat,
+			mesh:  "regions: {a: {zone: A, gpus: {H100: 4}, watts_per_cpu: 0, watts_per_gpu: {H100: 0}, embodied_g_per_cpu_hour: 3, embodied_g_per_gpu_hour: {H100: 40}}}\n",
+			trace: "arrival_s,duration_s,cpu,gpu,kw\n0,1800,8,2,\n0,3600,1,0,2\n",
+			want:  []figure{{"home", grams, (8*3+2*40)*0.5 + 3 + 200}, {"home", func(p simulate.PolicyReport) float64 { return p.EmbodiedGCO2eq }, 55}, {"home", energy, 2}},
+		},
+		{
 			name: "hours are split exactly", mesh: oneRegion, zones: map[string][]float64{"A": {100, 400, 50}},
 			trace: "arrival_s,duration_s\n1800,5400\n", // half an hour at 100, an hour at 400
 			want:  []figure{{"home", grams, 0.5*100 + 400}, {"home", paid, 0.75}},

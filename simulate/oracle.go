@@ -38,7 +38,7 @@ func (w *world) force(j *job, o *option, p prices, scratch []priced) force {
 
 // fixed is what the option costs whenever the job runs.
 func (w *world) fixed(j *job, o *option) float64 {
-	return w.weights.usd*w.usd(j, o) + w.weights.second*o.rtt
+	return w.weights.usd*w.usd(j, o) + w.weights.second*o.rtt + w.weights.gram*w.beside(j, o)
 }
 
 // search finds the best way to run the job: with room in the calendars when

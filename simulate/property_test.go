@@ -23,7 +23,7 @@ type drawn struct {
 }
 
 func (d drawn) trace() string {
-	return "arrival_s,duration_s,home,cpu,max_delay_s,max_rtt_ms,interruptible,residency,function,input_gib\n" + strings.Join(d.rows, "\n") + "\n"
+	return "arrival_s,duration_s,home,cpu,max_delay_s,max_rtt_ms,interruptible,residency,function,input_gib,memory_gib,cpu_utilisation\n" + strings.Join(d.rows, "\n") + "\n"
 }
 
 func pick[T any](t *rapid.T, name string, from ...T) T { return rapid.SampledFrom(from).Draw(t, name) }
@@ -43,19 +43,21 @@ func draw(t *rapid.T, limited bool, tasks int) drawn {
 				capacity = "cpu: 2, "
 			}
 		}
-		fmt.Fprintf(&b, "  %s: {zone: %c, jurisdictions: [%s], %swatts_per_cpu: 500, usd_per_cpu_hour: %g, pue: %g}\n", name, 'A'+rune(i),
-			pick(t, "jurisdiction", "eu", "us"), capacity, pick(t, "price", 0.1, 0.2, 1), pick(t, "pue", 1, 1.5))
+		fmt.Fprintf(&b, "  %s: {zone: %c, jurisdictions: [%s], %s%swatts_per_cpu: 500, usd_per_cpu_hour: %g, pue: %g}\n", name, 'A'+rune(i),
+			pick(t, "jurisdiction", "eu", "us"), capacity, pick(t, "model", "", "idle_watts_per_cpu: 100, watts_per_gib: 30, ", "embodied_g_per_cpu_hour: 20, "),
+			pick(t, "price", 0.1, 0.2, 1), pick(t, "pue", 1, 1.5))
 	}
 	b.WriteString("rtt_ms: {x: {y: 20, z: 150}, y: {z: 90}}\negress_usd_per_gib: {x: {y: 0.05}}\n")
-	b.WriteString("functions: {f: {variants: {slow: {duration_x: 2, quality: 0.5}, wide: {cpu: 2, duration_x: 0.5}}}}\n")
+	b.WriteString(pick(t, "network", "", "network_kwh_per_gib: 0.2\n"))
+	b.WriteString("functions: {f: {variants: {slow: {duration_x: 2, quality: 0.5}, wide: {cpu: 2, duration_x: 0.5, cpu_utilisation: 0.25}}}}\n")
 	d.mesh = b.String()
 	at := 0
 	for range tasks {
 		at += pick(t, "gap", 0, 0, 600, 1800, 3600)
-		d.rows = append(d.rows, fmt.Sprintf("%d,%d,%s,%d,%d,%s,%t,%s,%s,%d", at, pick(t, "duration", 0, 900, 1800, 3600, 5400),
+		d.rows = append(d.rows, fmt.Sprintf("%d,%d,%s,%d,%d,%s,%t,%s,%s,%d,%d,%s", at, pick(t, "duration", 0, 900, 1800, 3600, 5400),
 			pick(t, "home", "x", "y", "z"), pick(t, "cores", 1, 1, 2), pick(t, "delay", 0, 0, 1800, 7200, 14400),
 			pick(t, "max rtt", "", "", "20", "100"), rapid.Bool().Draw(t, "interruptible"), pick(t, "residency", "", "", "eu"),
-			pick(t, "function", "", "", "f"), pick(t, "input", 0, 1)))
+			pick(t, "function", "", "", "f"), pick(t, "input", 0, 1), pick(t, "memory", 0, 4), pick(t, "utilisation", "", "", "0.5", "0")))
 	}
 	d.opts = simulate.Options{
 		Objective: pick(t, "objective", simulate.Objectives()...), CarbonPrice: pick(t, "carbon price", 0.0, 190, 2000),

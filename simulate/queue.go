@@ -130,7 +130,7 @@ func (w *world) pick(p Policy, j *job, taken usage, now time.Duration) *option {
 		case Cheapest:
 			key = usd
 		case Greenest:
-			key = w.kwh(j, o) * w.regions[o.region].carbon.at(now)
+			key = w.kwh(j, o)*w.regions[o.region].carbon.at(now) + w.beside(j, o)
 		}
 		// The wait is the same for all, and options are in order of region name.
 		better := best == nil || (p == Home && w.nearer(o, best) < 0) ||

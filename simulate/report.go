@@ -11,17 +11,57 @@ const reportVersion = 1
 
 // Report is what each policy would have cost.
 type Report struct {
-	Version      int            `json:"version"`
-	Objective    Objective      `json:"objective"`
-	CarbonPrice  float64        `json:"carbon_price"`  // USD a tonne
-	LatencyPrice float64        `json:"latency_price"` // USD a second
-	Forecast     Forecast       `json:"forecast"`
-	Durations    Durations      `json:"durations"`
-	Policies     []PolicyReport `json:"policies"`
+	Version      int       `json:"version"`
+	Objective    Objective `json:"objective"`
+	CarbonPrice  float64   `json:"carbon_price"`  // USD a tonne
+	LatencyPrice float64   `json:"latency_price"` // USD a second
+	Forecast     Forecast  `json:"forecast"`
+	Durations    Durations `json:"durations"`
+	// Sources say which model and data the figures are from.
+	Sources  Sources        `json:"sources"`
+	Policies []PolicyReport `json:"policies"`
 
 	// For the table and the plot.
 	world     *world
 	schedules [][]placing
+}
+
+// Sources name what the figures of a report are from, for a person.
+type Sources struct {
+	Trace    string `json:"trace"`
+	Carbon   string `json:"carbon"`
+	Energy   string `json:"energy"`
+	Network  string `json:"network"`
+	Embodied string `json:"embodied"`
+}
+
+// sources of the world's figures.
+func (w *world) sources() Sources {
+	s := Sources{
+		Trace: w.trace.Source, Carbon: w.table.Source() + ", " + string(w.table.Kind()),
+		Energy: "kw of the trace, else watts of the mesh", Network: "not counted", Embodied: "not counted",
+	}
+	idle, memory, made := false, false, false
+	for i := range w.regions {
+		r := &w.regions[i]
+		idle = idle || r.IdleWattsPerCPU > 0 || len(r.IdleWattsPerGPU) > 0
+		memory = memory || r.WattsPerGiB > 0
+		made = made || r.EmbodiedGPerCPUHour > 0 || len(r.EmbodiedGPerGPUHour) > 0
+	}
+	if idle {
+		s.Energy += " from idle to busy by utilisation"
+	}
+	if memory {
+		s.Energy += ", memory included"
+	}
+	s.Energy += ", times pue"
+	if n := w.mesh.NetworkKWhPerGiB; n > 0 {
+		s.Network = fmt.Sprintf("%g kWh/GiB of input, at the mean intensity of both ends when the task arrives", n)
+	}
+	if made {
+		s.Embodied = "grams of the mesh for each hour that cores and accelerators are held"
+	}
+	return s
 }
 
 // PolicyReport is what one policy cost. Tasks counts the whole trace; all else
@@ -32,9 +72,14 @@ type PolicyReport struct {
 	ObjectiveValue float64 `json:"objective_value"`
 	// LowerBound is what no schedule that keeps the deadlines can cost less
 	// than; of the oracle only.
-	LowerBound     *float64                  `json:"lower_bound"`
-	EnergyKWh      float64                   `json:"energy_kwh"`
-	GCO2eq         float64                   `json:"gco2eq"`
+	LowerBound *float64 `json:"lower_bound"`
+	EnergyKWh  float64  `json:"energy_kwh"`
+	GCO2eq     float64  `json:"gco2eq"`
+	// NetworkKWh, NetworkGCO2eq and EmbodiedGCO2eq are parts of the two above;
+	// 0 where the mesh has no figures for them.
+	NetworkKWh     float64                   `json:"network_kwh"`
+	NetworkGCO2eq  float64                   `json:"network_gco2eq"`
+	EmbodiedGCO2eq float64                   `json:"embodied_gco2eq"`
 	USD            float64                   `json:"usd"`
 	MeanWaitS      float64                   `json:"mean_wait_s"`
 	P99WaitS       float64                   `json:"p99_wait_s"`

@@ -14,7 +14,7 @@ import (
 func columns() []string {
 	return []string{
 		"arrival_s", "duration_s", "id", "tenant", "function", "home", "cpu", "memory_gib", "gpu", "gpu_model", "kw",
-		"max_delay_s", "max_rtt_ms", "interruptible", "residency", "input_gib",
+		"max_delay_s", "max_rtt_ms", "interruptible", "residency", "input_gib", "cpu_utilisation", "gpu_utilisation",
 	}
 }
 
@@ -102,6 +102,7 @@ func (p *rowParser) task() Task {
 		GPU: p.whole("gpu"), GPUModel: p.text("gpu_model"), KW: p.optional("kw"),
 		MaxRTTMs: p.optional("max_rtt_ms"), Interruptible: p.boolean("interruptible"),
 		Residency: p.list("residency"), InputGiB: p.number("input_gib", 0, maxAmount),
+		CPUUtilisation: p.number("cpu_utilisation", 1, 1), GPUUtilisation: p.number("gpu_utilisation", 1, 1),
 	}
 	t.MaxDelay, _ = p.seconds("max_delay_s", false)
 	return t

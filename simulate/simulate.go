@@ -194,7 +194,7 @@ func Run(in Input, opts Options) (*Report, error) {
 	w.weights = opts.weights()
 	report := &Report{
 		Version: reportVersion, Objective: opts.Objective, CarbonPrice: opts.CarbonPrice, LatencyPrice: opts.LatencyPrice,
-		Forecast: opts.Forecast, Durations: opts.Durations, world: w,
+		Forecast: opts.Forecast, Durations: opts.Durations, Sources: w.sources(), world: w,
 	}
 	schedules := map[Policy][]placing{}
 	for _, p := range opts.Policies {

@@ -39,8 +39,13 @@ func (r *Report) WriteText(w io.Writer) error {
 		fmt.Fprintln(t)
 	}
 	_ = t.Flush()
-	fmt.Fprintf(&b, "\ntrace: %s\ncarbon: %s, %s; energy: kw of the trace, else watts of the mesh, times pue\n",
-		r.world.trace.Source, r.world.table.Source(), r.world.table.Kind())
+	fmt.Fprintf(&b, "\ntrace: %s\ncarbon: %s\nenergy: %s\n", r.Sources.Trace, r.Sources.Carbon, r.Sources.Energy)
+	if r.world.mesh.NetworkKWhPerGiB > 0 {
+		fmt.Fprintf(&b, "network: %s\n", r.Sources.Network)
+	}
+	if r.Sources.Embodied != "not counted" {
+		fmt.Fprintf(&b, "embodied: %s\n", r.Sources.Embodied)
+	}
 	if _, err := io.WriteString(w, b.String()); err != nil {
 		return fmt.Errorf("simulate: write report: %w", err)
 	}
@@ -62,6 +67,7 @@ func (r *Report) objectiveWords() string {
 
 // notes say what the table alone does not.
 func (r *Report) notes(b *strings.Builder) {
+	r.parts(b)
 	base, bound := -1.0, -1.0
 	for i := range r.Policies {
 		p := &r.Policies[i]
@@ -84,6 +90,16 @@ func (r *Report) notes(b *strings.Builder) {
 		}
 		if p.ExtrapolatedS > 0 {
 			fmt.Fprintf(b, "%s ran %s past the end of the carbon table, at its last row\n", p.Name, seconds(p.ExtrapolatedS))
+		}
+	}
+}
+
+// parts tells how much of the carbon is not from running.
+func (r *Report) parts(b *strings.Builder) {
+	for i := range r.Policies {
+		p := &r.Policies[i]
+		if p.NetworkGCO2eq+p.EmbodiedGCO2eq > 0 {
+			fmt.Fprintf(b, "%s: of the carbon %s g are the network's and %s g embodied\n", p.Name, digits(p.NetworkGCO2eq), digits(p.EmbodiedGCO2eq))
 		}
 	}
 }

@@ -64,6 +64,9 @@ type Task struct {
 	CPU       float64 // cores
 	MemoryGiB float64
 	GPU       int64
+	// The utilisations of the cores and accelerators it holds, 0 to 1.
+	CPUUtilisation float64
+	GPUUtilisation float64
 	// GPUModel empty takes any one model of the region.
 	GPUModel string
 	// KW is the power of the whole task at the IT equipment; nil when the

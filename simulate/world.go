@@ -50,8 +50,10 @@ type option struct {
 	durX    float64
 	kwX     float64
 	watts   float64 // of a task without its own kw
+	made    float64 // embodied carbon, grams an hour
 	usdHour float64
 	egress  float64 // USD a GiB of input
+	network float64 // kWh a GiB of input
 	rtt     float64 // seconds
 	rttMs   float64
 	known   bool // the round trip is
@@ -72,6 +74,7 @@ type shape struct {
 type shapeKey struct {
 	function, home, model, residency string
 	cpu, memory, rtt                 float64
+	busyCPU, busyGPU                 float64
 	gpu                              int64
 	bound, powered                   bool
 }
@@ -185,7 +188,7 @@ func capacity(x float64) int64 {
 func (w *world) shapeOf(t *Task) (*shape, error) {
 	key := shapeKey{
 		function: t.Function, home: t.Home, residency: strings.Join(t.Residency, ";"), cpu: t.CPU, memory: t.MemoryGiB,
-		gpu: t.GPU, model: t.GPUModel, powered: t.KW != nil,
+		gpu: t.GPU, model: t.GPUModel, powered: t.KW != nil, busyCPU: t.CPUUtilisation, busyGPU: t.GPUUtilisation,
 	}
 	if t.MaxRTTMs != nil {
 		key.bound, key.rtt = true, *t.MaxRTTMs
@@ -260,6 +263,9 @@ func (w *world) options(out []option, place int, t *Task, v *meshfile.Variant, v
 	if v.GPU != nil {
 		o.gpu = *v.GPU
 	}
+	if !o.home {
+		o.network = w.mesh.NetworkKWhPerGiB
+	}
 	o.rttMs, o.known = w.mesh.RTTMs(t.Home, r.Name)
 	o.rtt = o.rttMs / 1000
 	models := []string{""}
@@ -280,8 +286,10 @@ func (w *world) options(out []option, place int, t *Task, v *meshfile.Variant, v
 		if full.gpu > 0 {
 			full.usdHour += float64(full.gpu) * r.USDPerGPUHour[model]
 		}
+		full.made = full.cpu*r.EmbodiedGPerCPUHour + float64(full.gpu)*r.EmbodiedGPerGPUHour[model]
 		if t.KW == nil {
-			watts, missing := r.watts(&full)
+			busyCPU, busyGPU := utilisations(t, v)
+			watts, missing := r.watts(&full, t.MemoryGiB, busyCPU, busyGPU)
 			if missing != "" {
 				return nil, &ParseError{
 					Reader: "simulate", File: w.trace.Name, Line: t.Line, Field: "kw", Value: "region " + r.Name + " has no " + missing, Err: ErrNoPower,
@@ -320,21 +328,42 @@ func (r *region) needs(o *option, memoryGiB float64) (need []amount, fits bool) 
 	return need, true
 }
 
+// utilisations are the task's, or those of the variant that says its own.
+func utilisations(t *Task, v *meshfile.Variant) (cpu, gpu float64) {
+	cpu, gpu = t.CPUUtilisation, t.GPUUtilisation
+	if v.CPUUtilisation != nil {
+		cpu = *v.CPUUtilisation
+	}
+	if v.GPUUtilisation != nil {
+		gpu = *v.GPUUtilisation
+	}
+	return cpu, gpu
+}
+
+// between is the power at a utilisation.
+func between(idle, busy, utilisation float64) float64 {
+	if utilisation == 1 {
+		return busy
+	}
+	return idle + utilisation*(busy-idle)
+}
+
 // watts is the power of the option by the region's figures; missing names the
 // one that the mesh lacks.
-func (r *region) watts(o *option) (watts float64, missing string) {
+func (r *region) watts(o *option, memoryGiB, busyCPU, busyGPU float64) (watts float64, missing string) {
 	if o.cpu > 0 || o.gpu == 0 {
 		if r.WattsPerCPU == nil {
 			return 0, "watts_per_cpu"
 		}
-		watts = o.cpu * *r.WattsPerCPU
+		watts = o.cpu * between(r.IdleWattsPerCPU, *r.WattsPerCPU, busyCPU)
 	}
+	watts += memoryGiB * r.WattsPerGiB
 	if o.gpu > 0 {
 		per, ok := r.WattsPerGPU[o.model]
 		if !ok {
 			return 0, "watts_per_gpu." + o.model
 		}
-		watts += float64(o.gpu) * per
+		watts += float64(o.gpu) * between(r.IdleWattsPerGPU[o.model], per, busyGPU)
 	}
 	return watts, ""
 }
@@ -358,7 +387,28 @@ func (w *world) kw(j *job, o *option) float64 {
 	return kw * w.regions[o.region].PUE
 }
 
+// kwh is the energy of the run, at the meter.
 func (w *world) kwh(j *job, o *option) float64 { return w.kw(j, o) * j.hours(o) }
+
+// moving is the energy of bringing the input there, and its carbon at the mean
+// of both ends' intensities when the job arrives.
+func (w *world) moving(j *job, o *option) (kwh, grams float64) {
+	if o.network == 0 || j.InputGiB == 0 {
+		return 0, 0
+	}
+	kwh = j.InputGiB * o.network
+	home := &w.regions[w.place[j.Home]]
+	return kwh, kwh * (home.carbon.at(j.arrival) + w.regions[o.region].carbon.at(j.arrival)) / 2
+}
+
+// embodied is the job's share of making what it runs on, grams.
+func (w *world) embodied(j *job, o *option) float64 { return o.made * j.hours(o) }
+
+// beside is the carbon that does not depend on when the job runs.
+func (w *world) beside(j *job, o *option) float64 {
+	_, grams := w.moving(j, o)
+	return grams + w.embodied(j, o)
+}
 
 // usd is what is paid: compute and egress.
 func (w *world) usd(j *job, o *option) float64 {

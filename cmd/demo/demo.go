@@ -155,7 +155,7 @@ func (d *demo) header(p *plan) {
 		_, _ = fmt.Fprintln(d.out, "    "+rule)
 	}
 	_, _ = fmt.Fprintf(d.out, "    requests come in at %s, drawn by local time: %s\n", p.shares(), loadtest.SpreadRule)
-	_, _ = fmt.Fprintf(d.out, "    each region offers %g core(s); carbon: %s, from %s\n", d.cpu, p.carbonSource, p.carbonClock.UTC().Format("2006-01-02 15:04"))
+	_, _ = fmt.Fprintf(d.out, "    each region offers %g core(s); carbon: %s, from %s; energy: watts and PUE of the mesh\n", d.cpu, p.carbonSource, p.carbonClock.UTC().Format("2006-01-02 15:04"))
 	_, _ = fmt.Fprintf(d.out, "    a task's quality is priced at USD %s, low, so that the small variant does where no minimum is asked for\n",
 		strconv.FormatFloat(d.quality, 'f', -1, 64))
 }

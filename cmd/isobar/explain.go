@@ -165,6 +165,19 @@ func printCandidates(w io.Writer, d *isobarv1.Decision) {
 			number(c.GetGco2Eq()), number(c.GetIntensity()), strconv.FormatInt(c.GetFree(), 10)))
 	}
 	table(w, rows)
+	fmt.Fprintln(w, carbonWords(d.GetCandidates()[0]))
+}
+
+// carbonWords say what the chosen one's grams are from.
+func carbonWords(c *isobarv1.Candidate) string {
+	words := "carbon: watts and PUE of each cell, at the intensity its feed has for the time of the run"
+	if g := c.GetNetworkGco2Eq(); g > 0 {
+		words += fmt.Sprintf("; of the chosen %s g by the network, %s kWh at the mean of both ends", number(g), number(c.GetNetworkKwh()))
+	}
+	if g := c.GetEmbodiedGco2Eq(); g > 0 {
+		words += fmt.Sprintf("; %s g embodied in its machine", number(g))
+	}
+	return words
 }
 
 func printRuledOut(w io.Writer, d *isobarv1.Decision) {

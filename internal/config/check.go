@@ -255,6 +255,10 @@ func (c *checker) money(s *Server) {
 		{"prices.cpu_hour", s.Prices.CPUHour},
 		{"prices.memory_gib_hour", s.Prices.MemoryGiBHour},
 		{"energy.watts_per_cpu", s.Energy.WattsPerCPU},
+		{"energy.idle_watts_per_cpu", s.Energy.IdleWattsPerCPU},
+		{"energy.watts_per_gib", s.Energy.WattsPerGiB},
+		{"energy.network_kwh_per_gib", s.Energy.NetworkKWhPerGiB},
+		{"energy.embodied_g_per_cpu_hour", s.Energy.EmbodiedGPerCPUHour},
 		{"policy.carbon_price", s.Policy.CarbonPrice},
 		{"policy.latency_price", s.Policy.LatencyPrice},
 		{"policy.quality_price", s.Policy.QualityPrice},
@@ -263,6 +267,16 @@ func (c *checker) money(s *Server) {
 	}
 	c.amounts("prices.gpus", s.Prices.GPUs)
 	c.amounts("energy.watts_per_gpu", s.Energy.WattsPerGPU)
+	c.amounts("energy.idle_watts_per_gpu", s.Energy.IdleWattsPerGPU)
+	c.amounts("energy.embodied_g_per_gpu_hour", s.Energy.EmbodiedGPerGPUHour)
+	if e := &s.Energy; e.IdleWattsPerCPU > e.WattsPerCPU {
+		c.failf("energy.idle_watts_per_cpu", "must be at most watts_per_cpu, got %v", e.IdleWattsPerCPU)
+	}
+	for _, model := range slices.Sorted(maps.Keys(s.Energy.IdleWattsPerGPU)) {
+		if w := s.Energy.IdleWattsPerGPU[model]; w > s.Energy.WattsPerGPU[model] {
+			c.failf("energy.idle_watts_per_gpu."+model, "must be at most watts_per_gpu, got %v", w)
+		}
+	}
 	c.amounts("egress_usd_per_gib", s.EgressUSDPerGiB)
 	c.amounts("return_usd_per_gib", s.ReturnUSDPerGiB)
 	c.amounts("rtt_ms", s.RTTMs)

@@ -49,9 +49,12 @@ func DefaultServer() Server {
 		Lifetime:      7 * 24 * time.Hour,
 		Queue:         Queue{Count: 100_000, Bytes: 1 << 30},
 		Prices:        Prices{CPUHour: 0.033, MemoryGiBHour: 0.00375, GPUs: map[string]float64{}},
-		Energy:        Energy{WattsPerCPU: 3.5, WattsPerGPU: map[string]float64{}, PUE: 1.11},
-		Carbon:        Carbon{Speed: 1},
-		Policy:        Policy{CarbonPrice: 190, LatencyPrice: 1.33e-5, QualityPrice: 0.001},
+		Energy: Energy{
+			WattsPerCPU: 3.5, IdleWattsPerCPU: 0.74, WattsPerGiB: 0.4, NetworkKWhPerGiB: 0.00107, PUE: 1.11,
+			WattsPerGPU: map[string]float64{}, IdleWattsPerGPU: map[string]float64{}, EmbodiedGPerGPUHour: map[string]float64{},
+		},
+		Carbon: Carbon{Speed: 1},
+		Policy: Policy{CarbonPrice: 190, LatencyPrice: 1.33e-5, QualityPrice: 0.001},
 
 		TenantWeights:   map[string]float64{},
 		TenantAttempts:  map[string]float64{},

@@ -193,8 +193,32 @@ type Energy struct {
 	// WattsPerCPU is drawn by one busy core. Default: 3.5, the maximum per vCPU
 	// in Caribou's carbon model (SOSP 2024, constants.py).
 	WattsPerCPU float64 `yaml:"watts_per_cpu"`
+	// IdleWattsPerCPU is drawn by one core that a run holds and does not use: a
+	// function's cpu_utilisation says how much of the time that is. At most
+	// watts_per_cpu. Default: 0.74, the minimum per vCPU in Caribou's model and
+	// for AWS in Cloud Carbon Footprint's methodology.
+	IdleWattsPerCPU float64 `yaml:"idle_watts_per_cpu"`
+	// WattsPerGiB is drawn by one GiB of memory that a run holds. Default: 0.4,
+	// as 0.3725 W a GB in Caribou's model; Cloud Carbon Footprint has 0.392.
+	WattsPerGiB float64 `yaml:"watts_per_gib"`
 	// WattsPerGPU is drawn by one busy accelerator, by model.
 	WattsPerGPU map[string]float64 `yaml:"watts_per_gpu"`
+	// IdleWattsPerGPU is drawn by one that a run holds and does not use, by
+	// model; at most its busy power.
+	IdleWattsPerGPU map[string]float64 `yaml:"idle_watts_per_gpu"`
+	// NetworkKWhPerGiB is what a GiB takes from one region to another. It counts
+	// at the mean carbon intensity of both ends. Default: 0.00107, as 0.001 kWh a
+	// GB in Caribou's model and in Cloud Carbon Footprint's methodology.
+	NetworkKWhPerGiB float64 `yaml:"network_kwh_per_gib"`
+	// EmbodiedGPerCPUHour is the carbon of making and disposing of a core, grams
+	// for each hour that a run holds it. Default: 0, not counted. AWS's
+	// m5.24xlarge has 0.479 by Cloud Carbon Footprint: 1,610.79 kg over 4 years
+	// and 96 vCPU (coefficients-aws-embodied.csv).
+	EmbodiedGPerCPUHour float64 `yaml:"embodied_g_per_cpu_hour"`
+	// EmbodiedGPerGPUHour is the same for an accelerator, by model. Default: not
+	// counted. 150 kg over 4 years, as for each GPU of AWS's p3 and p4d in that
+	// table, are 4.28.
+	EmbodiedGPerGPUHour map[string]float64 `yaml:"embodied_g_per_gpu_hour"`
 	// PUE, power usage effectiveness: what the site draws for 1 of computing; 1
 	// or more. Default: 1.11, as in Caribou's model.
 	PUE float64 `yaml:"pue"`

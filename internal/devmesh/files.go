@@ -153,7 +153,11 @@ func serverConfig(o Options, l layout, s server, gossipKey string) config.Server
 	}
 	// The mesh's price of a core holds its memory.
 	c.Prices = config.Prices{CPUHour: s.region.USDPerCPUHour, GPUs: s.region.USDPerGPUHour}
-	c.Energy = config.Energy{WattsPerGPU: s.region.WattsPerGPU, PUE: s.region.PUE}
+	c.Energy = config.Energy{
+		WattsPerGPU: s.region.WattsPerGPU, PUE: s.region.PUE, NetworkKWhPerGiB: o.Mesh.NetworkKWhPerGiB,
+		IdleWattsPerCPU: s.region.IdleWattsPerCPU, IdleWattsPerGPU: s.region.IdleWattsPerGPU, WattsPerGiB: s.region.WattsPerGiB,
+		EmbodiedGPerCPUHour: s.region.EmbodiedGPerCPUHour, EmbodiedGPerGPUHour: s.region.EmbodiedGPerGPUHour,
+	}
 	if s.region.WattsPerCPU != nil {
 		c.Energy.WattsPerCPU = *s.region.WattsPerCPU
 	}

@@ -37,6 +37,9 @@ type Mesh struct {
 	Regions []Region
 	// Functions in the order of the file; none when the file has none.
 	Functions []Function
+	// NetworkKWhPerGiB is the energy of a GiB sent from one region to another;
+	// 0 when the file names none.
+	NetworkKWhPerGiB float64
 
 	rttMs  map[string]map[string]float64
 	egress map[string]map[string]float64
@@ -57,10 +60,19 @@ type Region struct {
 	// USDPerCPUHour is 0 when the file names none.
 	USDPerCPUHour float64
 	USDPerGPUHour map[string]float64
-	// WattsPerCPU is nil when the file names none: then only work with its own
-	// kw can be costed.
+	// WattsPerCPU is drawn by a busy core; nil when the file names none: then
+	// only work with its own kw can be costed.
 	WattsPerCPU *float64
 	WattsPerGPU map[string]float64
+	// IdleWatts are drawn by a core, or an accelerator by model, that is held
+	// and does nothing; at most the watts of a busy one.
+	IdleWattsPerCPU float64
+	IdleWattsPerGPU map[string]float64
+	WattsPerGiB     float64 // of memory that is held
+	// Embodied carbon: the grams of making and disposing of a core or an
+	// accelerator, for each hour it is held. None when the file names none.
+	EmbodiedGPerCPUHour float64
+	EmbodiedGPerGPUHour map[string]float64
 	// PUE is 1 or more.
 	PUE float64
 }
@@ -81,6 +93,9 @@ type Variant struct {
 	// CPU and GPU replace the trace's when not nil.
 	CPU *float64
 	GPU *int64
+	// The utilisations, 0 to 1, replace the trace's when not nil.
+	CPUUtilisation *float64
+	GPUUtilisation *float64
 }
 
 // Region returns the region of the name.
@@ -149,6 +164,7 @@ type (
 		RTTMs     map[string]map[string]float64 `yaml:"rtt_ms"`
 		Egress    map[string]map[string]float64 `yaml:"egress_usd_per_gib"`
 		Functions map[string]fileFunction       `yaml:"functions"`
+		Network   *float64                      `yaml:"network_kwh_per_gib"`
 	}
 	fileRegion struct {
 		Zone          string             `yaml:"zone"`
@@ -161,6 +177,12 @@ type (
 		WattsPerCPU   *float64           `yaml:"watts_per_cpu"`
 		WattsPerGPU   map[string]float64 `yaml:"watts_per_gpu"`
 		PUE           *float64           `yaml:"pue"`
+
+		IdleWattsPerCPU     *float64           `yaml:"idle_watts_per_cpu"`
+		IdleWattsPerGPU     map[string]float64 `yaml:"idle_watts_per_gpu"`
+		WattsPerGiB         *float64           `yaml:"watts_per_gib"`
+		EmbodiedGPerCPUHour *float64           `yaml:"embodied_g_per_cpu_hour"`
+		EmbodiedGPerGPUHour map[string]float64 `yaml:"embodied_g_per_gpu_hour"`
 	}
 	fileFunction struct {
 		MinQuality float64                `yaml:"min_quality"`
@@ -172,6 +194,9 @@ type (
 		KwX       *float64 `yaml:"kw_x"`
 		CPU       *float64 `yaml:"cpu"`
 		GPU       *int64   `yaml:"gpu"`
+
+		CPUUtilisation *float64 `yaml:"cpu_utilisation"`
+		GPUUtilisation *float64 `yaml:"gpu_utilisation"`
 	}
 )
 
@@ -198,6 +223,7 @@ func Parse(name string, data []byte) (*Mesh, error) {
 			p.failf("rtt_ms."+from+"."+from, "a region's round trip to itself is 0")
 		}
 	}
+	m.NetworkKWhPerGiB = p.atLeast("network_kwh_per_gib", raw.Network, 0, 0)
 	for _, function := range doc.Keys("functions") {
 		m.Functions = append(m.Functions, p.function(function, raw.Functions[function]))
 	}
@@ -232,6 +258,11 @@ func (p *parser) region(name string, raw fileRegion) Region {
 		USDPerCPUHour: p.atLeast(at+".usd_per_cpu_hour", raw.USDPerCPUHour, 0, 0),
 		WattsPerCPU:   raw.WattsPerCPU,
 		PUE:           p.atLeast(at+".pue", raw.PUE, 1, 1),
+
+		IdleWattsPerCPU: p.atLeast(at+".idle_watts_per_cpu", raw.IdleWattsPerCPU, 0, 0), IdleWattsPerGPU: raw.IdleWattsPerGPU,
+		WattsPerGiB:         p.atLeast(at+".watts_per_gib", raw.WattsPerGiB, 0, 0),
+		EmbodiedGPerCPUHour: p.atLeast(at+".embodied_g_per_cpu_hour", raw.EmbodiedGPerCPUHour, 0, 0),
+		EmbodiedGPerGPUHour: raw.EmbodiedGPerGPUHour,
 	}
 	if r.Zone == "" {
 		p.failf(at+".zone", "is required: it names the region's column in a carbon feed")
@@ -247,7 +278,22 @@ func (p *parser) region(name string, raw fileRegion) Region {
 	p.atLeast(at+".watts_per_cpu", raw.WattsPerCPU, 0, 0)
 	p.amounts(at+".usd_per_gpu_hour", raw.USDPerGPUHour)
 	p.amounts(at+".watts_per_gpu", raw.WattsPerGPU)
+	p.amounts(at+".embodied_g_per_gpu_hour", raw.EmbodiedGPerGPUHour)
+	p.idle(at, &r)
 	return r
+}
+
+// idle checks that nothing draws more while it does nothing.
+func (p *parser) idle(at string, r *Region) {
+	p.amounts(at+".idle_watts_per_gpu", r.IdleWattsPerGPU)
+	if r.IdleWattsPerCPU > 0 && (r.WattsPerCPU == nil || r.IdleWattsPerCPU > *r.WattsPerCPU) {
+		p.failf(at+".idle_watts_per_cpu", "must be at most watts_per_cpu, got %v", r.IdleWattsPerCPU)
+	}
+	for _, model := range slices.Sorted(maps.Keys(r.IdleWattsPerGPU)) {
+		if w := r.IdleWattsPerGPU[model]; w > r.WattsPerGPU[model] {
+			p.failf(at+".idle_watts_per_gpu."+model, "must be at most watts_per_gpu, got %v", w)
+		}
+	}
 }
 
 func (p *parser) function(name string, raw fileFunction) Function {
@@ -268,14 +314,26 @@ func (p *parser) function(name string, raw fileFunction) Function {
 func (p *parser) variant(at, name string, raw fileVariant) Variant {
 	v := Variant{
 		Name:      name,
-		Quality:   p.atLeast(at+".quality", raw.Quality, 0, 1),
+		Quality:   1,
 		DurationX: p.atLeast(at+".duration_x", raw.DurationX, 0, 1),
 		KwX:       p.atLeast(at+".kw_x", raw.KwX, 0, 1),
-		CPU:       raw.CPU, GPU: raw.GPU,
+		CPU:       raw.CPU, GPU: raw.GPU, CPUUtilisation: raw.CPUUtilisation, GPUUtilisation: raw.GPUUtilisation,
+	}
+	if raw.Quality != nil {
+		v.Quality = *raw.Quality
 	}
 	p.atLeast(at+".cpu", raw.CPU, 0, 0)
-	if v.Quality > 1 {
-		p.failf(at+".quality", "must be from 0 to 1, got %v", v.Quality)
+	for _, share := range [...]struct {
+		field string
+		value *float64
+	}{{".quality", &v.Quality}, {".cpu_utilisation", raw.CPUUtilisation}, {".gpu_utilisation", raw.GPUUtilisation}} {
+		switch {
+		case share.value == nil:
+		case *share.value > 1:
+			p.failf(at+share.field, "must be from 0 to 1, got %v", *share.value)
+		default:
+			p.atLeast(at+share.field, share.value, 0, 0)
+		}
 	}
 	if v.DurationX == 0 {
 		p.failf(at+".duration_x", "must be above 0")

@@ -119,6 +119,16 @@ func TestParseRefuses(t *testing.T) {
 		{"quality", "regions:\n  a: {zone: Z}\nfunctions: {f: {variants: {v: {quality: 1.5}}}}\n", "variants.v.quality: must be from 0 to 1"},
 		{"min quality", "regions:\n  a: {zone: Z}\nfunctions: {f: {min_quality: 2, variants: {v: {}}}}\n", "min_quality: must be from 0 to 1"},
 		{"no duration", "regions:\n  a: {zone: Z}\nfunctions: {f: {variants: {v: {duration_x: 0}}}}\n", "duration_x: must be above 0"},
+		{"idle above busy", "regions:\n  a: {zone: Z, watts_per_cpu: 3, idle_watts_per_cpu: 4}\n", "regions.a.idle_watts_per_cpu: must be at most watts_per_cpu"},
+		{"idle without busy", "regions:\n  a: {zone: Z, idle_watts_per_cpu: 1}\n", "idle_watts_per_cpu: must be at most watts_per_cpu"},
+		{"idle accelerator", "regions:\n  a: {zone: Z, watts_per_gpu: {H100: 7}, idle_watts_per_gpu: {H100: 8}}\n", "idle_watts_per_gpu.H100: must be at most watts_per_gpu"},
+		{"negative idle", "regions:\n  a: {zone: Z, watts_per_cpu: 1, idle_watts_per_cpu: -1}\n", "idle_watts_per_cpu: must be 0 or more"},
+		{"negative memory power", "regions:\n  a: {zone: Z, watts_per_gib: -1}\n", "watts_per_gib: must be 0 or more"},
+		{"negative embodied", "regions:\n  a: {zone: Z, embodied_g_per_cpu_hour: -1}\n", "embodied_g_per_cpu_hour: must be 0 or more"},
+		{"negative embodied gpu", "regions:\n  a: {zone: Z, embodied_g_per_gpu_hour: {H100: -1}}\n", "embodied_g_per_gpu_hour.H100: must be 0 or more"},
+		{"negative network", "regions:\n  a: {zone: Z}\nnetwork_kwh_per_gib: -1\n", "mesh.yaml:3: network_kwh_per_gib: must be 0 or more"},
+		{"utilisation", "regions:\n  a: {zone: Z}\nfunctions: {f: {variants: {v: {cpu_utilisation: 1.5}}}}\n", "variants.v.cpu_utilisation: must be from 0 to 1"},
+		{"negative utilisation", "regions:\n  a: {zone: Z}\nfunctions: {f: {variants: {v: {gpu_utilisation: -1}}}}\n", "variants.v.gpu_utilisation: must be 0 or more"},
 		{"negative gpu", "regions:\n  a: {zone: Z}\nfunctions: {f: {variants: {v: {gpu: -1}}}}\n", "gpu: must be 0 or more"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -195,7 +205,27 @@ func TestPrintedMeshReadsTheSame(t *testing.T) {
 	t.Parallel()
 	same(t, []byte(contract))
 	same(t, []byte(meshfile.DefaultYAML()))
+	same(t, []byte(energetic))
+	m := parse(t, energetic)
+	if m.NetworkKWhPerGiB != 0.001 || m.Regions[0].IdleWattsPerGPU["H100"] != 70 || *m.Functions[0].Variants[0].CPUUtilisation != 0.5 {
+		t.Errorf("%+v", m)
+	}
+	printed, err := m.YAML()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(m, parse(t, string(printed)), cmp.AllowUnexported(meshfile.Mesh{})); diff != "" {
+		t.Errorf("printed and read again: %s", diff)
+	}
 }
+
+// energetic has every field of the energy model.
+const energetic = `regions:
+  a: {zone: Z, watts_per_cpu: 3.5, idle_watts_per_cpu: 0.74, watts_per_gpu: {H100: 700}, idle_watts_per_gpu: {H100: 70}, watts_per_gib: 0.4,
+      embodied_g_per_cpu_hour: 0.5, embodied_g_per_gpu_hour: {H100: 4.28}}
+network_kwh_per_gib: 0.001
+functions: {f: {variants: {v: {cpu_utilisation: 0.5, gpu_utilisation: 0}}}}
+`
 
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(contract))

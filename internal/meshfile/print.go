@@ -19,6 +19,7 @@ func (m *Mesh) YAML() ([]byte, error) {
 	doc := yaml.MapSlice{{Key: "regions", Value: regions}}
 	doc = appendTable(doc, "rtt_ms", m.rttMs)
 	doc = appendTable(doc, "egress_usd_per_gib", m.egress)
+	doc = appendAmount(doc, "network_kwh_per_gib", m.NetworkKWhPerGiB)
 	if len(m.Functions) > 0 {
 		functions := yaml.MapSlice{}
 		for _, f := range m.Functions {
@@ -51,6 +52,11 @@ func (r Region) items() yaml.MapSlice {
 		out = append(out, yaml.MapItem{Key: "watts_per_cpu", Value: *r.WattsPerCPU})
 	}
 	out = appendMap(out, "watts_per_gpu", r.WattsPerGPU)
+	out = appendAmount(out, "idle_watts_per_cpu", r.IdleWattsPerCPU)
+	out = appendMap(out, "idle_watts_per_gpu", r.IdleWattsPerGPU)
+	out = appendAmount(out, "watts_per_gib", r.WattsPerGiB)
+	out = appendAmount(out, "embodied_g_per_cpu_hour", r.EmbodiedGPerCPUHour)
+	out = appendMap(out, "embodied_g_per_gpu_hour", r.EmbodiedGPerGPUHour)
 	return append(out, yaml.MapItem{Key: "pue", Value: r.PUE})
 }
 
@@ -66,9 +72,25 @@ func (f Function) items() yaml.MapSlice {
 		if v.GPU != nil {
 			items = append(items, yaml.MapItem{Key: "gpu", Value: *v.GPU})
 		}
+		for _, share := range [...]struct {
+			key   string
+			value *float64
+		}{{"cpu_utilisation", v.CPUUtilisation}, {"gpu_utilisation", v.GPUUtilisation}} {
+			if share.value != nil {
+				items = append(items, yaml.MapItem{Key: share.key, Value: *share.value})
+			}
+		}
 		variants = append(variants, yaml.MapItem{Key: v.Name, Value: items})
 	}
 	return yaml.MapSlice{{Key: "min_quality", Value: f.MinQuality}, {Key: "variants", Value: variants}}
+}
+
+// appendAmount leaves out a zero, which is what an absent field is read as.
+func appendAmount(doc yaml.MapSlice, key string, x float64) yaml.MapSlice {
+	if x == 0 {
+		return doc
+	}
+	return append(doc, yaml.MapItem{Key: key, Value: x})
 }
 
 func appendMap[V any](doc yaml.MapSlice, key string, m map[string]V) yaml.MapSlice {

@@ -45,12 +45,28 @@ func pricesOf(p config.Prices) placement.Prices {
 // hoursAhead is how much of the forecast placement and gossip carry.
 const hoursAhead = 24
 
+func powerOf(e config.Energy) placement.Energy {
+	out := placement.Energy{
+		WattsPerCPU: e.WattsPerCPU, IdleWattsPerCPU: e.IdleWattsPerCPU, WattsPerGiB: e.WattsPerGiB,
+		EmbodiedPerCPUHour: e.EmbodiedGPerCPUHour, PUE: e.PUE,
+	}
+	models := maps.Clone(e.WattsPerGPU)
+	if models == nil {
+		models = map[string]float64{}
+	}
+	maps.Copy(models, e.EmbodiedGPerGPUHour) // a model may have either
+	for _, model := range slices.Sorted(maps.Keys(models)) {
+		out.WattsPerGPU = append(out.WattsPerGPU, placement.ModelWatts{
+			Model: model, Watts: e.WattsPerGPU[model], Idle: e.IdleWattsPerGPU[model], EmbodiedPerHour: e.EmbodiedGPerGPUHour[model],
+		})
+	}
+	return out
+}
+
 // energyOf reads the region's energy, its carbon at most once a second.
 func (s *Server) energyOf(feed carbon.Feed) func() placement.Energy {
-	base := placement.Energy{Zone: s.cfg.Carbon.Zone, WattsPerCPU: s.cfg.Energy.WattsPerCPU, PUE: s.cfg.Energy.PUE, Kind: string(carbon.Average)}
-	for _, model := range slices.Sorted(maps.Keys(s.cfg.Energy.WattsPerGPU)) {
-		base.WattsPerGPU = append(base.WattsPerGPU, placement.ModelWatts{Model: model, Watts: s.cfg.Energy.WattsPerGPU[model]})
-	}
+	base := powerOf(s.cfg.Energy)
+	base.Zone, base.Kind = s.cfg.Carbon.Zone, string(carbon.Average)
 	var mu sync.Mutex
 	var last placement.Energy
 	var read time.Time

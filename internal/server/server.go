@@ -332,6 +332,7 @@ func (s *Server) link(region string) scheduler.Link {
 	return scheduler.Link{
 		RTT:             time.Duration(s.cfg.RTTMs[region] * float64(time.Millisecond)),
 		EgressUSDPerGiB: s.cfg.EgressUSDPerGiB[region], ReturnUSDPerGiB: s.cfg.ReturnUSDPerGiB[region],
+		NetworkKWhPerGiB: s.cfg.Energy.NetworkKWhPerGiB,
 	}
 }
 

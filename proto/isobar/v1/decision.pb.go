@@ -252,8 +252,13 @@ type Candidate struct {
 	Free          int64                `protobuf:"varint,23,opt,name=free,proto3" json:"free,omitempty"`
 	DigestVersion uint64               `protobuf:"varint,24,opt,name=digest_version,json=digestVersion,proto3" json:"digest_version,omitempty"`
 	DigestAge     *durationpb.Duration `protobuf:"bytes,25,opt,name=digest_age,json=digestAge,proto3" json:"digest_age,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// Parts of gco2eq beside kwh × intensity: moving input and result, at the mean
+	// intensity of both ends, and the share of making the hardware.
+	NetworkKwh     float64 `protobuf:"fixed64,26,opt,name=network_kwh,json=networkKwh,proto3" json:"network_kwh,omitempty"`
+	NetworkGco2Eq  float64 `protobuf:"fixed64,27,opt,name=network_gco2eq,json=networkGco2eq,proto3" json:"network_gco2eq,omitempty"`
+	EmbodiedGco2Eq float64 `protobuf:"fixed64,28,opt,name=embodied_gco2eq,json=embodiedGco2eq,proto3" json:"embodied_gco2eq,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Candidate) Reset() {
@@ -461,6 +466,27 @@ func (x *Candidate) GetDigestAge() *durationpb.Duration {
 	return nil
 }
 
+func (x *Candidate) GetNetworkKwh() float64 {
+	if x != nil {
+		return x.NetworkKwh
+	}
+	return 0
+}
+
+func (x *Candidate) GetNetworkGco2Eq() float64 {
+	if x != nil {
+		return x.NetworkGco2Eq
+	}
+	return 0
+}
+
+func (x *Candidate) GetEmbodiedGco2Eq() float64 {
+	if x != nil {
+		return x.EmbodiedGco2Eq
+	}
+	return 0
+}
+
 type RuledOut struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Cell          string                 `protobuf:"bytes,1,opt,name=cell,proto3" json:"cell,omitempty"`
@@ -640,7 +666,7 @@ const file_isobar_v1_decision_proto_rawDesc = "" +
 	"\n" +
 	"constraint\x18\x01 \x01(\tR\n" +
 	"constraint\x12\x14\n" +
-	"\x05count\x18\x02 \x01(\rR\x05count\"\xa8\x06\n" +
+	"\x05count\x18\x02 \x01(\rR\x05count\"\x99\a\n" +
 	"\tCandidate\x12\x12\n" +
 	"\x04cell\x18\x01 \x01(\tR\x04cell\x12\x16\n" +
 	"\x06region\x18\x02 \x01(\tR\x06region\x12\x18\n" +
@@ -669,7 +695,11 @@ const file_isobar_v1_decision_proto_rawDesc = "" +
 	"\x04free\x18\x17 \x01(\x03R\x04free\x12%\n" +
 	"\x0edigest_version\x18\x18 \x01(\x04R\rdigestVersion\x128\n" +
 	"\n" +
-	"digest_age\x18\x19 \x01(\v2\x19.google.protobuf.DurationR\tdigestAge\"\x88\x01\n" +
+	"digest_age\x18\x19 \x01(\v2\x19.google.protobuf.DurationR\tdigestAge\x12\x1f\n" +
+	"\vnetwork_kwh\x18\x1a \x01(\x01R\n" +
+	"networkKwh\x12%\n" +
+	"\x0enetwork_gco2eq\x18\x1b \x01(\x01R\rnetworkGco2eq\x12'\n" +
+	"\x0fembodied_gco2eq\x18\x1c \x01(\x01R\x0eembodiedGco2eq\"\x88\x01\n" +
 	"\bRuledOut\x12\x12\n" +
 	"\x04cell\x18\x01 \x01(\tR\x04cell\x12\x16\n" +
 	"\x06region\x18\x02 \x01(\tR\x06region\x12\x18\n" +

@@ -331,11 +331,15 @@ type Resources struct {
 	// Cores; default 1. Thousandths count.
 	Cpu float64 `protobuf:"fixed64,1,opt,name=cpu,proto3" json:"cpu,omitempty"`
 	// Default 128.
-	MemoryMib     int64  `protobuf:"varint,2,opt,name=memory_mib,json=memoryMib,proto3" json:"memory_mib,omitempty"`
-	Gpus          int64  `protobuf:"varint,3,opt,name=gpus,proto3" json:"gpus,omitempty"`
-	GpuModel      string `protobuf:"bytes,4,opt,name=gpu_model,json=gpuModel,proto3" json:"gpu_model,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	MemoryMib int64  `protobuf:"varint,2,opt,name=memory_mib,json=memoryMib,proto3" json:"memory_mib,omitempty"`
+	Gpus      int64  `protobuf:"varint,3,opt,name=gpus,proto3" json:"gpus,omitempty"`
+	GpuModel  string `protobuf:"bytes,4,opt,name=gpu_model,json=gpuModel,proto3" json:"gpu_model,omitempty"`
+	// Shares of a run, 0 to 1, in which the cores and the accelerators it holds
+	// are busy; default 1. They count in its energy.
+	CpuUtilisation *float64 `protobuf:"fixed64,5,opt,name=cpu_utilisation,json=cpuUtilisation,proto3,oneof" json:"cpu_utilisation,omitempty"`
+	GpuUtilisation *float64 `protobuf:"fixed64,6,opt,name=gpu_utilisation,json=gpuUtilisation,proto3,oneof" json:"gpu_utilisation,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Resources) Reset() {
@@ -394,6 +398,20 @@ func (x *Resources) GetGpuModel() string {
 		return x.GpuModel
 	}
 	return ""
+}
+
+func (x *Resources) GetCpuUtilisation() float64 {
+	if x != nil && x.CpuUtilisation != nil {
+		return *x.CpuUtilisation
+	}
+	return 0
+}
+
+func (x *Resources) GetGpuUtilisation() float64 {
+	if x != nil && x.GpuUtilisation != nil {
+		return *x.GpuUtilisation
+	}
+	return 0
 }
 
 // Function is a deployed version.
@@ -947,13 +965,17 @@ const file_isobar_v1_function_proto_rawDesc = "" +
 	"\x03usd\x18\t \x01(\x01R\x03usd\x12+\n" +
 	"\x03run\x18\n" +
 	" \x01(\v2\x19.google.protobuf.DurationR\x03run\x12-\n" +
-	"\x04cold\x18\v \x01(\v2\x19.google.protobuf.DurationR\x04cold\"m\n" +
+	"\x04cold\x18\v \x01(\v2\x19.google.protobuf.DurationR\x04cold\"\xf1\x01\n" +
 	"\tResources\x12\x10\n" +
 	"\x03cpu\x18\x01 \x01(\x01R\x03cpu\x12\x1d\n" +
 	"\n" +
 	"memory_mib\x18\x02 \x01(\x03R\tmemoryMib\x12\x12\n" +
 	"\x04gpus\x18\x03 \x01(\x03R\x04gpus\x12\x1b\n" +
-	"\tgpu_model\x18\x04 \x01(\tR\bgpuModel\"\xa6\x01\n" +
+	"\tgpu_model\x18\x04 \x01(\tR\bgpuModel\x12,\n" +
+	"\x0fcpu_utilisation\x18\x05 \x01(\x01H\x00R\x0ecpuUtilisation\x88\x01\x01\x12,\n" +
+	"\x0fgpu_utilisation\x18\x06 \x01(\x01H\x01R\x0egpuUtilisation\x88\x01\x01B\x12\n" +
+	"\x10_cpu_utilisationB\x12\n" +
+	"\x10_gpu_utilisation\"\xa6\x01\n" +
 	"\bFunction\x12+\n" +
 	"\x04spec\x18\x01 \x01(\v2\x17.isobar.v1.FunctionSpecR\x04spec\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x126\n" +
@@ -1060,6 +1082,7 @@ func file_isobar_v1_function_proto_init() {
 		return
 	}
 	file_isobar_v1_task_proto_init()
+	file_isobar_v1_function_proto_msgTypes[3].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

@@ -61,9 +61,14 @@ type Digest struct {
 	// Code present is judged by the registry hash; versions missing code here.
 	MissingCode []uint64 `protobuf:"fixed64,24,rep,packed,name=missing_code,json=missingCode,proto3" json:"missing_code,omitempty"`
 	// Largest capacity free on one worker, which one attempt can use.
-	Widest        *CapacityDigest `protobuf:"bytes,25,opt,name=widest,proto3" json:"widest,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Widest *CapacityDigest `protobuf:"bytes,25,opt,name=widest,proto3" json:"widest,omitempty"`
+	// Milliwatts of a core that is held and idle, and of a GiB of memory; embodied
+	// milligrams of CO2eq for each hour that a core is held.
+	IdleMilliwattsPerCpu uint64 `protobuf:"varint,26,opt,name=idle_milliwatts_per_cpu,json=idleMilliwattsPerCpu,proto3" json:"idle_milliwatts_per_cpu,omitempty"`
+	MilliwattsPerGib     uint64 `protobuf:"varint,27,opt,name=milliwatts_per_gib,json=milliwattsPerGib,proto3" json:"milliwatts_per_gib,omitempty"`
+	EmbodiedMgPerCpuHour uint64 `protobuf:"varint,28,opt,name=embodied_mg_per_cpu_hour,json=embodiedMgPerCpuHour,proto3" json:"embodied_mg_per_cpu_hour,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *Digest) Reset() {
@@ -271,6 +276,27 @@ func (x *Digest) GetWidest() *CapacityDigest {
 	return nil
 }
 
+func (x *Digest) GetIdleMilliwattsPerCpu() uint64 {
+	if x != nil {
+		return x.IdleMilliwattsPerCpu
+	}
+	return 0
+}
+
+func (x *Digest) GetMilliwattsPerGib() uint64 {
+	if x != nil {
+		return x.MilliwattsPerGib
+	}
+	return 0
+}
+
+func (x *Digest) GetEmbodiedMgPerCpuHour() uint64 {
+	if x != nil {
+		return x.EmbodiedMgPerCpuHour
+	}
+	return 0
+}
+
 type CapacityDigest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	CpuMilli      int64                  `protobuf:"varint,1,opt,name=cpu_milli,json=cpuMilli,proto3" json:"cpu_milli,omitempty"`
@@ -332,12 +358,15 @@ func (x *CapacityDigest) GetGpus() []int64 {
 }
 
 type ModelDigest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Model         string                 `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
-	Hour          uint64                 `protobuf:"varint,2,opt,name=hour,proto3" json:"hour,omitempty"` // micro-dollars an hour of one
-	Milliwatts    uint64                 `protobuf:"varint,3,opt,name=milliwatts,proto3" json:"milliwatts,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Model      string                 `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	Hour       uint64                 `protobuf:"varint,2,opt,name=hour,proto3" json:"hour,omitempty"` // micro-dollars an hour of one
+	Milliwatts uint64                 `protobuf:"varint,3,opt,name=milliwatts,proto3" json:"milliwatts,omitempty"`
+	// As for a core.
+	IdleMilliwatts    uint64 `protobuf:"varint,4,opt,name=idle_milliwatts,json=idleMilliwatts,proto3" json:"idle_milliwatts,omitempty"`
+	EmbodiedMgPerHour uint64 `protobuf:"varint,5,opt,name=embodied_mg_per_hour,json=embodiedMgPerHour,proto3" json:"embodied_mg_per_hour,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *ModelDigest) Reset() {
@@ -391,11 +420,25 @@ func (x *ModelDigest) GetMilliwatts() uint64 {
 	return 0
 }
 
+func (x *ModelDigest) GetIdleMilliwatts() uint64 {
+	if x != nil {
+		return x.IdleMilliwatts
+	}
+	return 0
+}
+
+func (x *ModelDigest) GetEmbodiedMgPerHour() uint64 {
+	if x != nil {
+		return x.EmbodiedMgPerHour
+	}
+	return 0
+}
+
 var File_isobar_mesh_v1_digest_proto protoreflect.FileDescriptor
 
 const file_isobar_mesh_v1_digest_proto_rawDesc = "" +
 	"\n" +
-	"\x1bisobar/mesh/v1/digest.proto\x12\x0eisobar.mesh.v1\"\xa0\x06\n" +
+	"\x1bisobar/mesh/v1/digest.proto\x12\x0eisobar.mesh.v1\"\xbd\a\n" +
 	"\x06Digest\x12\x12\n" +
 	"\x04cell\x18\x01 \x01(\tR\x04cell\x12\x16\n" +
 	"\x06region\x18\x02 \x01(\tR\x06region\x12 \n" +
@@ -423,18 +466,23 @@ const file_isobar_mesh_v1_digest_proto_rawDesc = "" +
 	"\aworkers\x18\x16 \x01(\rR\aworkers\x12\x1a\n" +
 	"\bregistry\x18\x17 \x01(\x06R\bregistry\x12!\n" +
 	"\fmissing_code\x18\x18 \x03(\x06R\vmissingCode\x126\n" +
-	"\x06widest\x18\x19 \x01(\v2\x1e.isobar.mesh.v1.CapacityDigestR\x06widest\"`\n" +
+	"\x06widest\x18\x19 \x01(\v2\x1e.isobar.mesh.v1.CapacityDigestR\x06widest\x125\n" +
+	"\x17idle_milliwatts_per_cpu\x18\x1a \x01(\x04R\x14idleMilliwattsPerCpu\x12,\n" +
+	"\x12milliwatts_per_gib\x18\x1b \x01(\x04R\x10milliwattsPerGib\x126\n" +
+	"\x18embodied_mg_per_cpu_hour\x18\x1c \x01(\x04R\x14embodiedMgPerCpuHour\"`\n" +
 	"\x0eCapacityDigest\x12\x1b\n" +
 	"\tcpu_milli\x18\x01 \x01(\x03R\bcpuMilli\x12\x1d\n" +
 	"\n" +
 	"memory_mib\x18\x02 \x01(\x03R\tmemoryMib\x12\x12\n" +
-	"\x04gpus\x18\x03 \x03(\x03R\x04gpus\"W\n" +
+	"\x04gpus\x18\x03 \x03(\x03R\x04gpus\"\xb1\x01\n" +
 	"\vModelDigest\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x12\n" +
 	"\x04hour\x18\x02 \x01(\x04R\x04hour\x12\x1e\n" +
 	"\n" +
 	"milliwatts\x18\x03 \x01(\x04R\n" +
-	"milliwattsB;Z9github.com/isobar-mesh/isobar/proto/isobar/mesh/v1;meshv1b\x06proto3"
+	"milliwatts\x12'\n" +
+	"\x0fidle_milliwatts\x18\x04 \x01(\x04R\x0eidleMilliwatts\x12/\n" +
+	"\x14embodied_mg_per_hour\x18\x05 \x01(\x04R\x11embodiedMgPerHourB;Z9github.com/isobar-mesh/isobar/proto/isobar/mesh/v1;meshv1b\x06proto3"
 
 var (
 	file_isobar_mesh_v1_digest_proto_rawDescOnce sync.Once
