@@ -43,7 +43,7 @@ type Log struct {
 	entries   *entryStore
 	snapshots *snapshotStore
 	stream    *streamLayer
-	transport *raft.NetworkTransport
+	transport *transport
 	batch     *batcher
 	changes   chan struct{}
 
@@ -99,12 +99,12 @@ func (l *Log) start(m consensus.Machine) error {
 	if l.stream, err = newStreamLayer(l.opts, l.logger, l.progress); err != nil {
 		return err
 	}
-	l.transport = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+	l.transport = &transport{raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream:  l.stream,
 		MaxPool: 3,
 		Timeout: l.opts.TransportTimeout,
 		Logger:  newHclog(l.logger, "transport"),
-	})
+	})}
 	if err := requirePreVote(l.transport); err != nil {
 		return err
 	}

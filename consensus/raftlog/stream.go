@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,6 +25,11 @@ const (
 	lastRPC = 4
 	// askProgress is the first byte of the leader's question to a joiner.
 	askProgress = 'p'
+	// askFor is the first byte of a connection for raft: whom it is meant for
+	// follows, as the length of an id and the id, and who is here is answered
+	// alike. An address alone does not name a server: one whose directory was
+	// emptied comes back there, and must not vote or count as the one before.
+	askFor = 'i'
 	// handshakeTimeout bounds an incoming connection until its first byte.
 	handshakeTimeout = 10 * time.Second
 	// maxHandshakes bounds how many there are at once.
@@ -255,6 +261,17 @@ func (s *streamLayer) handshake(raw net.Conn) (*incoming, error) {
 	case first[0] == askProgress:
 		s.answerProgress(c)
 		return nil, nil
+	case first[0] != askFor:
+		return nil, fmt.Errorf("first byte %#x begins nothing that is spoken here", first[0])
+	}
+	if meant, err := s.answerFor(c); err != nil || !meant {
+		return nil, err
+	}
+	switch _, err := io.ReadFull(c, first[:]); {
+	case errors.Is(err, io.EOF):
+		return nil, nil
+	case err != nil:
+		return nil, err
 	case first[0] > lastRPC:
 		return nil, fmt.Errorf("first byte %#x is no exchange of raft", first[0])
 	}
@@ -318,11 +335,69 @@ func (c *outgoing) Close() error {
 	return c.Conn.Close()
 }
 
-// Dial opens a connection to a peer for raft's transport.
+// Dial opens a connection to a peer for raft's transport; to is what target
+// made.
 func (s *streamLayer) Dial(to raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(s.ctx, timeout)
 	defer cancel()
-	return s.connect(ctx, string(to))
+	id, at, ok := strings.Cut(string(to), "@")
+	if !ok {
+		return nil, fmt.Errorf("dial %s: it does not say which server is meant", to)
+	}
+	c, err := s.connect(ctx, at)
+	if err != nil {
+		return nil, err
+	}
+	if err := askForServer(ctx, c, id); err != nil {
+		return nil, errors.Join(fmt.Errorf("dial %s: %w", at, err), c.Close())
+	}
+	return c, nil
+}
+
+// askForServer makes sure that the server that was reached is the one meant.
+func askForServer(ctx context.Context, c net.Conn, id string) error {
+	deadline, _ := ctx.Deadline()
+	if err := c.SetDeadline(deadline); err != nil {
+		return err
+	}
+	if _, err := c.Write(append([]byte{askFor, byte(len(id))}, id...)); err != nil {
+		return err
+	}
+	found, err := readID(c)
+	if err != nil {
+		return err
+	}
+	if found != id {
+		return fmt.Errorf("%s is there, not %s: that one's data was lost, or its address given away", found, id)
+	}
+	return c.SetDeadline(time.Time{})
+}
+
+// answerFor answers askForServer, and reports whether this server was meant.
+func (s *streamLayer) answerFor(c net.Conn) (meant bool, err error) {
+	asked, err := readID(c)
+	if err != nil {
+		return false, err
+	}
+	id, _ := s.progress()
+	if _, err := c.Write(append([]byte{byte(len(id))}, id...)); err != nil {
+		return false, err
+	}
+	if asked != id {
+		s.logger.Warn("a connection was meant for another server at this address", "wanted", asked)
+	}
+	return asked == id, nil
+}
+
+// readID reads the length of an id and the id.
+func readID(c net.Conn) (string, error) {
+	var n [1]byte
+	if _, err := io.ReadFull(c, n[:]); err != nil {
+		return "", err
+	}
+	id := make([]byte, n[0])
+	_, err := io.ReadFull(c, id)
+	return string(id), err
 }
 
 func (s *streamLayer) connect(ctx context.Context, to string) (net.Conn, error) {
@@ -373,13 +448,10 @@ func (s *streamLayer) askProgress(ctx context.Context, to string) (id string, ap
 	if _, err := c.Write([]byte{askProgress}); err != nil {
 		return "", 0, err
 	}
-	var head [9]byte
-	if _, err := io.ReadFull(c, head[:]); err != nil {
+	var index [8]byte
+	if _, err := io.ReadFull(c, index[:]); err != nil {
 		return "", 0, err
 	}
-	name := make([]byte, head[8])
-	if _, err := io.ReadFull(c, name); err != nil {
-		return "", 0, err
-	}
-	return string(name), binary.BigEndian.Uint64(head[:8]), nil
+	id, err = readID(c)
+	return id, binary.BigEndian.Uint64(index[:]), err
 }
