@@ -66,6 +66,7 @@ type leader struct {
 		lanes [4]time.Duration
 	}
 	inflight *inflightRefs
+	payloads *payloads
 }
 
 func newLeader(ctx context.Context, s *Scheduler, term uint64, incarnation string) *leader {
@@ -91,6 +92,7 @@ func newLeader(ctx context.Context, s *Scheduler, term uint64, incarnation strin
 		spans:    map[ref]func(string){},
 		view:     newView(s),
 		inflight: newInflightRefs(),
+		payloads: newPayloads(ctx, s.Broker, s.PayloadCache, func(topic string, ref []byte) (string, bool) { return fsm.PayloadOwner(s.State, topic, ref) }),
 	}
 }
 
@@ -261,6 +263,7 @@ func (l *leader) effect(e fsm.Effect) {
 		l.waiting.queue(queueKey{Queue: e.Queue}).remove(ref{task: e.TaskID})
 		delete(l.parked, e.TaskID)
 	case fsm.TaskEnded:
+		l.payloads.forget(e.TaskID)
 		delete(l.avoid, e.TaskID)
 		for _, ch := range l.waiters[e.TaskID] {
 			close(ch)

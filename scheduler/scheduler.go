@@ -46,6 +46,10 @@ type Options struct {
 	State state.Reader
 	// Broker keeps payloads.
 	Broker broker.Broker
+	// PayloadCache is how many bytes of payloads the leader keeps in memory
+	// between accept and lease, for a broker that is slow to fetch one. 0 keeps
+	// none.
+	PayloadCache int
 	// Functions and tenants.
 	Registry Registry
 	// Neighbours are the other cells as gossip and certificates show them.

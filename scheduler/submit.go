@@ -1,13 +1,13 @@
 package scheduler
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/oklog/ulid/v2"
@@ -198,15 +198,34 @@ func sameness(rec *meshv1.TaskRecord, spec *isobarv1.TaskSpec) []byte {
 	return h.Sum(nil)
 }
 
-// accept commits payload and record in one group.
+// message is a task's payload as the broker takes it. What it says beside the
+// payload is for those who look into the broker.
+func message(q fsm.Queue, rec *meshv1.TaskRecord, payload []byte) broker.Message {
+	properties := map[string]string{}
+	note := func(name, value string) {
+		if value != "" {
+			properties[name] = value
+		}
+	}
+	note("traceparent", rec.Traceparent)
+	note("content-type", rec.ContentType)
+	note("isobar-residency-allowed", strings.Join(rec.Allowed, ","))
+	note("isobar-residency-denied", strings.Join(rec.Denied, ","))
+	return broker.Message{
+		Topic: broker.Topic{Tenant: q.Tenant, Function: q.Function, Lane: q.Lane}, TaskID: mesh.TaskID(rec.Id),
+		SHA256: [32]byte(rec.PayloadSha256), Payload: payload, Properties: properties,
+	}
+}
+
+// accept commits payload and record: in one group, or the record once the broker
+// has the payload for good. A crash between leaves an orphan, and no task.
 func (l *leader) accept(ctx context.Context, rec *meshv1.TaskRecord, payload []byte) (*fsm.Result, error) {
-	topic := broker.Topic{Tenant: rec.Tenant, Function: rec.Function, Lane: mesh.Lane(rec.Lane)}
-	msg := broker.Message{Topic: topic, TaskID: mesh.TaskID(rec.Id), SHA256: [32]byte(rec.PayloadSha256), Payload: payload}
-	under := l.inflight.begin(topic.String())
+	q := fsm.QueueOf(rec)
+	under := l.inflight.begin(q.String())
 	defer under.end()
-	prepared, err := l.Broker.Prepare(ctx, []broker.Message{msg})
+	prepared, err := l.Broker.Prepare(ctx, []broker.Message{message(q, rec, payload)})
 	if err != nil {
-		return nil, err
+		return nil, notStored(err)
 	}
 	rec.PayloadRef = prepared[0].Ref
 	under.prepared(prepared[0].Ref)
@@ -218,7 +237,22 @@ func (l *leader) accept(ctx context.Context, rec *meshv1.TaskRecord, payload []b
 	if prepared[0].Command != nil {
 		before = append(before, state.Command{Machine: state.BrokerMachine, Body: prepared[0].Command})
 	}
-	return l.propose(ctx, cmd, before...)
+	res, err := l.propose(ctx, cmd, before...)
+	if err == nil {
+		l.payloads.keep(rec.Id, rec.PayloadRef, payload)
+	}
+	return res, err
+}
+
+// notStored says of a failed Prepare what is certain of it: no record was
+// proposed, so the task does not exist, whatever the broker has stored.
+func notStored(err error) error {
+	for _, known := range []error{broker.ErrFull, broker.ErrTooLarge, broker.ErrUnavailable} {
+		if errors.Is(err, known) {
+			return err
+		}
+	}
+	return fmt.Errorf("%w: %w", broker.ErrUnavailable, err)
 }
 
 // notAccepted turns a failed accept into a receipt (it is known already) or a
@@ -330,22 +364,6 @@ func stricter(a, b mesh.Residency) mesh.Residency {
 		}
 	}
 	return out
-}
-
-// payload reads a task's bytes and checks them against its record.
-func (l *leader) payload(ctx context.Context, rec *meshv1.TaskRecord) ([]byte, error) {
-	topic := broker.Topic{Tenant: rec.Tenant, Function: rec.Function, Lane: mesh.Lane(rec.Lane)}
-	m, err := l.Broker.Fetch(ctx, topic, rec.PayloadRef)
-	if err == nil {
-		err = m.Err
-	}
-	if err != nil {
-		return nil, fmt.Errorf("scheduler: read payload of %s: %w", rec.Id, err)
-	}
-	if string(m.TaskID) != rec.Id || !bytes.Equal(m.SHA256[:], rec.PayloadSha256) {
-		return nil, fmt.Errorf("scheduler: read payload of %s: another message lies there: %w", rec.Id, broker.ErrLost)
-	}
-	return m.Payload, nil
 }
 
 // newULID is a lower-case-able ULID: sortable by time, 80 random bits.

@@ -9,7 +9,6 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/isobar-mesh/isobar/broker"
-	"github.com/isobar-mesh/isobar/internal/mesh"
 	meshv1 "github.com/isobar-mesh/isobar/proto/isobar/mesh/v1"
 	"github.com/isobar-mesh/isobar/scheduler/fsm"
 	"github.com/isobar-mesh/isobar/state"
@@ -37,6 +36,30 @@ func (l *leader) trimLoop(ctx context.Context) error {
 				l.Logger.Warn("trim failed", "topic", topic, "error", err)
 			}
 		}
+		l.tellTrims(ctx)
+	}
+}
+
+// tellTrims tells a broker outside the log what was trimmed, by this leader or
+// one before: only what is committed is told, and it is told until that has
+// been committed too.
+func (l *leader) tellTrims(ctx context.Context) {
+	for topic, ref := range fsm.TrimsToTell(l.State) {
+		q, ok := fsm.ParseTopic(topic)
+		if !ok {
+			continue
+		}
+		err := l.Broker.Trimmed(ctx, broker.Topic{Tenant: q.Tenant, Function: q.Function, Lane: q.Lane}, ref)
+		if err == nil {
+			told := &meshv1.TrimTold{Topic: topic, Ref: ref}
+			_, err = l.command(ctx, &meshv1.SchedulerCommand{Command: &meshv1.SchedulerCommand_TrimTold{TrimTold: told}})
+		}
+		if err != nil {
+			if ctx.Err() == nil {
+				l.Logger.Warn("trim not told to the broker; it keeps more than it must", "topic", topic, "error", err)
+			}
+			return // the others would wait for the same broker
+		}
 	}
 }
 
@@ -57,7 +80,7 @@ func (l *leader) trimTopic(ctx context.Context, topic string, t fsm.TopicState) 
 		to = low
 	}
 	if t.Lowest != nil {
-		if err := l.move(ctx, topic, q, t.Lowest); err != nil {
+		if err := l.moveOld(ctx, topic, q); err != nil {
 			return err
 		}
 	}
@@ -71,7 +94,7 @@ func (l *leader) trimTopic(ctx context.Context, topic string, t fsm.TopicState) 
 	}
 	trim := &meshv1.SchedulerCommand{
 		Clocks:  l.clock.read(time.Now()),
-		Command: &meshv1.SchedulerCommand_Trim{Trim: &meshv1.Trim{Topic: topic, Ref: to}},
+		Command: &meshv1.SchedulerCommand_Trim{Trim: &meshv1.Trim{Topic: topic, Ref: to, Outside: command == nil}},
 	}
 	body, err := proto.Marshal(trim)
 	if err != nil {
@@ -93,24 +116,35 @@ func (l *leader) trimTopic(ctx context.Context, topic string, t fsm.TopicState) 
 	return nil
 }
 
-// move appends a payload again that has been live for long.
-func (l *leader) move(ctx context.Context, topic string, q fsm.Queue, low []byte) error {
-	id, ok := fsm.PayloadOwner(l.State, topic, low)
-	if !ok {
-		return nil
+// moveAtOnce bounds what one round moves of a topic.
+const moveAtOnce = 256
+
+// moveOld appends payloads again that have been live for long, the lowest first.
+func (l *leader) moveOld(ctx context.Context, topic string, q fsm.Queue) error {
+	n := 0
+	for ref, id := range fsm.Payloads(l.State, topic) {
+		rec, ok := fsm.Task(l.State, id)
+		if !ok || !bytes.Equal(rec.PayloadRef, ref) {
+			continue // ended or moved since the scan began
+		}
+		if n == moveAtOnce || l.clock.wall(time.Now()).UnixMilli()-rec.AppendedMs < moveAfter.Milliseconds() {
+			return nil
+		}
+		n++
+		if err := l.move(ctx, q, rec); err != nil && !isLost(err) {
+			return err // what is lost is found by the attempt that needs it
+		}
 	}
-	rec, ok := fsm.Task(l.State, id)
-	if !ok || l.clock.wall(time.Now()).UnixMilli()-rec.AppendedMs < moveAfter.Milliseconds() {
-		return nil
-	}
+	return nil
+}
+
+// move appends a payload again.
+func (l *leader) move(ctx context.Context, q fsm.Queue, rec *meshv1.TaskRecord) error {
 	payload, err := l.payload(ctx, rec)
 	if err != nil {
 		return err
 	}
-	prepared, err := l.Broker.Prepare(ctx, []broker.Message{{
-		Topic:  broker.Topic{Tenant: q.Tenant, Function: q.Function, Lane: q.Lane},
-		TaskID: mesh.TaskID(rec.Id), SHA256: [32]byte(rec.PayloadSha256), Payload: payload,
-	}})
+	prepared, err := l.Broker.Prepare(ctx, []broker.Message{message(q, rec, payload)})
 	if err != nil {
 		return err
 	}
@@ -122,6 +156,8 @@ func (l *leader) move(ctx context.Context, topic string, q fsm.Queue, low []byte
 	if prepared[0].Command != nil {
 		before = append(before, state.Command{Machine: state.BrokerMachine, Body: prepared[0].Command})
 	}
-	_, err = l.propose(ctx, cmd, before...)
+	if _, err = l.propose(ctx, cmd, before...); err == nil {
+		l.payloads.keep(rec.Id, prepared[0].Ref, payload)
+	}
 	return err
 }

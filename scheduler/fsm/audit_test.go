@@ -36,7 +36,7 @@ func audit(r state.Reader) error {
 	}
 	for k, v := range r.Scan(nil, nil) {
 		switch k[0] {
-		case 'b', 'c', 'T', 'n':
+		case 'b', 'c', 'T', 'n', 'o':
 			continue
 		}
 		w, ok := want[string(k)]
@@ -77,6 +77,11 @@ func auditTopics(r state.Reader) error {
 			return fmt.Errorf("topic %s is told to live from %x to %x, not %x to %x", topic, told.Lowest, told.Highest, lowest[topic], highest[topic])
 		}
 		delete(lowest, topic)
+	}
+	for topic, due := range TrimsToTell(r) {
+		if !bytes.Equal(due, TrimPosition(r, topic)) {
+			return fmt.Errorf("topic %s is trimmed to %x, and %x is to be told", topic, TrimPosition(r, topic), due)
+		}
 	}
 	if len(lowest) > 0 {
 		return fmt.Errorf("topics with live payloads are not told: %v", lowest)

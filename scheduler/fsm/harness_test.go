@@ -282,6 +282,8 @@ func envelope(command proto.Message) *meshv1.SchedulerCommand {
 		return &meshv1.SchedulerCommand{Command: &meshv1.SchedulerCommand_GuestForget{GuestForget: c}}
 	case *meshv1.Trim:
 		return &meshv1.SchedulerCommand{Command: &meshv1.SchedulerCommand_Trim{Trim: c}}
+	case *meshv1.TrimTold:
+		return &meshv1.SchedulerCommand{Command: &meshv1.SchedulerCommand_TrimTold{TrimTold: c}}
 	case *meshv1.Moved:
 		return &meshv1.SchedulerCommand{Command: &meshv1.SchedulerCommand_Moved{Moved: c}}
 	case *meshv1.Bootstrap:

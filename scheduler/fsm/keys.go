@@ -23,6 +23,7 @@ import (
 //	p topic ref            live payloads → id
 //	T topic                trim position
 //	n topic                highest reference, while something is left to trim
+//	o topic                trim position that a broker outside is to be told
 //	g id attempt           GuestRecord
 //	G queue id attempt     guests that wait for a worker
 //	e id attempt           guests that ended and are not acknowledged
@@ -65,6 +66,7 @@ func readyKey(q Queue, id string) []byte { return []byte("q" + q.key() + id) }
 func queueKey(q Queue) []byte            { return []byte("Q" + q.key()) }
 func trimKey(topic string) []byte        { return []byte("T" + topic) }
 func highKey(topic string) []byte        { return []byte("n" + topic) }
+func tellKey(topic string) []byte        { return []byte("o" + topic) }
 
 // Client-made names are told apart by tenant: one tenant's submit never answers
 // with another's task.

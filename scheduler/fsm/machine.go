@@ -206,6 +206,9 @@ func (a *apply) command(cmd *meshv1.SchedulerCommand) error {
 		return a.guestForget(c.GuestForget)
 	case *meshv1.SchedulerCommand_Trim:
 		return a.trim(c.Trim)
+	case *meshv1.SchedulerCommand_TrimTold:
+		a.trimTold(c.TrimTold)
+		return nil
 	case *meshv1.SchedulerCommand_Moved:
 		return a.moved(c.Moved)
 	case *meshv1.SchedulerCommand_Bootstrap:

@@ -68,7 +68,7 @@ func (b *bench) drains(t *rapid.T) {
 		}
 	}
 	for _, k := range b.keys() {
-		if k[1] != 'T' && k[1] != 'n' { // trim positions outlive their tasks
+		if k[1] != 'T' && k[1] != 'n' && k[1] != 'o' { // trim positions outlive their tasks
 			t.Fatalf("left behind: %v", b.keys())
 		}
 	}
@@ -192,9 +192,11 @@ func anyPayloadCommand(t *rapid.T, b *bench, id string, attempt uint64) proto.Me
 	if rec, ok := Task(b.reader(), id); ok && rapid.Bool().Draw(t, "right") {
 		old = rec.PayloadRef
 	}
-	switch rapid.IntRange(0, 2).Draw(t, "payload verb") {
+	switch rapid.IntRange(0, 3).Draw(t, "payload verb") {
 	case 0:
-		return &meshv1.Trim{Topic: "acme/resize/standard", Ref: anyRef(t)}
+		return &meshv1.Trim{Topic: "acme/resize/standard", Ref: anyRef(t), Outside: rapid.Bool().Draw(t, "outside")}
+	case 3:
+		return &meshv1.TrimTold{Topic: "acme/resize/standard", Ref: anyRef(t)}
 	case 1:
 		return &meshv1.Moved{TaskId: id, OldRef: old, NewRef: anyRef(t)}
 	default:

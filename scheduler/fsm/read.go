@@ -144,6 +144,18 @@ func TrimPosition(r state.Reader, topic string) []byte {
 	return v
 }
 
+// TrimsToTell yields the topics of which a broker outside the log is to be told
+// the trim position, with it.
+func TrimsToTell(r state.Reader) iter.Seq2[string, []byte] {
+	return func(yield func(string, []byte) bool) {
+		for k, ref := range r.Scan([]byte("o"), []byte("p")) {
+			if !yield(string(k[1:]), bytes.Clone(ref)) {
+				return
+			}
+		}
+	}
+}
+
 // TopicState says what a topic still holds.
 type TopicState struct {
 	// Lowest live reference; nil when no payload is live.
@@ -164,6 +176,18 @@ func Topics(r state.Reader) iter.Seq2[string, TopicState] {
 				break
 			}
 			if !yield(topic, t) {
+				return
+			}
+		}
+	}
+}
+
+// Payloads yields the live payloads of a topic by reference, with their tasks.
+func Payloads(r state.Reader, topic string) iter.Seq2[[]byte, string] {
+	return func(yield func([]byte, string) bool) {
+		prefix := payloadKey(topic, nil)
+		for k, id := range r.Scan(prefix, after(prefix)) {
+			if !yield(bytes.Clone(k[len(prefix):]), string(id)) {
 				return
 			}
 		}

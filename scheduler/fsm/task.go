@@ -266,10 +266,20 @@ func (a *apply) trim(c *meshv1.Trim) error {
 		return fmt.Errorf("fsm: trim %s: payload %x: %w", c.Topic, ref, ErrLive)
 	}
 	a.Set(trimKey(c.Topic), c.Ref)
+	if _, due := a.Get(tellKey(c.Topic)); due || c.Outside {
+		a.Set(tellKey(c.Topic), c.Ref)
+	}
 	if high, ok := a.Get(highKey(c.Topic)); ok && bytes.Compare(high, c.Ref) < 0 {
 		a.Delete(highKey(c.Topic)) // nothing is left to trim
 	}
 	return nil
+}
+
+// trimTold closes the effect of a trim, unless a later one is to be told by now.
+func (a *apply) trimTold(c *meshv1.TrimTold) {
+	if due, ok := a.Get(tellKey(c.Topic)); ok && bytes.Compare(due, c.Ref) <= 0 {
+		a.Delete(tellKey(c.Topic))
+	}
 }
 
 // raise notes the highest reference a topic has been given.

@@ -51,7 +51,7 @@ func verbs() map[string]func(*story, args) string {
 	return map[string]func(*story, args) string{
 		"bootstrap": (*story).bootstrap, "clock": (*story).clock, "tick": (*story).ticked,
 		"submit": (*story).submit, "cancel": (*story).cancel, "block": (*story).block,
-		"trim": (*story).trim, "moved": (*story).moved,
+		"trim": (*story).trim, "told": (*story).told, "tell": (*story).tell, "moved": (*story).moved,
 		"grant": (*story).grant, "extend": (*story).extend, "complete": (*story).complete, "fail": (*story).fail,
 		"guest-accept": (*story).guestAccept, "guest-start": (*story).guestStart,
 		"guest-end": (*story).guestEnd, "guest-forget": (*story).guestForget,

@@ -2,6 +2,8 @@ package fsm
 
 import (
 	"crypto/sha256"
+	"fmt"
+	"strings"
 
 	meshv1 "github.com/isobar-mesh/isobar/proto/isobar/mesh/v1"
 )
@@ -37,9 +39,26 @@ func (s *story) block(a args) string {
 	return s.run(&meshv1.Block{TaskId: id, Attempt: attempt, Constraint: a.str("constraint", "")})
 }
 
-// trim acme/resize/standard ref=
+// trim acme/resize/standard ref= [outside=yes]
 func (s *story) trim(a args) string {
-	return s.run(&meshv1.Trim{Topic: a.first(), Ref: a.ref("ref")})
+	return s.run(&meshv1.Trim{Topic: a.first(), Ref: a.ref("ref"), Outside: a.str("outside", "") == "yes"})
+}
+
+// told acme/resize/standard ref=
+func (s *story) told(a args) string {
+	return s.run(&meshv1.TrimTold{Topic: a.first(), Ref: a.ref("ref")})
+}
+
+// tell lists the trims that a broker outside is to be told.
+func (s *story) tell(args) string {
+	var out []string
+	for topic, ref := range TrimsToTell(s.reader()) {
+		out = append(out, fmt.Sprintf("%s to %s", topic, ref))
+	}
+	if len(out) == 0 {
+		return "none"
+	}
+	return strings.Join(out, "\n")
 }
 
 // moved t1 from= to=

@@ -43,6 +43,7 @@ type SchedulerCommand struct {
 	//	*SchedulerCommand_Moved
 	//	*SchedulerCommand_Bootstrap
 	//	*SchedulerCommand_Block
+	//	*SchedulerCommand_TrimTold
 	Command       isSchedulerCommand_Command `protobuf_oneof:"command"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -227,6 +228,15 @@ func (x *SchedulerCommand) GetBlock() *Block {
 	return nil
 }
 
+func (x *SchedulerCommand) GetTrimTold() *TrimTold {
+	if x != nil {
+		if x, ok := x.Command.(*SchedulerCommand_TrimTold); ok {
+			return x.TrimTold
+		}
+	}
+	return nil
+}
+
 type isSchedulerCommand_Command interface {
 	isSchedulerCommand_Command()
 }
@@ -291,6 +301,10 @@ type SchedulerCommand_Block struct {
 	Block *Block `protobuf:"bytes,16,opt,name=block,proto3,oneof"`
 }
 
+type SchedulerCommand_TrimTold struct {
+	TrimTold *TrimTold `protobuf:"bytes,17,opt,name=trim_told,json=trimTold,proto3,oneof"`
+}
+
 func (*SchedulerCommand_Accept) isSchedulerCommand_Command() {}
 
 func (*SchedulerCommand_Grant) isSchedulerCommand_Command() {}
@@ -320,6 +334,8 @@ func (*SchedulerCommand_Moved) isSchedulerCommand_Command() {}
 func (*SchedulerCommand_Bootstrap) isSchedulerCommand_Command() {}
 
 func (*SchedulerCommand_Block) isSchedulerCommand_Command() {}
+
+func (*SchedulerCommand_TrimTold) isSchedulerCommand_Command() {}
 
 type Clocks struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1439,9 +1455,11 @@ func (x *GuestForget) GetAttempt() uint64 {
 
 // Trim raises a topic's trim position. Refused above a live record.
 type Trim struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Topic         string                 `protobuf:"bytes,1,opt,name=topic,proto3" json:"topic,omitempty"`
-	Ref           []byte                 `protobuf:"bytes,2,opt,name=ref,proto3" json:"ref,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Topic string                 `protobuf:"bytes,1,opt,name=topic,proto3" json:"topic,omitempty"`
+	Ref   []byte                 `protobuf:"bytes,2,opt,name=ref,proto3" json:"ref,omitempty"`
+	// The payloads lie outside the log: the broker has to be told, until TrimTold.
+	Outside       bool `protobuf:"varint,3,opt,name=outside,proto3" json:"outside,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1490,6 +1508,67 @@ func (x *Trim) GetRef() []byte {
 	return nil
 }
 
+func (x *Trim) GetOutside() bool {
+	if x != nil {
+		return x.Outside
+	}
+	return false
+}
+
+// TrimTold closes the effect of a Trim that names a broker outside the log: that
+// has been told. One at an older position changes nothing.
+type TrimTold struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Topic         string                 `protobuf:"bytes,1,opt,name=topic,proto3" json:"topic,omitempty"`
+	Ref           []byte                 `protobuf:"bytes,2,opt,name=ref,proto3" json:"ref,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrimTold) Reset() {
+	*x = TrimTold{}
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrimTold) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrimTold) ProtoMessage() {}
+
+func (x *TrimTold) ProtoReflect() protoreflect.Message {
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrimTold.ProtoReflect.Descriptor instead.
+func (*TrimTold) Descriptor() ([]byte, []int) {
+	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *TrimTold) GetTopic() string {
+	if x != nil {
+		return x.Topic
+	}
+	return ""
+}
+
+func (x *TrimTold) GetRef() []byte {
+	if x != nil {
+		return x.Ref
+	}
+	return nil
+}
+
 // Moved says that a payload was appended again.
 type Moved struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1502,7 +1581,7 @@ type Moved struct {
 
 func (x *Moved) Reset() {
 	*x = Moved{}
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[19]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1514,7 +1593,7 @@ func (x *Moved) String() string {
 func (*Moved) ProtoMessage() {}
 
 func (x *Moved) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[19]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1527,7 +1606,7 @@ func (x *Moved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Moved.ProtoReflect.Descriptor instead.
 func (*Moved) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{19}
+	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Moved) GetTaskId() string {
@@ -1563,7 +1642,7 @@ type Block struct {
 
 func (x *Block) Reset() {
 	*x = Block{}
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[20]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1575,7 +1654,7 @@ func (x *Block) String() string {
 func (*Block) ProtoMessage() {}
 
 func (x *Block) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[20]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1588,7 +1667,7 @@ func (x *Block) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Block.ProtoReflect.Descriptor instead.
 func (*Block) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{20}
+	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Block) GetTaskId() string {
@@ -1663,7 +1742,7 @@ type TaskRecord struct {
 
 func (x *TaskRecord) Reset() {
 	*x = TaskRecord{}
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[21]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1675,7 +1754,7 @@ func (x *TaskRecord) String() string {
 func (*TaskRecord) ProtoMessage() {}
 
 func (x *TaskRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[21]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1688,7 +1767,7 @@ func (x *TaskRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskRecord.ProtoReflect.Descriptor instead.
 func (*TaskRecord) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{21}
+	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *TaskRecord) GetId() string {
@@ -1990,7 +2069,7 @@ type Lease struct {
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[22]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2002,7 +2081,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[22]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2015,7 +2094,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{22}
+	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Lease) GetHolder() *Holder {
@@ -2104,7 +2183,7 @@ type AttemptRecord struct {
 
 func (x *AttemptRecord) Reset() {
 	*x = AttemptRecord{}
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[23]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2116,7 +2195,7 @@ func (x *AttemptRecord) String() string {
 func (*AttemptRecord) ProtoMessage() {}
 
 func (x *AttemptRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[23]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2129,7 +2208,7 @@ func (x *AttemptRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttemptRecord.ProtoReflect.Descriptor instead.
 func (*AttemptRecord) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{23}
+	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *AttemptRecord) GetNumber() uint64 {
@@ -2270,7 +2349,7 @@ type GuestRecord struct {
 
 func (x *GuestRecord) Reset() {
 	*x = GuestRecord{}
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[24]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2282,7 +2361,7 @@ func (x *GuestRecord) String() string {
 func (*GuestRecord) ProtoMessage() {}
 
 func (x *GuestRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[24]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2295,7 +2374,7 @@ func (x *GuestRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestRecord.ProtoReflect.Descriptor instead.
 func (*GuestRecord) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{24}
+	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *GuestRecord) GetTaskId() string {
@@ -2479,7 +2558,7 @@ type QueueRecord struct {
 
 func (x *QueueRecord) Reset() {
 	*x = QueueRecord{}
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[25]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2491,7 +2570,7 @@ func (x *QueueRecord) String() string {
 func (*QueueRecord) ProtoMessage() {}
 
 func (x *QueueRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[25]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2504,7 +2583,7 @@ func (x *QueueRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueueRecord.ProtoReflect.Descriptor instead.
 func (*QueueRecord) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{25}
+	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *QueueRecord) GetReady() uint64 {
@@ -2539,7 +2618,7 @@ var File_isobar_mesh_v1_log_proto protoreflect.FileDescriptor
 
 const file_isobar_mesh_v1_log_proto_rawDesc = "" +
 	"\n" +
-	"\x18isobar/mesh/v1/log.proto\x12\x0eisobar.mesh.v1\"\xe3\x06\n" +
+	"\x18isobar/mesh/v1/log.proto\x12\x0eisobar.mesh.v1\"\x9c\a\n" +
 	"\x10SchedulerCommand\x12.\n" +
 	"\x06clocks\x18\x01 \x01(\v2\x16.isobar.mesh.v1.ClocksR\x06clocks\x120\n" +
 	"\x06accept\x18\x02 \x01(\v2\x16.isobar.mesh.v1.AcceptH\x00R\x06accept\x12-\n" +
@@ -2558,7 +2637,8 @@ const file_isobar_mesh_v1_log_proto_rawDesc = "" +
 	"\x04trim\x18\r \x01(\v2\x14.isobar.mesh.v1.TrimH\x00R\x04trim\x12-\n" +
 	"\x05moved\x18\x0e \x01(\v2\x15.isobar.mesh.v1.MovedH\x00R\x05moved\x129\n" +
 	"\tbootstrap\x18\x0f \x01(\v2\x19.isobar.mesh.v1.BootstrapH\x00R\tbootstrap\x12-\n" +
-	"\x05block\x18\x10 \x01(\v2\x15.isobar.mesh.v1.BlockH\x00R\x05blockB\t\n" +
+	"\x05block\x18\x10 \x01(\v2\x15.isobar.mesh.v1.BlockH\x00R\x05block\x127\n" +
+	"\ttrim_told\x18\x11 \x01(\v2\x18.isobar.mesh.v1.TrimToldH\x00R\btrimToldB\t\n" +
 	"\acommand\"<\n" +
 	"\x06Clocks\x12\x19\n" +
 	"\blease_ms\x18\x01 \x01(\x03R\aleaseMs\x12\x17\n" +
@@ -2642,8 +2722,12 @@ const file_isobar_mesh_v1_log_proto_rawDesc = "" +
 	"\x05ended\x18\x03 \x01(\v2\x15.isobar.mesh.v1.EndedR\x05ended\"@\n" +
 	"\vGuestForget\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x18\n" +
-	"\aattempt\x18\x02 \x01(\x04R\aattempt\".\n" +
+	"\aattempt\x18\x02 \x01(\x04R\aattempt\"H\n" +
 	"\x04Trim\x12\x14\n" +
+	"\x05topic\x18\x01 \x01(\tR\x05topic\x12\x10\n" +
+	"\x03ref\x18\x02 \x01(\fR\x03ref\x12\x18\n" +
+	"\aoutside\x18\x03 \x01(\bR\aoutside\"2\n" +
+	"\bTrimTold\x12\x14\n" +
 	"\x05topic\x18\x01 \x01(\tR\x05topic\x12\x10\n" +
 	"\x03ref\x18\x02 \x01(\fR\x03ref\"R\n" +
 	"\x05Moved\x12\x17\n" +
@@ -2785,7 +2869,7 @@ func file_isobar_mesh_v1_log_proto_rawDescGZIP() []byte {
 	return file_isobar_mesh_v1_log_proto_rawDescData
 }
 
-var file_isobar_mesh_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_isobar_mesh_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_isobar_mesh_v1_log_proto_goTypes = []any{
 	(*SchedulerCommand)(nil), // 0: isobar.mesh.v1.SchedulerCommand
 	(*Clocks)(nil),           // 1: isobar.mesh.v1.Clocks
@@ -2806,13 +2890,14 @@ var file_isobar_mesh_v1_log_proto_goTypes = []any{
 	(*GuestEnd)(nil),         // 16: isobar.mesh.v1.GuestEnd
 	(*GuestForget)(nil),      // 17: isobar.mesh.v1.GuestForget
 	(*Trim)(nil),             // 18: isobar.mesh.v1.Trim
-	(*Moved)(nil),            // 19: isobar.mesh.v1.Moved
-	(*Block)(nil),            // 20: isobar.mesh.v1.Block
-	(*TaskRecord)(nil),       // 21: isobar.mesh.v1.TaskRecord
-	(*Lease)(nil),            // 22: isobar.mesh.v1.Lease
-	(*AttemptRecord)(nil),    // 23: isobar.mesh.v1.AttemptRecord
-	(*GuestRecord)(nil),      // 24: isobar.mesh.v1.GuestRecord
-	(*QueueRecord)(nil),      // 25: isobar.mesh.v1.QueueRecord
+	(*TrimTold)(nil),         // 19: isobar.mesh.v1.TrimTold
+	(*Moved)(nil),            // 20: isobar.mesh.v1.Moved
+	(*Block)(nil),            // 21: isobar.mesh.v1.Block
+	(*TaskRecord)(nil),       // 22: isobar.mesh.v1.TaskRecord
+	(*Lease)(nil),            // 23: isobar.mesh.v1.Lease
+	(*AttemptRecord)(nil),    // 24: isobar.mesh.v1.AttemptRecord
+	(*GuestRecord)(nil),      // 25: isobar.mesh.v1.GuestRecord
+	(*QueueRecord)(nil),      // 26: isobar.mesh.v1.QueueRecord
 }
 var file_isobar_mesh_v1_log_proto_depIdxs = []int32{
 	1,  // 0: isobar.mesh.v1.SchedulerCommand.clocks:type_name -> isobar.mesh.v1.Clocks
@@ -2828,27 +2913,28 @@ var file_isobar_mesh_v1_log_proto_depIdxs = []int32{
 	16, // 10: isobar.mesh.v1.SchedulerCommand.guest_end:type_name -> isobar.mesh.v1.GuestEnd
 	17, // 11: isobar.mesh.v1.SchedulerCommand.guest_forget:type_name -> isobar.mesh.v1.GuestForget
 	18, // 12: isobar.mesh.v1.SchedulerCommand.trim:type_name -> isobar.mesh.v1.Trim
-	19, // 13: isobar.mesh.v1.SchedulerCommand.moved:type_name -> isobar.mesh.v1.Moved
+	20, // 13: isobar.mesh.v1.SchedulerCommand.moved:type_name -> isobar.mesh.v1.Moved
 	2,  // 14: isobar.mesh.v1.SchedulerCommand.bootstrap:type_name -> isobar.mesh.v1.Bootstrap
-	20, // 15: isobar.mesh.v1.SchedulerCommand.block:type_name -> isobar.mesh.v1.Block
-	21, // 16: isobar.mesh.v1.Accept.task:type_name -> isobar.mesh.v1.TaskRecord
-	4,  // 17: isobar.mesh.v1.Accept.cap:type_name -> isobar.mesh.v1.QueueCap
-	6,  // 18: isobar.mesh.v1.Grant.holder:type_name -> isobar.mesh.v1.Holder
-	8,  // 19: isobar.mesh.v1.Extend.items:type_name -> isobar.mesh.v1.ExtendItem
-	6,  // 20: isobar.mesh.v1.ExtendItem.holder:type_name -> isobar.mesh.v1.Holder
-	11, // 21: isobar.mesh.v1.Complete.ended:type_name -> isobar.mesh.v1.Ended
-	11, // 22: isobar.mesh.v1.Fail.ended:type_name -> isobar.mesh.v1.Ended
-	24, // 23: isobar.mesh.v1.GuestAccept.guest:type_name -> isobar.mesh.v1.GuestRecord
-	11, // 24: isobar.mesh.v1.GuestEnd.ended:type_name -> isobar.mesh.v1.Ended
-	22, // 25: isobar.mesh.v1.TaskRecord.lease:type_name -> isobar.mesh.v1.Lease
-	23, // 26: isobar.mesh.v1.TaskRecord.attempts:type_name -> isobar.mesh.v1.AttemptRecord
-	6,  // 27: isobar.mesh.v1.Lease.holder:type_name -> isobar.mesh.v1.Holder
-	11, // 28: isobar.mesh.v1.GuestRecord.ended:type_name -> isobar.mesh.v1.Ended
-	29, // [29:29] is the sub-list for method output_type
-	29, // [29:29] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	21, // 15: isobar.mesh.v1.SchedulerCommand.block:type_name -> isobar.mesh.v1.Block
+	19, // 16: isobar.mesh.v1.SchedulerCommand.trim_told:type_name -> isobar.mesh.v1.TrimTold
+	22, // 17: isobar.mesh.v1.Accept.task:type_name -> isobar.mesh.v1.TaskRecord
+	4,  // 18: isobar.mesh.v1.Accept.cap:type_name -> isobar.mesh.v1.QueueCap
+	6,  // 19: isobar.mesh.v1.Grant.holder:type_name -> isobar.mesh.v1.Holder
+	8,  // 20: isobar.mesh.v1.Extend.items:type_name -> isobar.mesh.v1.ExtendItem
+	6,  // 21: isobar.mesh.v1.ExtendItem.holder:type_name -> isobar.mesh.v1.Holder
+	11, // 22: isobar.mesh.v1.Complete.ended:type_name -> isobar.mesh.v1.Ended
+	11, // 23: isobar.mesh.v1.Fail.ended:type_name -> isobar.mesh.v1.Ended
+	25, // 24: isobar.mesh.v1.GuestAccept.guest:type_name -> isobar.mesh.v1.GuestRecord
+	11, // 25: isobar.mesh.v1.GuestEnd.ended:type_name -> isobar.mesh.v1.Ended
+	23, // 26: isobar.mesh.v1.TaskRecord.lease:type_name -> isobar.mesh.v1.Lease
+	24, // 27: isobar.mesh.v1.TaskRecord.attempts:type_name -> isobar.mesh.v1.AttemptRecord
+	6,  // 28: isobar.mesh.v1.Lease.holder:type_name -> isobar.mesh.v1.Holder
+	11, // 29: isobar.mesh.v1.GuestRecord.ended:type_name -> isobar.mesh.v1.Ended
+	30, // [30:30] is the sub-list for method output_type
+	30, // [30:30] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_isobar_mesh_v1_log_proto_init() }
@@ -2872,6 +2958,7 @@ func file_isobar_mesh_v1_log_proto_init() {
 		(*SchedulerCommand_Moved)(nil),
 		(*SchedulerCommand_Bootstrap)(nil),
 		(*SchedulerCommand_Block)(nil),
+		(*SchedulerCommand_TrimTold)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2879,7 +2966,7 @@ func file_isobar_mesh_v1_log_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isobar_mesh_v1_log_proto_rawDesc), len(file_isobar_mesh_v1_log_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   26,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
