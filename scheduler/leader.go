@@ -12,6 +12,7 @@ import (
 	"github.com/isobar-mesh/isobar/internal/mesh"
 	meshv1 "github.com/isobar-mesh/isobar/proto/isobar/mesh/v1"
 	"github.com/isobar-mesh/isobar/scheduler/fsm"
+	"github.com/isobar-mesh/isobar/state"
 )
 
 // ref names one attempt.
@@ -96,14 +97,34 @@ func newLeader(ctx context.Context, s *Scheduler, term uint64, incarnation strin
 	}
 }
 
-// command stamps the clocks and proposes. It proposes nothing once the term is
-// over, though this server may lead again: the next term has its own leader.
+// command stamps the clocks and proposes.
 func (l *leader) command(ctx context.Context, cmd *meshv1.SchedulerCommand) (*fsm.Result, error) {
-	if l.ctx.Err() != nil {
-		return nil, fmt.Errorf("scheduler: propose in term %d: %w", l.term, ErrNotLeader)
-	}
 	cmd.Clocks = l.clock.read(time.Now())
 	return l.propose(ctx, cmd)
+}
+
+// inTerm fails once the term is over, though this server may lead again: the
+// next term has its own leader and clocks, and those of this one went on while
+// nobody led. A call that was held up by a broker is such a one.
+func (l *leader) inTerm() error {
+	if l.ctx.Err() != nil || l.Log.Status().Term != l.term {
+		return fmt.Errorf("scheduler: propose in term %d: %w", l.term, ErrNotLeader)
+	}
+	return nil
+}
+
+func (l *leader) propose(ctx context.Context, cmd *meshv1.SchedulerCommand, before ...state.Command) (*fsm.Result, error) {
+	if err := l.inTerm(); err != nil {
+		return nil, err
+	}
+	return l.Scheduler.propose(ctx, cmd, before...)
+}
+
+func (l *leader) proposeGroup(ctx context.Context, group []state.Command) ([]any, error) {
+	if err := l.inTerm(); err != nil {
+		return nil, err
+	}
+	return l.Scheduler.proposeGroup(ctx, group)
 }
 
 // rebuild finds in the state what has to happen: ready tasks, offers that may

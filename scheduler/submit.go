@@ -48,6 +48,9 @@ func (s *Scheduler) Submit(ctx context.Context, sub Submission) (*Receipt, error
 	if err != nil {
 		return nil, err
 	}
+	if r := l.known(sub.Spec); r != nil {
+		return r, nil
+	}
 	if s.Full != nil && s.Full() {
 		return nil, &Refusal{
 			Reason: DiskFull, Message: "the disk of " + string(s.Cell.ID) + " is past its cap; the rest is kept for work already accepted",
@@ -69,6 +72,26 @@ func (s *Scheduler) Submit(ctx context.Context, sub Submission) (*Receipt, error
 		return l.notAccepted(rec, err)
 	}
 	return &Receipt{TaskID: rec.Id, State: fsm.State(res.Task), Decision: d}, nil
+}
+
+// known finds the task of an earlier try of this Submit. It is looked for before
+// anything is refused: a refusal says that there is no task, and what refuses
+// now (a full disk, a deadline) may not have then. One that is being accepted
+// is not seen here; the machine finds it.
+func (l *leader) known(spec *isobarv1.TaskSpec) *Receipt {
+	id, ok := fsm.Requested(l.State, spec.GetTenant(), spec.GetRequestId())
+	if !ok {
+		return nil
+	}
+	return l.duplicate(id)
+}
+
+func (l *leader) duplicate(id string) *Receipt {
+	r := &Receipt{TaskID: id, Duplicate: true}
+	if first, ok := fsm.Task(l.State, id); ok {
+		r.State = fsm.State(first)
+	}
+	return r
 }
 
 // impossible refuses what no cell of the mesh could ever run as it stands; a
@@ -263,11 +286,7 @@ func (l *leader) notAccepted(rec *meshv1.TaskRecord, err error) (*Receipt, error
 	var full *fsm.QueueFullError
 	switch {
 	case errors.As(err, &dup):
-		r := &Receipt{TaskID: dup.ID, Duplicate: true}
-		if first, ok := fsm.Task(l.State, dup.ID); ok {
-			r.State = fsm.State(first)
-		}
-		return r, nil
+		return l.duplicate(dup.ID), nil
 	case errors.As(err, &conflict):
 		return nil, &Refusal{
 			Reason: KeyConflict, Field: "idempotencyKey", TaskID: conflict.ID, Message: "the idempotency key belongs to " + conflict.ID + ", whose content differs",
@@ -284,7 +303,7 @@ func (l *leader) notAccepted(rec *meshv1.TaskRecord, err error) (*Receipt, error
 		return nil, &Refusal{Reason: DeadlinePast, Field: "deadline", Message: "the deadline has passed"}
 	case errors.Is(err, fsm.ErrBadCommand), errors.Is(err, consensus.ErrTooLarge), errors.Is(err, broker.ErrTooLarge):
 		return nil, &Refusal{Reason: BadRequest, Message: "the task can't be stored", Hint: "make its fields smaller", Err: err}
-	case errors.Is(err, consensus.ErrNotLeader):
+	case errors.Is(err, consensus.ErrNotLeader), errors.Is(err, ErrNotLeader):
 		return nil, fmt.Errorf("scheduler: accept %s: %w", rec.Id, ErrNotLeader)
 	case errors.Is(err, fsm.ErrTrimmed), errors.Is(err, broker.ErrUnavailable), errors.Is(err, consensus.ErrClosed):
 		return nil, &Refusal{Reason: Unavailable, Message: "the task was not accepted", RetryAfter: time.Second, Hint: "try again", Err: err}

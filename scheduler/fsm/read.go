@@ -37,6 +37,16 @@ func Task(r state.Reader, id string) (*meshv1.TaskRecord, bool) {
 	return &rec, ok
 }
 
+// Requested is the task that a Submit with the request id made; false for none,
+// and for no id.
+func Requested(r state.Reader, tenant, requestID string) (id string, ok bool) {
+	if requestID == "" {
+		return "", false
+	}
+	v, ok := r.Get(requestKey(tenant, requestID))
+	return string(v), ok
+}
+
 // TaskResult reads the result of a completed task.
 func TaskResult(r state.Reader, id string) ([]byte, bool) { return r.Get(resultKey(id)) }
 
