@@ -1,11 +1,12 @@
 package scheduler
 
 import (
-	"cmp"
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/isobar-mesh/isobar/internal/mesh"
@@ -83,8 +84,11 @@ const maxLeases = 64
 func (l *leader) leasedBefore(ses *session, request string, known bool) []*isobarv1.Assignment {
 	var again []*isobarv1.Assignment
 	for _, run := range l.running {
-		if run.session == ses && run.request == request && run.assigned != nil {
-			again = append(again, run.assigned)
+		if run.session != ses || run.request != request || run.assigned == nil {
+			continue
+		}
+		if rec, ok := fsm.Task(l.State, run.task); ok {
+			again = l.tellAgain(again, rec, run.assigned)
 		}
 	}
 	if known || len(again) > 0 {
@@ -109,11 +113,23 @@ func (l *leader) leasedBefore(ses *session, request string, known bool) []*isoba
 		run.assigned = &isobarv1.Assignment{
 			TaskId: rec.Id, Attempt: rec.Attempt, Tenant: rec.Tenant, Function: rec.Function, Version: rec.Version, Variant: v,
 			Env: fn.Spec.Env, Timeout: fn.Spec.Timeout, Deadline: timestampMs(rec.DeadlineMs), Payload: payload,
-			ContentType: rec.ContentType, Traceparent: rec.Traceparent, Lease: durationpb.New(l.WorkerLease),
+			ContentType: rec.ContentType, Traceparent: rec.Traceparent,
 		}
-		again = append(again, run.assigned)
+		again = l.tellAgain(again, rec, run.assigned)
 	}
 	return again
+}
+
+// tellAgain adds an assignment with what is left of its lease, if anything is:
+// the poller counts from when it hears of it.
+func (l *leader) tellAgain(list []*isobarv1.Assignment, rec *meshv1.TaskRecord, a *isobarv1.Assignment) []*isobarv1.Assignment {
+	left := l.leaseLeft(rec)
+	if left <= 0 {
+		return list
+	}
+	a = proto.CloneOf(a) // the first answer may still be on its way out
+	a.Lease = durationpb.New(left)
+	return append(list, a)
 }
 
 // Extend prolongs leases and confirms their start.
@@ -289,8 +305,12 @@ func endedOf(o *isobarv1.Outcome, worker string) *meshv1.Ended {
 	if e.Status == "refused" {
 		e.Started = false
 	}
-	e.Message = cmp.Or(string(tail([]byte(e.Message), 1024)), "")
+	// Cut anywhere it might not be text any more, and could not be stored.
+	e.Message = strings.ToValidUTF8(string(tail([]byte(e.Message), maxMessage)), "")
 	return e
 }
+
+// maxMessage bounds what is kept of an attempt's message, in bytes.
+const maxMessage = 1024
 
 func tail(b []byte, n int) []byte { return b[max(0, len(b)-n):] }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/isobar-mesh/isobar/internal/mesh"
 	"github.com/isobar-mesh/isobar/placement"
@@ -281,7 +282,15 @@ func (l *leader) commitLocal(run *running, rec *meshv1.TaskRecord, grant *meshv1
 		TaskId: run.task, Attempt: run.attempt, Tenant: res.Task.Tenant, Function: res.Task.Function, Version: res.Task.Version,
 		Variant: v, Env: fn.Spec.Env, Timeout: fn.Spec.Timeout, Deadline: timestampMs(res.Task.DeadlineMs),
 		Payload: payload, ContentType: res.Task.ContentType, Traceparent: trace,
+		// It began when the grant was proposed, and the commit took its time.
+		Lease: durationpb.New(l.leaseLeft(res.Task)),
 	})
+}
+
+// leaseLeft is how long the cell still keeps the lease of a task; 0 or less when
+// it is over.
+func (l *leader) leaseLeft(rec *meshv1.TaskRecord) time.Duration {
+	return time.Duration(rec.GetLease().GetUntilLeaseMs()-l.clock.read(time.Now()).LeaseMs) * time.Millisecond
 }
 
 // withholdFor is how long nothing is dispatched after a broker did not answer.

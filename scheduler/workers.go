@@ -224,7 +224,7 @@ func (l *leader) deliver(run *running, a *isobarv1.Assignment) bool {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.running[run.ref] == run && l.hand(run, a) {
+	if l.running[run.ref] == run && a.Lease.AsDuration() > 0 && l.hand(run, a) {
 		run.handed = true
 		return true
 	}
