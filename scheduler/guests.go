@@ -68,7 +68,10 @@ func refuse(reason, message string) *meshv1.OfferResult {
 
 func (l *leader) acceptOffer(ctx context.Context, from mesh.CellID, r *meshv1.OfferRequest, item *meshv1.OfferItem) *meshv1.OfferResult {
 	g := item.GetGuest()
-	if g == nil || mesh.CellID(g.Home) != from || g.Attempt == 0 {
+	// The id says whose task it is: were it another cell's, or ours, its result
+	// would be written there.
+	home, incarnation, err := mesh.TaskID(g.GetTaskId()).Home()
+	if err != nil || home != from || mesh.CellID(g.Home) != from || incarnation != g.Incarnation || incarnation != r.Incarnation || g.Attempt == 0 {
 		return refuse("bad_offer", "the offer is not from the task's home")
 	}
 	if r.GuestIncarnation != "" && r.GuestIncarnation != l.incarnation {

@@ -162,6 +162,14 @@ type lateTestLog struct {
 	p    float64
 	rng  *rand.Rand
 	lost int
+	late time.Duration // of each answer
+}
+
+// slow makes every commit take that long.
+func (l *lateTestLog) slow(d time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.late = d
 }
 
 // fail makes a share p of the proposals end with the term.
@@ -178,7 +186,9 @@ func (l *lateTestLog) Propose(ctx context.Context, group []byte) (any, error) {
 		kind = l.rng.IntN(3)
 		l.lost++
 	}
+	late := l.late
 	l.mu.Unlock()
+	time.Sleep(late)
 	switch kind {
 	case 0: // never committed, and known
 		l.Depose()

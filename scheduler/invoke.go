@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -18,6 +19,9 @@ import (
 // Invoke is the other path: synchronous, not durable, for latency. It goes
 // through the same placement straight to a worker and touches neither the log
 // nor the disk.
+
+// invokePrefix begins the name of each call, so that none is a task's.
+const invokePrefix = "invoke-"
 
 // invocation is one Invoke on a worker of this cell.
 type invocation struct {
@@ -108,7 +112,7 @@ func (l *leader) decideInvoke(in Invocation, avoid []mesh.CellID) placement.Deci
 
 func (l *leader) invokeAt(ctx context.Context, in Invocation, d *placement.Decision) (*Invoked, error) {
 	a := &isobarv1.Assignment{
-		TaskId: "invoke-" + newULID(), Attempt: 1, Tenant: in.Function.Spec.Tenant, Function: in.Function.Spec.Name,
+		TaskId: invokePrefix + newULID(), Attempt: 1, Tenant: in.Function.Spec.Tenant, Function: in.Function.Spec.Name,
 		Version: in.Function.Version, Variant: variantOf(in.Function, d.Chosen.Variant), Env: in.Function.Spec.Env,
 		Timeout: durationpb.New(in.Timeout), Payload: in.Payload, ContentType: in.ContentType, Traceparent: in.Traceparent, Invoke: true,
 	}
@@ -200,7 +204,7 @@ func (s *Scheduler) GuestInvoke(ctx context.Context, r *meshv1.CellInvokeRequest
 		return nil, &Refusal{Reason: ResidencyForbids, Message: string(l.Cell.ID) + " lies outside the call's residency"}
 	}
 	a := r.GetAssignment()
-	if a.GetVariant() == nil || !a.Invoke {
+	if a.GetVariant() == nil || !a.Invoke || !strings.HasPrefix(a.TaskId, invokePrefix) {
 		return nil, &Refusal{Reason: BadRequest, Message: "not an invocation"}
 	}
 	o, worker, err := l.invokeLocal(ctx, a)

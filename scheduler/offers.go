@@ -326,8 +326,10 @@ func (l *leader) reported(ctx context.Context, from mesh.CellID, it *meshv1.Repo
 	if ended == nil {
 		return string(fsm.Unknown)
 	}
-	if rec, ok := fsm.Task(l.State, at.task); ok && rec.Lease != nil && rec.Attempt == at.attempt && mesh.CellID(rec.Lease.Holder.Cell) != from {
-		return string(fsm.Fenced)
+	if rec, ok := fsm.Task(l.State, at.task); ok {
+		if cell, had := cellOf(rec, at.attempt); had && cell != from {
+			return string(fsm.Fenced)
+		}
 	}
 	var verdict fsm.Verdict
 	var err error
@@ -345,6 +347,20 @@ func (l *leader) reported(ctx context.Context, from mesh.CellID, it *meshv1.Repo
 		return "retry"
 	}
 	return string(verdict)
+}
+
+// cellOf is the cell that was given the attempt, "" for one of a worker here,
+// also when its lease is over; false when nothing is known of it any more.
+func cellOf(rec *meshv1.TaskRecord, attempt uint64) (mesh.CellID, bool) {
+	if rec.Lease != nil && rec.Attempt == attempt {
+		return mesh.CellID(rec.Lease.Holder.GetCell()), true
+	}
+	for _, a := range rec.Attempts {
+		if a.Number == attempt {
+			return mesh.CellID(a.Cell), true
+		}
+	}
+	return "", false
 }
 
 // GuestPayload hands out a leased task's bytes again, to the cell that holds the
