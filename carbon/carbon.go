@@ -91,6 +91,9 @@ type Feed interface {
 	// the first is At, the rest are foretold. They are hours of the feed's
 	// clock, which may run faster than the wall's.
 	Ahead(zone string, wall time.Time, hours int) ([]Reading, error)
+	// Hour tells in wall time when the present hour of the feed began, and how
+	// long each hour of it lasts.
+	Hour(wall time.Time) (from time.Time, lasts time.Duration)
 }
 
 func (k Kind) validate() error {

@@ -54,3 +54,21 @@ func (c Clock) At(wall time.Time) time.Time {
 	whole, frac := math.Modf(elapsed.Seconds() * c.Speed)
 	return time.Unix(start.Unix()+int64(whole), int64(start.Nanosecond())+int64(frac*1e9)).UTC()
 }
+
+// Hour tells in wall time when the present hour of the feed began, and how long
+// an hour of it lasts. Within an hour the answer is always the same.
+func (c Clock) Hour(wall time.Time) (from time.Time, lasts time.Duration) {
+	hour := c.At(wall).Truncate(time.Hour)
+	if c.Epoch.IsZero() {
+		return hour, time.Hour
+	}
+	start, speed := c.Start, c.Speed
+	if start.IsZero() {
+		start = c.Epoch
+	}
+	if speed == 0 {
+		speed = 1
+	}
+	since := float64(hour.Unix()-start.Unix()) - float64(start.Nanosecond())/1e9
+	return c.Epoch.Add(time.Duration(since / speed * 1e9)).UTC(), time.Duration(float64(time.Hour) / speed)
+}

@@ -336,3 +336,37 @@ func BenchmarkGeneratedDay(b *testing.B) {
 		}
 	}
 }
+
+func TestHourOfTheClock(t *testing.T) {
+	t.Parallel()
+	epoch := at("2026-03-01T12:10:00.25Z")
+	for _, tt := range []struct {
+		name  string
+		clock carbon.Clock
+		after time.Duration
+		from  time.Duration // from the epoch
+		lasts time.Duration
+	}{
+		{"the wall's", carbon.Clock{}, 20 * time.Minute, -10*time.Minute - 250*time.Millisecond, time.Hour},
+		{"an hour a second, from a full hour", carbon.Clock{Start: at("2022-06-01T00:00:00Z"), Speed: 3600, Epoch: epoch}, 2700 * time.Millisecond, 2 * time.Second, time.Second},
+		{"from half an hour", carbon.Clock{Start: at("2022-06-01T00:30:00Z"), Speed: 3600, Epoch: epoch}, 100 * time.Millisecond, -500 * time.Millisecond, time.Second},
+		{"its next hour", carbon.Clock{Start: at("2022-06-01T00:30:00Z"), Speed: 3600, Epoch: epoch}, 600 * time.Millisecond, 500 * time.Millisecond, time.Second},
+		{"from the epoch itself", carbon.Clock{Speed: 60, Epoch: epoch}, 0, -10*time.Second - 4166666*time.Nanosecond, time.Minute},
+		{"slow", carbon.Clock{Start: at("2022-06-01T00:00:00Z"), Speed: 0.5, Epoch: epoch}, 3 * time.Hour, 2 * time.Hour, 2 * time.Hour},
+		{"a year a minute, for days", carbon.Clock{Start: at("2022-06-01T00:00:00Z"), Speed: 525_600, Epoch: epoch}, 72 * time.Hour, 72 * time.Hour, 6849315 * time.Nanosecond},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			from, lasts := tt.clock.Hour(epoch.Add(tt.after))
+			if diff := from.Sub(epoch.Add(tt.from)).Abs(); diff > 10*time.Microsecond && diff > lasts {
+				t.Errorf("from %s, want %s", from.Sub(epoch), tt.from)
+			}
+			if lasts != tt.lasts {
+				t.Errorf("lasts %s, want %s", lasts, tt.lasts)
+			}
+			if again, _ := tt.clock.Hour(epoch.Add(tt.after + time.Microsecond)); tt.after > 0 && !again.Equal(from) {
+				t.Errorf("within one hour it is %s, then %s", from, again)
+			}
+		})
+	}
+}

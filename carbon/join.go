@@ -79,6 +79,14 @@ func (j *Joined) Ahead(zone string, wall time.Time, hours int) ([]Reading, error
 	return f.Ahead(zone, wall, hours)
 }
 
+// Hour is the first feed's: feeds that are joined share a clock.
+func (j *Joined) Hour(wall time.Time) (from time.Time, lasts time.Duration) {
+	if len(j.feeds) == 0 {
+		return Clock{}.Hour(wall)
+	}
+	return j.feeds[0].Hour(wall)
+}
+
 func (j *Joined) feed(zone string) (Feed, error) {
 	i, ok := slices.BinarySearch(j.zones, zone)
 	if !ok {

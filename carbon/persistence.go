@@ -51,6 +51,11 @@ func (p *Persistence) At(zone string, wall time.Time) (Reading, error) {
 	return p.series.At(zone, p.clock.At(wall))
 }
 
+// Hour is the clock's.
+func (p *Persistence) Hour(wall time.Time) (from time.Time, lasts time.Duration) {
+	return p.clock.Hour(wall)
+}
+
 // Ahead implements Feed. In the first day of a series, an hour whose yesterday
 // it does not hold is foretold by the present value, marked extrapolated.
 func (p *Persistence) Ahead(zone string, wall time.Time, hours int) ([]Reading, error) {

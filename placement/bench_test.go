@@ -139,7 +139,7 @@ func bare(task *Task, view *View, policy Policy, now time.Time, starts int) (bes
 				}
 				intensity := meanIntensity(c.Energy.Intensity, time.Hour, begin+put, v.Duration)
 				score := fixed + kwh*intensity/gramsPerTonne*policy.CarbonUSDPerTonne +
-					(c.RTT+wait+put+v.Duration).Seconds()*policy.LatencyUSDPerS + cold.Seconds()*policy.LatencyUSDPerS
+					(c.RTT+wait+v.Duration).Seconds()*policy.LatencyUSDPerS + put.Seconds()*policy.DelayUSDPerS + cold.Seconds()*policy.LatencyUSDPerS
 				best = min(best, score)
 			}
 		}
@@ -161,7 +161,7 @@ func againstBare(cells, starts int) (Task, View) {
 func TestBareScoresTheSame(t *testing.T) {
 	t.Parallel()
 	for _, starts := range []int{1, 24} {
-		for _, policy := range []Policy{benchPolicy(), {CarbonUSDPerTonne: 1e6, LatencyUSDPerS: 1e-7}} {
+		for _, policy := range []Policy{benchPolicy(), {CarbonUSDPerTonne: 1e6, LatencyUSDPerS: 1e-7, DelayUSDPerS: 1e-7}} {
 			task, view := againstBare(100, starts)
 			got := Decide(task, view, policy, benchNow(), Options{})
 			if len(got.Counts) > 0 {

@@ -204,11 +204,11 @@ func (d *Decider) priceStart(q *question, o *offer, cell *Cell, v *variantFacts)
 	o.grams = float64(o.kwh*o.intensity) + o.beside
 	o.terms.Carbon = float64(o.grams / gramsPerTonne * q.policy.CarbonUSDPerTonne)
 
-	priced := o.rtt + o.wait + o.put + o.pause
+	priced := o.rtt + o.wait
 	if !q.policy.UnpricedRun {
 		priced += o.run
 	}
-	o.terms.Latency = float64(priced.Seconds() * q.policy.LatencyUSDPerS)
+	o.terms.Latency = float64(priced.Seconds()*q.policy.LatencyUSDPerS) + float64((o.put+o.pause).Seconds()*q.policy.DelayUSDPerS)
 	o.terms.Cold = float64(o.cold.Seconds() * q.policy.LatencyUSDPerS)
 	o.score = o.terms.Sum()
 }

@@ -164,6 +164,7 @@ func (d *Decider) prepare(task *Task, view *View, policy Policy, now time.Time, 
 		policy: Policy{
 			CarbonUSDPerTonne: weight(policy.CarbonUSDPerTonne),
 			LatencyUSDPerS:    weight(policy.LatencyUSDPerS),
+			DelayUSDPerS:      weight(policy.DelayUSDPerS),
 			QualityUSD:        weight(policy.QualityUSD),
 			UnpaidUSD:         policy.UnpaidUSD,
 			UnpricedRun:       policy.UnpricedRun,

@@ -44,7 +44,7 @@ type Terms struct {
 	Compute float64 // demand × prices × run time, and the variant's own price
 	Egress  float64 // input GiB × price there + output GiB × price back
 	Carbon  float64 // (kWh × gCO2eq/kWh + network + embodied) × carbon price
-	Latency float64 // latency price × (round trip + wait + put off + suspended + run)
+	Latency float64 // latency price × (round trip + wait + run) + delay price × (put off + suspended)
 	Cold    float64 // latency price × cold start
 	// Quality is the quality price × what this variant lacks to the best of the
 	// function's variants. The best is taken whether or not it can run here,

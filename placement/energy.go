@@ -123,6 +123,7 @@ func (d *Decider) notes(q *question, asked Policy) []string {
 	}{
 		{weightCarbon, asked.CarbonUSDPerTonne},
 		{weightLatency, asked.LatencyUSDPerS},
+		{weightDelay, asked.DelayUSDPerS},
 		{weightQuality, asked.QualityUSD},
 	} {
 		if !usable(w.value) {

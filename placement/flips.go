@@ -6,6 +6,7 @@ import "cmp"
 const (
 	weightCarbon  = "carbon_price"
 	weightLatency = "latency_price"
+	weightDelay   = "delay_price"
 	weightQuality = "quality_price"
 )
 

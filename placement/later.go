@@ -40,7 +40,7 @@ func (d *Decider) explainStart(q *question, o *offer, out *Decision) {
 // putsOf are the delays that contiguous tries, in order.
 func (d *Decider) putsOf(q *question, o *offer, cell *Cell, v *variantFacts) []time.Duration {
 	a := d.attempt(q, o, cell, v, o.known)
-	slack := q.slack(&o.timing, v)
+	slack := q.slack(&o.timing, cell, v)
 	puts := []time.Duration{0, o.put, slack}
 	for i := range a.hours {
 		start := time.Duration(i)*a.step - a.into - a.begin
@@ -63,7 +63,7 @@ func turnOf(q *question, starts []Start) (price float64, ok bool) {
 		if saves <= 0 {
 			continue
 		}
-		if at := float64(q.policy.LatencyUSDPerS * (s.Put.Seconds() / saves)); !ok || at < price {
+		if at := float64(q.policy.DelayUSDPerS * (s.Put.Seconds() / saves)); !ok || at < price {
 			price, ok = at, true
 		}
 	}

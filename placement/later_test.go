@@ -135,7 +135,7 @@ func TestNoteOnTheWeight(t *testing.T) {
 		run := rapid.SampledFrom([]time.Duration{time.Minute, time.Hour, 150 * time.Minute}).Draw(t, "run")
 		in := waits(run, time.Duration(rapid.IntRange(1, 30).Draw(t, "slack"))*time.Hour)
 		view := View{Cells: []Cell{hourly("eu-1", hours...)}}
-		policy := Policy{CarbonUSDPerTonne: rapid.Float64Range(1, 1000).Draw(t, "carbon"), LatencyUSDPerS: 1e-5}
+		policy := Policy{CarbonUSDPerTonne: rapid.Float64Range(1, 1000).Draw(t, "carbon"), LatencyUSDPerS: 1e-5, DelayUSDPerS: 1e-5}
 		d := Decide(in, view, policy, noon(), Options{Explain: true})
 		at, ok := turn(&d, policy)
 		if !ok {

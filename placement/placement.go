@@ -35,7 +35,7 @@ type Task struct {
 	Deadline    time.Time // zero: none
 	// StartBy lets the start be put off, up to this instant, where that is
 	// cheaper; but never past the latest safe start, which is Deadline less the
-	// way, the cold start and Variant.DurationHigh. Zero: the task starts as
+	// way, Cell.Ahead, the cold start and Variant.DurationHigh. Zero: the task starts as
 	// soon as it can.
 	StartBy time.Time
 	// Interruptible work may be suspended between StartBy's bounds: all that it
@@ -106,6 +106,9 @@ type Cell struct {
 	// Backlog is the expected wait, by lane, before a new task starts when
 	// nothing is free.
 	Backlog [4]time.Duration
+	// Ahead is the queue that work which is put off may find at its start: what is
+	// put off to this cell already. It narrows the latest safe start.
+	Ahead time.Duration
 	// Runtimes the cell's workers offer, sorted.
 	Runtimes []string
 	// Warm lists function variants with a warm instance, "function/variant", sorted.
@@ -179,6 +182,9 @@ type ModelWatts struct {
 type Policy struct {
 	CarbonUSDPerTonne float64 // per tonne of CO2eq
 	LatencyUSDPerS    float64 // per second from now to the expected finish
+	// DelayUSDPerS prices instead each second that a start is put off, or work
+	// suspended, by choice: a task that allows it has nobody who waits for it.
+	DelayUSDPerS float64
 	QualityUSD        float64 // per task and 1.0 of quality below the best variant's
 	// UnpaidUSD leaves compute and egress out of the score: they break ties only.
 	UnpaidUSD bool

@@ -85,6 +85,7 @@ func drawWorld(t *rapid.T) world {
 		Policy: Policy{
 			CarbonUSDPerTonne: pick(t, "carbon price", 0.0, 80, 1000),
 			LatencyUSDPerS:    pick(t, "latency price", 0.0, 1e-5, 0.001),
+			DelayUSDPerS:      pick(t, "delay price", 0.0, 1e-7, 0.001),
 			QualityUSD:        pick(t, "quality price", 0.0, 1e-4, 0.1),
 		},
 	}

@@ -60,15 +60,15 @@ type attempt struct {
 }
 
 // slack is how long the start may be put off beyond what the timing says: never
-// past the latest safe start, which is the deadline less the way, the cold
-// start and a high quantile of the run, nor past Task.StartBy.
-func (q *question) slack(t *timing, v *variantFacts) time.Duration {
+// past the latest safe start, which is the deadline less the way, the queue, the
+// cold start and a high quantile of the run, nor past Task.StartBy.
+func (q *question) slack(t *timing, cell *Cell, v *variantFacts) time.Duration {
 	if !q.puttable {
 		return 0
 	}
 	slack := q.startBy - (q.way(t) + t.wait)
 	if q.deadline {
-		slack = min(slack, q.left-(t.rtt+t.wait+t.cold+max(t.run, v.high)))
+		slack = min(slack, q.left-(t.rtt+t.wait+t.cold+max(t.run, v.high)+span(cell.Ahead)))
 	}
 	return max(slack, 0)
 }
@@ -84,7 +84,7 @@ func (q *question) way(t *timing) time.Duration {
 // choose sets when the attempt starts: at once, or later where that is cheaper.
 // It returns false when there is too little room in time.
 func (d *Decider) choose(q *question, o *offer, cell *Cell, v *variantFacts, known bool) bool {
-	slack := q.slack(&o.timing, v)
+	slack := q.slack(&o.timing, cell, v)
 	if o.run == 0 || (slack == 0 && !q.inPieces(cell)) {
 		return true
 	}
@@ -116,7 +116,7 @@ func (q *question) inPieces(cell *Cell) bool {
 func (d *Decider) attempt(q *question, o *offer, cell *Cell, v *variantFacts, known bool) attempt {
 	a := attempt{
 		begin: q.way(&o.timing) + o.wait + o.cold, run: o.run, step: time.Hour,
-		delay: q.policy.LatencyUSDPerS,
+		delay: q.policy.DelayUSDPerS,
 	}
 	if known {
 		a.hours = cell.Energy.Intensity
@@ -419,7 +419,7 @@ func (d *Decider) piecesOf(q *question, o *offer, cell *Cell, v *variantFacts) [
 		return nil
 	}
 	a := d.attempt(q, o, cell, v, o.known)
-	a.slack = q.slack(&o.timing, v)
+	a.slack = q.slack(&o.timing, cell, v)
 	d.plan.rooms = d.roomsOf(q, cell, v, &a, o.cold, d.plan.rooms[:0])
 	var out []Piece
 	for _, c := range d.plan.spread(&a, o.finish) {
@@ -431,7 +431,7 @@ func (d *Decider) piecesOf(q *question, o *offer, cell *Cell, v *variantFacts) [
 // intensityOf is the mean intensity over the pieces of interruptible work.
 func (d *Decider) intensityOf(q *question, o *offer, cell *Cell, v *variantFacts) float64 {
 	a := d.attempt(q, o, cell, v, true)
-	a.slack = q.slack(&o.timing, v)
+	a.slack = q.slack(&o.timing, cell, v)
 	d.plan.rooms = d.roomsOf(q, cell, v, &a, o.cold, d.plan.rooms[:0])
 	total := 0.0
 	for _, c := range d.plan.spread(&a, o.finish) {

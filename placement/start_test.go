@@ -52,7 +52,7 @@ func TestStart(t *testing.T) {
 			}), start: 2 * time.Hour, put: 2 * time.Hour, grams: 100,
 		},
 		{name: "an end on the hour", task: waits(30*time.Minute, 3*time.Hour), cell: hourly("a-1", 300, 100, 400, 400), policy: green, start: time.Hour, put: time.Hour, grams: 50},
-		{name: "delay has a price", task: waits(time.Hour, 3*time.Hour), cell: hourly("a-1", 300, 200, 100, 50), policy: Policy{CarbonUSDPerTonne: 1e6, LatencyUSDPerS: 99.0 / 3600}, start: 2 * time.Hour, put: 2 * time.Hour, grams: 100},
+		{name: "delay has a price", task: waits(time.Hour, 3*time.Hour), cell: hourly("a-1", 300, 200, 100, 50), policy: Policy{CarbonUSDPerTonne: 1e6, LatencyUSDPerS: 99.0 / 3600, DelayUSDPerS: 99.0 / 3600}, start: 2 * time.Hour, put: 2 * time.Hour, grams: 100},
 		{name: "of equal hours the earliest", task: waits(time.Hour, 9*time.Hour), cell: hourly("a-1", 300, 100, 100, 100), policy: green, start: time.Hour, put: time.Hour, grams: 100},
 		{name: "in pieces", task: waits(2*time.Hour, 2*time.Hour, interruptible), cell: hourly("a-1", 300, 100, 300, 50), policy: green, start: time.Hour, put: time.Hour, pause: time.Hour, grams: 150, pieces: 2},
 		{name: "in pieces, no later than allowed", task: waits(2*time.Hour, time.Hour, interruptible), cell: hourly("a-1", 300, 100, 300, 50), policy: green, put: 0, pause: 0, grams: 400, pieces: 1},
@@ -177,7 +177,7 @@ func TestStartIsCheapest(t *testing.T) {
 				best = min(best, grams+price*float64(last+1)*quarter.Seconds())
 			}
 		}
-		d := Decide(in, View{Cells: []Cell{hourly("a-1", hours...)}}, Policy{CarbonUSDPerTonne: 1e6, LatencyUSDPerS: price}, now, Options{})
+		d := Decide(in, View{Cells: []Cell{hourly("a-1", hours...)}}, Policy{CarbonUSDPerTonne: 1e6, LatencyUSDPerS: price, DelayUSDPerS: price}, now, Options{})
 		if d.Chosen == nil || math.Abs(d.Chosen.Score-best) > 1e-9*max(1, best) {
 			t.Fatalf("chosen %+v, best %g", d.Chosen, best)
 		}

@@ -55,9 +55,11 @@ const dispatchAtOnce = 32
 func (l *leader) dispatch(now time.Time, fresh bool) (more bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.view.refresh(now, l) {
+	changed := l.view.refresh(now, l)
+	if changed {
 		l.unparkAll()
 	}
+	l.review.changed(l.view.forecasts, changed)
 	if l.unparkDue {
 		l.unparkDue = false
 		l.reopen()
@@ -134,8 +136,7 @@ func (l *leader) place(key queueKey, r ref, now time.Time) outcome {
 		return l.park(key, r, now, "version: "+err.Error())
 	}
 	l.view.own(l)
-	task := l.placementTask(rec, fn)
-	d := l.view.decider.Decide(task, l.view.placement(), l.Policy, l.clock.wall(now), placement.Options{})
+	d := l.decide(rec, fn, l.Policy, now, placement.Options{})
 	if d.Chosen == nil {
 		why := blockedBy(&d)
 		l.noteBlocked(rec, why)
@@ -146,7 +147,10 @@ func (l *leader) place(key queueKey, r ref, now time.Time) outcome {
 		l.noteBlocked(rec, why)
 		return l.park(key, r, now, why)
 	}
-	if slices.Contains(task.Avoid, d.Chosen.Cell) && d.Chosen.Cell != l.Cell.ID && l.refusedNow(rec) {
+	if ms, later := until(&d, l.clock.wall(now)); later {
+		return l.putOff(rec, &d, ms)
+	}
+	if slices.Contains(l.avoid[rec.Id], d.Chosen.Cell) && d.Chosen.Cell != l.Cell.ID && l.refusedNow(rec) {
 		return l.parkRefused(key, rec, now, string(d.Chosen.Cell)+" refused or lost it, and no other may take it")
 	}
 	latest, err := l.Registry.Function(rec.Tenant, rec.Function)
@@ -184,6 +188,7 @@ func (l *leader) placementTask(rec *meshv1.TaskRecord, fn *isobarv1.Function) pl
 		Residency: mesh.Residency{Allowed: rec.Allowed, Denied: rec.Denied}, MinQuality: rec.MinQuality,
 		Avoid: l.avoid[rec.Id],
 	}
+	t.MaxRTT = time.Duration(rec.MaxRttUs) * time.Microsecond
 	if rec.DeadlineMs != 0 {
 		t.Deadline = time.UnixMilli(rec.DeadlineMs)
 	}
@@ -319,9 +324,14 @@ func (l *leader) grantFailed(r ref, err error) {
 		l.letGoOf(r) // else it was committed all the same
 	}
 	l.mu.Unlock()
-	if ok && rec.State == uint32(isobarv1.TaskState_TASK_STATE_READY) {
+	l.comeBack(r.task)
+}
+
+// comeBack lets a task that is ready wait for dispatch again.
+func (l *leader) comeBack(id string) {
+	if rec, ok := fsm.Task(l.State, id); ok && rec.State == uint32(isobarv1.TaskState_TASK_STATE_READY) {
 		l.mu.Lock()
-		l.waiting.queue(queueKey{Queue: fsm.QueueOf(rec)}).add(ref{task: r.task})
+		l.waiting.queue(queueKey{Queue: fsm.QueueOf(rec)}).add(ref{task: id})
 		l.mu.Unlock()
 		l.kick()
 	}

@@ -362,8 +362,9 @@ func (c *testCell) wantIdle() {
 
 // testTracer counts spans that are open.
 type testTracer struct {
-	mu   sync.Mutex
-	open map[string]int
+	mu      sync.Mutex
+	open    map[string]int
+	planned int
 }
 
 func (t *testTracer) Lease(parent string, l LeaseInfo) (string, func(string)) {
@@ -375,6 +376,12 @@ func (t *testTracer) Lease(parent string, l LeaseInfo) (string, func(string)) {
 		defer t.mu.Unlock()
 		t.open[l.Name]--
 	}
+}
+
+func (t *testTracer) Planned(string, PlanInfo) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.planned++
 }
 
 // testRegistry holds functions by name; each is its own version.

@@ -62,6 +62,7 @@ type leader struct {
 	spans    map[ref]func(string)
 	avoid    map[string][]mesh.CellID // cells that refused or lost a task
 	view     *view
+	review   review   // of the tasks that are put off
 	waited   struct { // what waits answered last, and when
 		at    time.Time
 		lanes [4]time.Duration
@@ -92,6 +93,7 @@ func newLeader(ctx context.Context, s *Scheduler, term uint64, incarnation strin
 		waiters:  map[string][]chan struct{}{},
 		spans:    map[ref]func(string){},
 		view:     newView(s),
+		review:   review{due: true, queued: map[mesh.CellID]float64{}},
 		inflight: newInflightRefs(),
 		payloads: newPayloads(ctx, s.Broker, s.PayloadCache, func(topic string, ref []byte) (string, bool) { return fsm.PayloadOwner(s.State, topic, ref) }),
 	}
@@ -260,6 +262,7 @@ func (l *leader) housekeep(now time.Time) {
 	defer l.mu.Unlock()
 	l.loseSessions(now)
 	l.unpark(now)
+	l.reviewPlans(now)
 }
 
 // runEffects takes the effects seen since the last time, in log order.

@@ -1,6 +1,8 @@
 package scheduler
 
 import (
+	"math"
+	"slices"
 	"sync"
 	"time"
 
@@ -11,7 +13,8 @@ import (
 )
 
 // learned keeps measured run times: an exponentially weighted mean over about
-// the last ten runs of each variant. Measured takes over from declared after
+// the last ten runs of each variant, and the last of them for a high quantile.
+// Measured takes over from declared after
 // three runs. It belongs to the server, not to the term, and is not replicated:
 // a new leader that has measured nothing starts from what is declared.
 type learned struct {
@@ -26,11 +29,25 @@ type measure struct {
 	runs      int
 	run, cold float64 // seconds
 	colds     int
+	last      [keepRuns]float32 // seconds, a ring
+}
+
+// high is a high quantile of the run time: of the runs that are kept, the one
+// that highQuantile of them do not exceed. Of fewer than a hundred it is the
+// longest. What is older is forgotten, as a function's work changes.
+func (x *measure) high() time.Duration {
+	var kept [keepRuns]float32
+	runs := kept[:copy(kept[:], x.last[:min(x.runs, keepRuns)])]
+	slices.Sort(runs)
+	return time.Duration(float64(runs[int(math.Ceil(highQuantile*float64(len(runs))))-1]) * float64(time.Second))
 }
 
 const (
 	learnWeight = 0.2
 	learnAfter  = 3
+	// keepRuns is enough for highQuantile to be another than the longest.
+	keepRuns     = 128
+	highQuantile = 0.99
 )
 
 func newLearned() *learned {
@@ -60,6 +77,7 @@ func (m *learned) add(version, variant string, run, cold time.Duration, result i
 		x = &measure{run: run.Seconds()}
 		m.runs[key] = x
 	}
+	x.last[x.runs%keepRuns] = float32(run.Seconds())
 	x.runs++
 	x.run += learnWeight * (run.Seconds() - x.run)
 	if cold > 0 {
@@ -105,7 +123,9 @@ func (m *learned) variants(fn *isobarv1.Function) []placement.Variant {
 	for i, v := range fn.Spec.Variants {
 		out[i] = placement.Variant{
 			Name: v.Name, Runtime: v.Runtime, Demand: demand(v), Quality: v.Quality, Duration: v.Run.AsDuration(),
-			ColdStart: v.Cold.AsDuration(), USD: v.Usd, Code: v.Module, EndpointJurisdictions: v.Jurisdictions,
+			// Nothing is known of a run but that it is stopped at the timeout.
+			DurationHigh: fn.Spec.Timeout.AsDuration(),
+			ColdStart:    v.Cold.AsDuration(), USD: v.Usd, Code: v.Module, EndpointJurisdictions: v.Jurisdictions,
 		}
 		if r := v.Resources; r != nil {
 			out[i].IdleCPU, out[i].IdleGPU = idle(r.CpuUtilisation), idle(r.GpuUtilisation)
@@ -115,7 +135,7 @@ func (m *learned) variants(fn *isobarv1.Function) []placement.Variant {
 		if x == nil || x.runs < learnAfter {
 			continue
 		}
-		out[i].Duration, out[i].Measured = time.Duration(x.run*float64(time.Second)), true
+		out[i].Duration, out[i].Measured, out[i].DurationHigh = time.Duration(x.run*float64(time.Second)), true, x.high()
 		if x.colds > 0 {
 			out[i].ColdStart = time.Duration(x.cold * float64(time.Second))
 		}

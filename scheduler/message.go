@@ -1,9 +1,11 @@
 package scheduler
 
 import (
+	"fmt"
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -11,6 +13,7 @@ import (
 	"github.com/isobar-mesh/isobar/placement"
 	meshv1 "github.com/isobar-mesh/isobar/proto/isobar/mesh/v1"
 	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
+	"github.com/isobar-mesh/isobar/scheduler/fsm"
 )
 
 // DecisionMessage writes a decision as it is stored and sent.
@@ -18,6 +21,7 @@ func DecisionMessage(d *placement.Decision) *isobarv1.Decision {
 	m := &isobarv1.Decision{
 		At: timestamppb.New(d.At), Home: string(d.Home), CarbonPrice: d.Policy.CarbonUSDPerTonne,
 		LatencyPrice: d.Policy.LatencyUSDPerS, QualityPrice: d.Policy.QualityUSD, Notes: d.Notes, Hint: d.Hint, Summary: d.Summary(),
+		Later: d.Later(), DelayPrice: d.Policy.DelayUSDPerS,
 	}
 	for i := range d.Candidates {
 		m.Candidates = append(m.Candidates, CandidateMessage(&d.Candidates[i]))
@@ -29,6 +33,9 @@ func DecisionMessage(d *placement.Decision) *isobarv1.Decision {
 		m.RuledOut = append(m.RuledOut, &isobarv1.RuledOut{
 			Cell: string(r.Cell), Region: r.Region, Variant: r.Variant, Constraint: string(r.Constraint), Detail: r.Detail,
 		})
+	}
+	for i := range d.Starts {
+		m.Starts = append(m.Starts, startMessage(&d.Starts[i]))
 	}
 	for _, f := range d.Flips {
 		m.Flips = append(m.Flips, &isobarv1.Flip{Weight: f.Weight, Now: f.Now, At: f.At, Cell: string(f.Cell), Variant: f.Variant})
@@ -48,6 +55,41 @@ func CandidateMessage(c *placement.Candidate) *isobarv1.Candidate {
 		Quality: c.Quality, Wait: durationpb.New(c.Wait), Cold: durationpb.New(c.Cold), Run: durationpb.New(c.Run), Rtt: durationpb.New(c.RTT),
 		Warm: c.Warm, Free: c.Free, DigestVersion: c.DigestVersion, DigestAge: durationpb.New(c.DigestAge),
 		NetworkKwh: c.NetworkKWh, NetworkGco2Eq: c.NetworkGCO2eq, EmbodiedGco2Eq: c.EmbodiedGCO2eq,
+		Put: durationpb.New(c.Put),
+	}
+}
+
+func startMessage(s *placement.Start) *isobarv1.Start {
+	return &isobarv1.Start{
+		At: timestamppb.New(s.At), Put: durationpb.New(s.Put), Score: s.Score, Compute: s.Terms.Compute, Egress: s.Terms.Egress,
+		Carbon: s.Terms.Carbon, Latency: s.Terms.Latency, ColdStart: s.Terms.Cold, QualityLost: s.Terms.Quality,
+		Gco2Eq: s.GCO2eq, Intensity: s.Intensity,
+	}
+}
+
+// Plan is the stored decision of the newest start that was put off by choice;
+// nil for a task whose start never was.
+func Plan(rec *meshv1.TaskRecord) (*isobarv1.Decision, error) {
+	if len(rec.Plan) == 0 {
+		return nil, nil //nolint:nilnil // there is none
+	}
+	var d isobarv1.Decision
+	if err := proto.Unmarshal(rec.Plan, &d); err != nil {
+		return nil, fmt.Errorf("scheduler: read plan of %s: %w", rec.Id, err)
+	}
+	return &d, nil
+}
+
+// planMessage is the plan as Get shows it; nil for none, and for one that another
+// version wrote.
+func planMessage(rec *meshv1.TaskRecord) *isobarv1.Plan {
+	d, err := Plan(rec)
+	if err != nil || len(d.GetCandidates()) == 0 {
+		return nil
+	}
+	c := d.Candidates[0]
+	return &isobarv1.Plan{
+		Start: c.Start, Cell: c.Cell, Region: c.Region, Variant: c.Variant, Reason: d.Later, Decided: d.At, Plans: rec.Plans, Waits: rec.PutOff,
 	}
 }
 
@@ -59,7 +101,7 @@ func TaskMessage(rec *meshv1.TaskRecord) *isobarv1.Task {
 		Submitted: timestampMs(rec.SubmittedMs), Deadline: timestampMs(rec.DeadlineMs), NotBefore: timestampMs(rec.NotBeforeMs),
 		Next: timestampMs(rec.NextMs), Ended: timestampMs(rec.EndedMs), MinQuality: rec.MinQuality, Attempt: rec.Attempt,
 		Reason: rec.Reason, PayloadBytes: rec.PayloadBytes, PayloadSha256: rec.PayloadSha256, ResultSha256: rec.ResultSha256,
-		Traceparent: rec.Traceparent,
+		Traceparent: rec.Traceparent, StartBy: timestampMs(fsm.StartBy(rec)), Plan: planMessage(rec),
 		Retry: &isobarv1.RetryPolicy{
 			MaxAttempts: rec.MaxAttempts, Backoff: durationpb.New(time.Duration(rec.BackoffMs) * time.Millisecond),
 			MaxBackoff: durationpb.New(time.Duration(rec.MaxBackoffMs) * time.Millisecond),
@@ -67,6 +109,12 @@ func TaskMessage(rec *meshv1.TaskRecord) *isobarv1.Task {
 	}
 	if len(rec.Allowed)+len(rec.Denied) > 0 {
 		t.Residency = &isobarv1.Residency{Allowed: rec.Allowed, Denied: rec.Denied}
+	}
+	if rec.MaxDelayMs > 0 {
+		t.MaxDelay = durationpb.New(time.Duration(rec.MaxDelayMs) * time.Millisecond)
+	}
+	if rec.MaxRttUs > 0 {
+		t.MaxRtt = durationpb.New(time.Duration(rec.MaxRttUs) * time.Microsecond)
 	}
 	if rec.Blocked != "" && rec.Reason == "" {
 		t.Reason = "waits: " + rec.Blocked

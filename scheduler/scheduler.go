@@ -147,6 +147,15 @@ type Tracer interface {
 	// Lease opens the span of one lease under the parent's W3C trace context;
 	// it returns the context for the holder and what closes the span.
 	Lease(parent string, l LeaseInfo) (traceparent string, end func(outcome string))
+	// Planned notes under the task's trace context that its start was put off.
+	Planned(parent string, p PlanInfo)
+}
+
+// PlanInfo is what a trace says of a start that was put off by choice.
+type PlanInfo struct {
+	Record   *meshv1.TaskRecord
+	Until    time.Time
+	Decision *placement.Decision
 }
 
 // LeaseInfo is what a lease's span says.
@@ -208,6 +217,8 @@ type noTracer struct{}
 func (noTracer) Lease(parent string, _ LeaseInfo) (string, func(string)) {
 	return parent, func(string) {}
 }
+
+func (noTracer) Planned(string, PlanInfo) {}
 
 // Observe hands over what the replica applied, in log order. Only a leader
 // looks: on other servers, and on replay, effects are void.

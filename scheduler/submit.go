@@ -99,7 +99,7 @@ func (l *leader) duplicate(id string) *Receipt {
 func impossible(d *placement.Decision) *Refusal {
 	for _, r := range d.RuledOut {
 		switch r.Constraint {
-		case placement.Residency, placement.Accelerator, placement.MinQuality, placement.Resources, placement.DeadlineOver:
+		case placement.Residency, placement.Accelerator, placement.MinQuality, placement.Resources, placement.RoundTrip, placement.DeadlineOver:
 		default:
 			return nil
 		}
@@ -160,6 +160,10 @@ func (l *leader) record(sub Submission) (*meshv1.TaskRecord, *isobarv1.Function,
 			return nil, nil, &Refusal{Reason: BadRequest, Field: "notBefore", Message: "not-before is beyond the lifetime of a task, " + l.Lifetime.String(), Hint: "submit it nearer to its time"}
 		}
 	}
+	rec.SubmittedMs = wall.UnixMilli() // the machine stamps its own
+	if err := l.applyWindow(rec, spec); err != nil {
+		return nil, nil, err
+	}
 	retry := fn.Spec.GetRetry()
 	if spec.Retry != nil {
 		retry = spec.Retry
@@ -169,6 +173,28 @@ func (l *leader) record(sub Submission) (*meshv1.TaskRecord, *isobarv1.Function,
 	}
 	rec.IdempotencyHash = sameness(rec, spec)
 	return rec, fn, nil
+}
+
+// applyWindow takes over how long the start may be put off, and how far away.
+func (l *leader) applyWindow(rec *meshv1.TaskRecord, spec *isobarv1.TaskSpec) error {
+	rec.MaxRttUs = spec.GetMaxRtt().AsDuration().Microseconds()
+	delay := spec.GetMaxDelay().AsDuration()
+	if rec.MaxDelayMs = delay.Milliseconds(); rec.MaxDelayMs == 0 {
+		return nil
+	}
+	switch by := fsm.StartBy(rec); {
+	case rec.DeadlineMs != 0 && by >= rec.DeadlineMs:
+		return &Refusal{
+			Reason: BadRequest, Field: "maxDelay", Message: fmt.Sprintf("a start put off by %s is not before the deadline", delay),
+			Hint: "leave time to run in: a shorter delay, or a later deadline",
+		}
+	case by >= rec.LifetimeMs:
+		return &Refusal{
+			Reason: BadRequest, Field: "maxDelay", Message: fmt.Sprintf("a start put off by %s is beyond the lifetime of a task, %s", delay, l.Lifetime),
+			Hint: "a shorter delay",
+		}
+	}
+	return nil
 }
 
 // Defaults of a retry policy, and its bounds.
@@ -213,6 +239,7 @@ func sameness(rec *meshv1.TaskRecord, spec *isobarv1.TaskSpec) []byte {
 	scheduling := &isobarv1.TaskSpec{
 		ContentType: rec.ContentType, Lane: mesh.Lane(rec.Lane).String(), Deadline: spec.Deadline, NotBefore: spec.NotBefore,
 		Residency: spec.Residency, MinQuality: spec.MinQuality, Retry: spec.Retry,
+		MaxDelay: spec.MaxDelay, MaxRtt: spec.MaxRtt,
 	}
 	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(scheduling)
 	if err == nil {
@@ -315,14 +342,14 @@ func (l *leader) notAccepted(rec *meshv1.TaskRecord, err error) (*Receipt, error
 	}
 }
 
-// decideProvisional answers where it would run if it started now.
+// decideProvisional answers where and when it would run as things are.
 func (l *leader) decideProvisional(rec *meshv1.TaskRecord, fn *isobarv1.Function, explain bool) *placement.Decision {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
 	l.view.refresh(now, l)
 	l.view.own(l)
-	d := l.view.decider.Decide(l.placementTask(rec, fn), l.view.placement(), l.Policy, l.clock.wall(now), placement.Options{Explain: explain})
+	d := l.decide(rec, fn, l.Policy, now, placement.Options{Explain: explain})
 	return &d
 }
 

@@ -174,8 +174,8 @@ type Question struct {
 	// the submission of one that is not.
 	Submission *Submission
 	// Other weights than the cell's own; nil keeps them.
-	CarbonPrice, LatencyPrice, QualityPrice *float64
-	WithoutRegions                          []string
+	CarbonPrice, LatencyPrice, DelayPrice, QualityPrice *float64
+	WithoutRegions                                      []string
 }
 
 // Decide answers a question with a full explanation. Nothing is stored.
@@ -198,7 +198,7 @@ func (s *Scheduler) Decide(q Question) (*placement.Decision, error) {
 	for _, o := range []struct {
 		weight *float64
 		asked  *float64
-	}{{&p.CarbonUSDPerTonne, q.CarbonPrice}, {&p.LatencyUSDPerS, q.LatencyPrice}, {&p.QualityUSD, q.QualityPrice}} {
+	}{{&p.CarbonUSDPerTonne, q.CarbonPrice}, {&p.LatencyUSDPerS, q.LatencyPrice}, {&p.DelayUSDPerS, q.DelayPrice}, {&p.QualityUSD, q.QualityPrice}} {
 		if o.asked != nil {
 			*o.weight = *o.asked
 		}
@@ -213,7 +213,7 @@ func (s *Scheduler) Decide(q Question) (*placement.Decision, error) {
 			return nil, &Refusal{Reason: UnknownRegion, Field: "withoutRegions", Message: "no region " + r + " is known", Hint: "isobar mesh lists the regions"}
 		}
 	}
-	d := l.view.decider.Decide(l.placementTask(rec, fn), l.view.placement(), p, l.clock.wall(now), placement.Options{ExcludeRegions: q.WithoutRegions, Explain: true})
+	d := l.decide(rec, fn, p, now, placement.Options{ExcludeRegions: q.WithoutRegions, Explain: true})
 	return &d, nil
 }
 

@@ -27,6 +27,8 @@ type view struct {
 	built    time.Time
 	seq      uint64
 	shape    uint64 // of cells, see shapeOf
+	// forecasts tells one state of all cells' intensities from another.
+	forecasts uint64
 }
 
 func newView(s *Scheduler) *view {
@@ -68,6 +70,7 @@ func (v *view) refresh(now time.Time, l *leader) (changed bool) {
 	v.own(l)
 	l.waiting.order.Capacity(v.capacity(l))
 	v.built = now
+	v.forecasts = forecastsOf(v.cells)
 	shape := shapeOf(v.cells)
 	changed, v.shape = shape != v.shape, shape
 	return changed
@@ -174,12 +177,19 @@ func (v *view) cell(n Neighbour, e gossip.Entry, now time.Time) placement.Cell {
 			Model: g.Model, Watts: thousandths(g.Milliwatts), Idle: thousandths(g.IdleMilliwatts), EmbodiedPerHour: thousandths(g.EmbodiedMgPerHour),
 		})
 	}
+	c.Energy.Step = time.Duration(min(d.CarbonStepUs, uint64(maxStep/time.Microsecond))) * time.Microsecond
+	if d.CarbonFromMs > 0 {
+		c.Energy.From = time.UnixMilli(d.CarbonFromMs)
+	}
 	for _, x := range d.Carbon {
 		c.Energy.Intensity = append(c.Energy.Intensity, float64(x))
 	}
 	c.Warm = v.warmNames(d)
 	return c
 }
+
+// maxStep bounds how long an hour of another cell's feed may be said to last.
+const maxStep = 365 * 24 * time.Hour
 
 // staleAfter is the age past which a digest no longer speaks for its cell: five
 // to ten publications missed.
@@ -267,11 +277,7 @@ func (l *leader) waits() [4]time.Duration {
 }
 
 func (l *leader) waitsNow() [4]time.Duration {
-	var slots float64
-	for _, s := range l.sessions {
-		slots += float64(s.total.CPUMilli) / 1000
-	}
-	slots = max(slots, 1)
+	slots := l.slots()
 	var work [4]float64
 	for k, q := range l.waiting.queues {
 		n := float64(len(q.items))
@@ -287,6 +293,15 @@ func (l *leader) waitsNow() [4]time.Duration {
 		out[lane] = time.Duration(ahead / slots * float64(time.Second))
 	}
 	return out
+}
+
+// slots is how many cores this cell's workers have; at least one.
+func (l *leader) slots() float64 {
+	var n float64
+	for _, s := range l.sessions {
+		n += float64(s.total.CPUMilli) / 1000
+	}
+	return max(n, 1)
 }
 
 // meanRun is the expected run time of a function's first variant, in seconds.
@@ -323,6 +338,12 @@ func (l *leader) digestLocked(_ time.Time) *meshv1.Digest {
 	}
 	if l.Full != nil && l.Full() {
 		d.Health = "disk is full"
+	}
+	if e.Step != time.Hour {
+		d.CarbonStepUs = uint64(e.Step / time.Microsecond)
+	}
+	if !e.From.IsZero() {
+		d.CarbonFromMs = e.From.UnixMilli()
 	}
 	for _, x := range e.Intensity {
 		d.Carbon = append(d.Carbon, uint32(x+0.5))

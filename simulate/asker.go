@@ -72,7 +72,7 @@ func newAsker(w *world, opts *Options) asker {
 	// The objective of the contract: the run itself has no price, and money
 	// none but in cost and balanced.
 	a.policy = placement.Policy{
-		CarbonUSDPerTonne: w.weights.gram * 1e6, LatencyUSDPerS: w.weights.second,
+		CarbonUSDPerTonne: w.weights.gram * 1e6, LatencyUSDPerS: w.weights.second, DelayUSDPerS: w.weights.second,
 		UnpaidUSD: w.weights.usd == 0, UnpricedRun: true,
 	}
 	for i := range w.regions {
@@ -245,7 +245,7 @@ func (a *asker) decide(q *question) answer {
 	if d.Chosen == nil {
 		// Too late already: as soon as it can, whatever it costs.
 		task.StartBy, task.Interruptible = time.Time{}, false
-		d = a.decider.Decide(task, view, placement.Policy{LatencyUSDPerS: 1, UnpaidUSD: true, UnpricedRun: true}, now,
+		d = a.decider.Decide(task, view, placement.Policy{LatencyUSDPerS: 1, DelayUSDPerS: 1, UnpaidUSD: true, UnpricedRun: true}, now,
 			placement.Options{NoTravel: true})
 	}
 	if d.Chosen == nil {

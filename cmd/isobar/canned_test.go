@@ -20,6 +20,7 @@ const (
 	doneTask    = "01jd9x6m2e8k6v8w1b4c5d6e7f-eu-north-1-k3f9ab"
 	deadTask    = "01jd9x6m2e8k6v8w1b4c5d6e7d-eu-north-1-k3f9ab"
 	runningTask = "01jd9x6m2e8k6v8w1b4c5d6e7r-eu-north-1-k3f9ab"
+	putOffTask  = "01jd9x6m2e8k6v8w1b4c5d6e7p-eu-north-1-k3f9ab"
 	binaryTask  = "01jd9x6m2e8k6v8w1b4c5d6e7b-eu-north-1-k3f9ab"
 )
 
@@ -75,6 +76,9 @@ func (cannedTasks) Submit(_ context.Context, req *isobarv1.SubmitRequest) (*isob
 			input(t), t.GetTenant(), t.GetLane(), strings.Join(t.GetResidency().GetAllowed(), "+"),
 			strings.Join(t.GetResidency().GetDenied(), "+"), t.GetIdempotencyKey(), t.GetRequestId(),
 		}, "|")
+		if t.GetMaxDelay() != nil || t.GetMaxRtt() != nil {
+			result.Why += "|" + t.GetMaxDelay().AsDuration().String() + "|" + t.GetMaxRtt().AsDuration().String()
+		}
 	case "dead":
 		result.TaskId = deadTask
 	case "slow":
@@ -123,6 +127,10 @@ func task(id string) (*isobarv1.Task, error) {
 		t.State, t.Ended, t.Reason = isobarv1.TaskState_TASK_STATE_DEAD, at(9), "4 of 4 attempts failed"
 	case runningTask:
 		t.State = isobarv1.TaskState_TASK_STATE_LEASED
+	case putOffTask:
+		t.State, t.Attempts, t.Attempt, t.Next = isobarv1.TaskState_TASK_STATE_DEFERRED, nil, 0, at(11)
+		t.MaxDelay, t.StartBy, t.MaxRtt = durationpb.New(8*time.Second), at(13), durationpb.New(150*time.Millisecond)
+		t.Plan = &isobarv1.Plan{Start: at(11), Cell: "us-east-1", Region: "us-east", Variant: "small", Reason: cannedPlan().Later, Plans: 1, Waits: true}
 	default:
 		return nil, refuse(connect.CodeNotFound, &isobarv1.TaskError{Reason: "unknown_task", Message: "no task " + id})
 	}
@@ -219,6 +227,27 @@ func (cannedFunctions) Delete(context.Context, *isobarv1.FunctionServiceDeleteRe
 	return &isobarv1.FunctionServiceDeleteResponse{}, nil
 }
 
+// cannedPlan is a decision that put a start off.
+func cannedPlan() *isobarv1.Decision {
+	start := func(s, put int, carbon, latency, g float64) *isobarv1.Start {
+		return &isobarv1.Start{
+			At: at(s), Put: durationpb.New(time.Duration(put) * time.Second), Score: 14e-6 + carbon + latency, Compute: 14e-6, Carbon: carbon,
+			Latency: latency, Gco2Eq: carbon / 190 * 1e6, Intensity: g,
+		}
+	}
+	return &isobarv1.Decision{
+		At: at(6), Home: "eu-north-1", CarbonPrice: 190, LatencyPrice: 1.33e-5, DelayPrice: 1.33e-7, QualityPrice: 0.001,
+		Later:   "starts about 03:04:11 UTC in us-east, because carbon is 120 g/kWh lower then",
+		Summary: "us-east-1/small: $0.000022, of it carbon 36 %; put off until 03:04:11 UTC: carbon is 120 g/kWh lower then",
+		Candidates: []*isobarv1.Candidate{
+			{Cell: "us-east-1", Variant: "small", Start: at(11), Put: durationpb.New(5 * time.Second), Score: 22e-6, Compute: 14e-6, Carbon: 7e-6, Latency: 1e-6, Intensity: 200},
+			{Cell: "eu-north-1", Variant: "small", Start: at(6), Score: 23e-6, Compute: 14e-6, Carbon: 9e-6},
+		},
+		Starts: []*isobarv1.Start{start(6, 0, 10e-6, 0, 320), start(8, 2, 9e-6, 5e-7, 300), start(11, 5, 7e-6, 1e-6, 200)},
+		Notes:  []string{"us-east-1/small would start at once with a carbon_price below 50 (now 190)"},
+	}
+}
+
 type cannedPlacement struct {
 	isobarv1.UnimplementedPlacementServiceHandler
 }
@@ -250,6 +279,9 @@ func (cannedPlacement) Explain(_ context.Context, req *isobarv1.ExplainRequest) 
 			},
 		}
 		res = &isobarv1.ExplainResponse{Now: now}
+	}
+	if req.GetTaskId() == putOffTask {
+		res.Decisions, res.Plan = nil, cannedPlan()
 	}
 	return res, nil
 }

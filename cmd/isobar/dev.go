@@ -57,6 +57,7 @@ Without --data everything lies in a temporary directory that is removed at the e
 	flags.Float64Var(&f.carbonSpeed, "carbon-speed", 1, "seconds of the feed that pass in one second")
 	policy := config.DefaultServer().Policy
 	flags.Float64Var(&f.policy.CarbonPrice, "carbon-price", policy.CarbonPrice, "USD for a tonne of CO2eq, to placement")
+	flags.Float64Var(&f.policy.DelayPrice, "delay-price", policy.DelayPrice, "USD for a second that a start is put off by choice, to placement")
 	flags.Float64Var(&f.policy.LatencyPrice, "latency-price", policy.LatencyPrice, "USD for a second until the answer, to placement")
 	flags.Float64Var(&f.policy.QualityPrice, "quality-price", policy.QualityPrice, "USD for 1.0 of quality lost, to placement")
 	flags.StringVar(&f.otlp, "otlp", "", "send all traces to this URL, such as http://127.0.0.1:4318")

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -35,7 +36,7 @@ the choice would change. With --function it decides about a task that is not sub
 	f.schedule(c)
 	flags := c.Flags()
 	flags.StringVar(&function, "function", "", "decide about a task of this function that is not submitted")
-	flags.StringArrayVar(&ifs, "if", nil, "another weight: carbon_price=USD_PER_TONNE, latency_price=USD_PER_S or quality_price=USD")
+	flags.StringArrayVar(&ifs, "if", nil, "another weight: carbon_price=USD_PER_TONNE, latency_price=USD_PER_S, delay_price=USD_PER_S or quality_price=USD")
 	flags.StringSliceVar(&without, "without-region", nil, "leave a region out")
 	c.RunE = func(cmd *cobra.Command, args []string) error {
 		req := &isobarv1.ExplainRequest{WithoutRegions: without}
@@ -67,7 +68,7 @@ func (f *taskFlags) subject(a *app, cmd *cobra.Command, req *isobarv1.ExplainReq
 	if len(args) == 0 {
 		return usage("nothing to explain", "give a task's id, or --function NAME for a task that is not submitted")
 	}
-	for _, name := range []string{"residency", "not-in", "min-quality", "content-type", "json", "lane", "deadline", "not-before"} {
+	for _, name := range []string{"residency", "not-in", "min-quality", "content-type", "json", "lane", "deadline", "not-before", "max-delay", "max-rtt"} {
 		if cmd.Flags().Changed(name) {
 			return usage("--"+name+" is part of a task that is not submitted", "leave it out, or ask with --function")
 		}
@@ -88,10 +89,12 @@ func weights(req *isobarv1.ExplainRequest, ifs []string) error {
 			req.CarbonPrice = &v
 		case "latency_price":
 			req.LatencyPrice = &v
+		case "delay_price":
+			req.DelayPrice = &v
 		case "quality_price":
 			req.QualityPrice = &v
 		default:
-			return usage(fmt.Sprintf("--if %q names no weight", kv), "weights are carbon_price, latency_price and quality_price")
+			return usage(fmt.Sprintf("--if %q names no weight", kv), "weights are carbon_price, latency_price, delay_price and quality_price")
 		}
 	}
 	return nil
@@ -104,28 +107,41 @@ func printExplanation(w io.Writer, res *isobarv1.ExplainResponse) {
 		}
 		printDecision(w, fmt.Sprintf("attempt %d", d.GetAttempt()), d)
 	}
-	if d := res.GetNow(); d != nil {
+	if d := res.GetPlan(); d != nil {
 		if len(res.GetDecisions()) > 0 {
+			fmt.Fprintln(w)
+		}
+		printDecision(w, "the start was put off", d)
+	}
+	if d := res.GetNow(); d != nil {
+		if len(res.GetDecisions()) > 0 || res.GetPlan() != nil {
 			fmt.Fprintln(w)
 		}
 		printDecision(w, "if it were decided now", d)
 	}
-	if res.GetNow() == nil && len(res.GetDecisions()) == 0 {
+	if res.GetNow() == nil && res.GetPlan() == nil && len(res.GetDecisions()) == 0 {
 		fmt.Fprintln(w, "no decision is kept")
 	}
 }
 
 func printDecision(w io.Writer, title string, d *isobarv1.Decision) {
 	fmt.Fprintf(w, "%s, %s, home %s\n", title, timestamp(d.GetAt()), d.GetHome())
-	fmt.Fprintf(w, "weights: carbon_price %s USD/t, latency_price %s USD/s, quality_price %s USD\n",
+	fmt.Fprintf(w, "weights: carbon_price %s USD/t, latency_price %s USD/s, quality_price %s USD",
 		plain(d.GetCarbonPrice()), plain(d.GetLatencyPrice()), plain(d.GetQualityPrice()))
-	if d.GetSummary() != "" {
-		fmt.Fprintln(w, d.GetSummary())
+	if len(d.GetStarts()) > 0 {
+		fmt.Fprintf(w, ", delay_price %s USD/s", plain(d.GetDelayPrice()))
+	}
+	fmt.Fprintln(w)
+	for _, line := range []string{d.GetLater(), d.GetSummary()} {
+		if line != "" {
+			fmt.Fprintln(w, line)
+		}
 	}
 	if len(d.GetCandidates()) == 0 {
 		fmt.Fprintln(w, "nothing is possible")
 	} else {
 		printCandidates(w, d)
+		printStarts(w, d)
 	}
 	printRuledOut(w, d)
 	if len(d.GetFlips())+len(d.GetNotes()) > 0 || d.GetHint() != "" {
@@ -149,13 +165,15 @@ func printDecision(w io.Writer, title string, d *isobarv1.Decision) {
 func printCandidates(w io.Writer, d *isobarv1.Decision) {
 	// In millionths of a USD, so that the parts can be added by eye.
 	fmt.Fprintln(w, "\ncandidates, best first; parts of the price in USD for a million tasks:")
-	rows := [][]string{{"", "CELL", "VARIANT", "PRICE", "COMPUTE", "EGRESS", "CARBON", "LATENCY", "COLD", "QUALITY", "WAIT", "COLD FOR", "RUN", "ROUND TRIP", "gCO2eq", "g/kWh", "FREE"}}
+	head := []string{"", "CELL", "VARIANT", "START", "PRICE", "COMPUTE", "EGRESS", "CARBON", "LATENCY", "COLD", "QUALITY", "WAIT", "COLD FOR", "RUN", "ROUND TRIP", "gCO2eq", "g/kWh", "FREE"}
+	const start = 3
+	rows := [][]string{head}
 	for i, c := range d.GetCandidates() {
 		mark := ""
 		if i == 0 {
 			mark = "*"
 		}
-		row := []string{mark, c.GetCell(), c.GetVariant()}
+		row := []string{mark, c.GetCell(), c.GetVariant(), startWords(c)}
 		for _, usd := range []float64{
 			c.GetScore(), c.GetCompute(), c.GetEgress(), c.GetCarbon(), c.GetLatency(), c.GetColdStart(), c.GetQualityLost(),
 		} {
@@ -164,8 +182,42 @@ func printCandidates(w io.Writer, d *isobarv1.Decision) {
 		rows = append(rows, append(row, duration(c.GetWait()), duration(c.GetCold()), duration(c.GetRun()), duration(c.GetRtt()),
 			number(c.GetGco2Eq()), number(c.GetIntensity()), strconv.FormatInt(c.GetFree(), 10)))
 	}
+	if len(d.GetStarts()) == 0 { // it starts as soon as it can, wherever it runs
+		for i := range rows {
+			rows[i] = slices.Delete(rows[i], start, start+1)
+		}
+	}
 	table(w, rows)
 	fmt.Fprintln(w, carbonWords(d.GetCandidates()[0]))
+}
+
+// startWords is when a candidate would start, where it is put off.
+func startWords(c *isobarv1.Candidate) string {
+	if c.GetPut().AsDuration() == 0 {
+		return "at once"
+	}
+	return timestamp(c.GetStart())
+}
+
+// printStarts lists when the chosen could start, and what each start would cost.
+func printStarts(w io.Writer, d *isobarv1.Decision) {
+	if len(d.GetStarts()) < 2 {
+		return
+	}
+	chosen := d.GetCandidates()[0]
+	fmt.Fprintf(w, "\nstarts of %s/%s that were compared; USD for a million tasks:\n", chosen.GetCell(), chosen.GetVariant())
+	rows := [][]string{{"", "START", "PUT OFF", "PRICE", "CARBON", "LATENCY", "gCO2eq", "g/kWh"}}
+	for _, s := range d.GetStarts() {
+		mark := ""
+		if s.GetAt().AsTime().Equal(chosen.GetStart().AsTime()) {
+			mark = "*"
+		}
+		rows = append(rows, []string{
+			mark, timestamp(s.GetAt()), duration(s.GetPut()), millionth(s.GetScore()), millionth(s.GetCarbon()), millionth(s.GetLatency()),
+			number(s.GetGco2Eq()), number(s.GetIntensity()),
+		})
+	}
+	table(w, rows)
 }
 
 // carbonWords say what the chosen one's grams are from.

@@ -26,7 +26,7 @@ func TestScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("CELL", server.URL)
 			env.Setenv("ISOBAR_SERVER", server.URL)
-			for name, id := range map[string]string{"DONE": doneTask, "DEAD": deadTask, "RUNNING": runningTask, "BINARY": binaryTask} {
+			for name, id := range map[string]string{"DONE": doneTask, "DEAD": deadTask, "RUNNING": runningTask, "PUTOFF": putOffTask, "BINARY": binaryTask} {
 				env.Setenv(name, id)
 			}
 			// A port that nothing listens on: a listener that was closed.

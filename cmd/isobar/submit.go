@@ -20,6 +20,7 @@ type taskFlags struct {
 	lane, key, correlation, request string
 	contentType                     string
 	deadline, notBefore             string
+	maxDelay, maxRTT                time.Duration
 	residency, notIn                []string
 	minQuality                      float64
 	maxAttempts                     uint32
@@ -42,6 +43,8 @@ func (f *taskFlags) schedule(c *cobra.Command) {
 	flags.StringVar(&f.lane, "lane", "", "critical, interactive, standard or batch (default standard)")
 	flags.StringVar(&f.deadline, "deadline", "", "worthless after this time, or this long from now: 2026-01-02T15:04:05Z or 10m")
 	flags.StringVar(&f.notBefore, "not-before", "", "start no earlier than this time, or this long from now")
+	flags.DurationVar(&f.maxDelay, "max-delay", 0, "the start may be put off this long to when it is cheaper or cleaner (default it starts as soon as it can)")
+	flags.DurationVar(&f.maxRTT, "max-rtt", 0, "longest round trip from home to where it runs: 50ms (default any)")
 }
 
 func (f *taskFlags) residencyOf() *isobarv1.Residency {
@@ -62,6 +65,12 @@ func (f *taskFlags) spec(a *app, function, arg string) (*isobarv1.TaskSpec, erro
 	}
 	if f.maxAttempts > 0 {
 		spec.Retry = &isobarv1.RetryPolicy{MaxAttempts: f.maxAttempts}
+	}
+	if f.maxDelay != 0 {
+		spec.MaxDelay = durationpb.New(f.maxDelay)
+	}
+	if f.maxRTT != 0 {
+		spec.MaxRtt = durationpb.New(f.maxRTT)
 	}
 	switch {
 	case in.json != nil:
@@ -106,7 +115,8 @@ With --wait the result is printed instead, and the exit code tells how the task 
 0 completed, 1 not, 4 still running when --timeout passed.`,
 		Example: `  isobar submit upper 'hello'
   isobar submit thumbnail @photo.jpg --wait > small.jpg
-  isobar submit report --residency eu --deadline 2h --lane batch`,
+  isobar submit report --residency eu --deadline 2h --lane batch
+  isobar submit train @data.json --max-delay 8h --deadline 12h`,
 		Args: args(1, 2),
 	}
 	f.place(c)

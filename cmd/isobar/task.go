@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/isobar-mesh/isobar/client"
 	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
@@ -119,8 +120,11 @@ func (a *app) printTask(t *isobarv1.Task) {
 		"task", t.GetId(), "state", state(t.GetState()), "reason", t.GetReason(), "tenant", t.GetTenant(), "function", t.GetFunction(),
 		"version", t.GetVersion(), "lane", t.GetLane(), "home", t.GetHome(), "key", t.GetIdempotencyKey(),
 		"correlation id", t.GetCorrelationId(), "residency", residency, "min quality", quality, "submitted", timestamp(t.GetSubmitted()),
-		"not before", timestamp(t.GetNotBefore()), "next try", timestamp(t.GetNext()), "deadline", timestamp(t.GetDeadline()),
+		"not before", timestamp(t.GetNotBefore()), "start by", timestamp(t.GetStartBy()), "max rtt", optional(t.GetMaxRtt()), "next try", timestamp(t.GetNext()), "deadline", timestamp(t.GetDeadline()),
 		"ended", timestamp(t.GetEnded()), "payload", bytesText(t.GetPayloadBytes()))
+	if p := t.GetPlan(); p != nil {
+		fmt.Fprintf(a.stdout, "\n%s\n", planWords(p))
+	}
 	if len(t.GetAttempts()) > 0 {
 		fmt.Fprintln(a.stdout)
 		table(a.stdout, attemptRows(t))
@@ -128,6 +132,22 @@ func (a *app) printTask(t *isobarv1.Task) {
 	if result != "" {
 		fmt.Fprintf(a.stdout, "\nresult:\n%s\n", strings.TrimSuffix(result, "\n"))
 	}
+}
+
+// planWords says when and where a start that was put off is planned, or was.
+func planWords(p *isobarv1.Plan) string {
+	if p.GetWaits() {
+		return p.GetReason()
+	}
+	return "was put off: " + strings.Replace(p.GetReason(), "starts", "to start", 1)
+}
+
+// optional is a duration, or nothing.
+func optional(d *durationpb.Duration) string {
+	if d == nil {
+		return ""
+	}
+	return duration(d)
 }
 
 func attemptRows(t *isobarv1.Task) [][]string {

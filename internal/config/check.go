@@ -261,6 +261,7 @@ func (c *checker) money(s *Server) {
 		{"energy.embodied_g_per_cpu_hour", s.Energy.EmbodiedGPerCPUHour},
 		{"policy.carbon_price", s.Policy.CarbonPrice},
 		{"policy.latency_price", s.Policy.LatencyPrice},
+		{"policy.delay_price", s.Policy.DelayPrice},
 		{"policy.quality_price", s.Policy.QualityPrice},
 	} {
 		c.notNegative(f.field, f.value)

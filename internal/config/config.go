@@ -54,7 +54,7 @@ func DefaultServer() Server {
 			WattsPerGPU: map[string]float64{}, IdleWattsPerGPU: map[string]float64{}, EmbodiedGPerGPUHour: map[string]float64{},
 		},
 		Carbon: Carbon{Speed: 1},
-		Policy: Policy{CarbonPrice: 190, LatencyPrice: 1.33e-5, QualityPrice: 0.001},
+		Policy: Policy{CarbonPrice: 190, LatencyPrice: 1.33e-5, DelayPrice: 1.33e-7, QualityPrice: 0.001},
 
 		TenantWeights:   map[string]float64{},
 		TenantAttempts:  map[string]float64{},

@@ -256,6 +256,10 @@ type Policy struct {
 	// holds about a core with its memory, 0.048 USD/h (a quarter of Azure's
 	// D4s_v5 in eastus). People who wait are worth far more: set it higher.
 	LatencyPrice float64 `yaml:"latency_price"`
+	// DelayPrice is USD for a second that a task's start is put off by choice,
+	// within its max_delay. Default: a hundredth of the latency price. Nobody
+	// waits for such a task, but what it saves should be worth the time.
+	DelayPrice float64 `yaml:"delay_price"`
 	// QualityPrice is USD for a task and 1.0 of quality below the best variant.
 	// No published price fits all; the default, 0.001, makes a tenth of quality
 	// worth 7.5 seconds of waiting.

@@ -76,7 +76,7 @@ func (o Options) check() error {
 	case !(o.CarbonSpeed > 0):
 		return fmt.Errorf("devmesh: check carbon speed: must be above 0, got %v: %w", o.CarbonSpeed, ErrOptions)
 	}
-	if p := o.Policy; p != nil && !(p.CarbonPrice >= 0 && p.LatencyPrice >= 0 && p.QualityPrice >= 0) {
+	if p := o.Policy; p != nil && !(p.CarbonPrice >= 0 && p.LatencyPrice >= 0 && p.DelayPrice >= 0 && p.QualityPrice >= 0) {
 		return fmt.Errorf("devmesh: check policy: prices must be 0 or more, got %+v: %w", *p, ErrOptions)
 	}
 	if err := o.Mesh.Runnable(); err != nil {

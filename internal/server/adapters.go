@@ -63,7 +63,8 @@ func powerOf(e config.Energy) placement.Energy {
 	return out
 }
 
-// energyOf reads the region's energy, its carbon at most once a second.
+// energyOf reads the region's energy, its carbon at most once a second and when
+// an hour of the feed is over.
 func (s *Server) energyOf(feed carbon.Feed) func() placement.Energy {
 	base := powerOf(s.cfg.Energy)
 	base.Zone, base.Kind = s.cfg.Carbon.Zone, string(carbon.Average)
@@ -74,7 +75,7 @@ func (s *Server) energyOf(feed carbon.Feed) func() placement.Energy {
 		mu.Lock()
 		defer mu.Unlock()
 		now := time.Now()
-		if feed == nil || now.Sub(read) < time.Second {
+		if feed == nil || (now.Sub(read) < time.Second && now.Sub(last.From) < last.Step) {
 			return cmpEnergy(last, base)
 		}
 		read, last = now, base
@@ -84,6 +85,7 @@ func (s *Server) energyOf(feed carbon.Feed) func() placement.Energy {
 			return last
 		}
 		last.Known, last.Kind = true, string(feed.Kind())
+		last.From, last.Step = feed.Hour(now)
 		for _, r := range readings {
 			last.Intensity = append(last.Intensity, r.Intensity)
 		}

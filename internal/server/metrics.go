@@ -16,6 +16,7 @@ type counters struct {
 	rejected prometheus.Counter
 	ended    *prometheus.CounterVec // by state
 	attempts *prometheus.CounterVec // by outcome
+	plans    prometheus.Counter
 }
 
 // openMetrics registers what operators watch; RPCs are measured by their
@@ -29,10 +30,13 @@ func (s *Server) openMetrics() error {
 		ended:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "isobar_tasks_ended_total", Help: "Tasks that ended at this home, by state."}, []string{"state"}),
 		attempts: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "isobar_attempts_ended_total", Help: "Attempts that ended, by verdict of their home."}, []string{"verdict"}),
 	}
+	s.counters.plans = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "isobar_plans_total", Help: "Starts that were put off by choice, or moved while they were.",
+	})
 	gauge := func(name, help string, f func() float64) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f)
 	}
-	r.MustRegister(s.counters.rejected, s.counters.ended, s.counters.attempts,
+	r.MustRegister(s.counters.rejected, s.counters.ended, s.counters.attempts, s.counters.plans,
 		gauge("isobar_raft_rejected_connections", "Connections to the raft port that were closed as garbage or foreign.", func() float64 { return float64(s.raft.Stats().RejectedConnections) }),
 		gauge("isobar_gossip_refused", "Datagrams and streams on the gossip port that were refused.", func() float64 { return float64(s.pool.Stats().Refused()) }),
 		gauge("isobar_leading", "1 while this server leads its cell.", func() float64 {
@@ -52,6 +56,12 @@ func (s *Server) openMetrics() error {
 // count looks at what a command did, on the leader only.
 func (s *Server) count(r *fsm.Result) {
 	if !s.sched.Leading() {
+		return
+	}
+	if r.Verdict == fsm.Planned {
+		if r.Task.PutOff {
+			s.counters.plans.Inc()
+		}
 		return
 	}
 	if r.Verdict != "" && r.Items == nil && r.Task != nil && r.Task.Lease == nil && r.Task.Attempt > 0 {

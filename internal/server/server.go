@@ -304,7 +304,7 @@ func (s *Server) openScheduler() error {
 		Cell: s.cell, Log: (*lateLog)(s), State: s.state.Reader(state.SchedulerMachine), Broker: s.broker,
 		Registry: s.known, Neighbours: s.mesh, Peers: s.peers, Carbon: s.energy, Prices: pricesOf(s.cfg.Prices),
 		Policy: placement.Policy{
-			CarbonUSDPerTonne: s.cfg.Policy.CarbonPrice, LatencyUSDPerS: s.cfg.Policy.LatencyPrice, QualityUSD: s.cfg.Policy.QualityPrice,
+			CarbonUSDPerTonne: s.cfg.Policy.CarbonPrice, LatencyUSDPerS: s.cfg.Policy.LatencyPrice, DelayUSDPerS: s.cfg.Policy.DelayPrice, QualityUSD: s.cfg.Policy.QualityPrice,
 		},
 		Links: s.link, Tracer: leaseTracer{s.tel.TracerProvider().Tracer("isobar/scheduler"), s.cell}, Logger: s.log.With("part", "scheduler"),
 		CellLease: s.cfg.Lease.Cell, WorkerLease: s.cfg.Lease.Worker, Renew: s.cfg.Lease.Renew,

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"strings"
+	"time"
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
@@ -66,6 +67,22 @@ func (t leaseTracer) Lease(parent string, l scheduler.LeaseInfo) (string, func(s
 		}
 		span.End()
 	}
+}
+
+// Planned makes a span of no length of a start that was put off: when it will be
+// looked at again may be another leader's to see.
+func (t leaseTracer) Planned(parent string, p scheduler.PlanInfo) {
+	ctx := propagation.TraceContext{}.Extract(context.Background(), propagation.MapCarrier{"traceparent": parent})
+	c := p.Decision.Chosen
+	_, span := t.tracer.Start(ctx, "isobar.plan", trace.WithAttributes(
+		attribute.String("isobar.task.id", p.Record.Id), attribute.String("isobar.tenant", p.Record.Tenant),
+		attribute.String("faas.invoked_name", p.Record.Function), attribute.String("isobar.home", string(t.cell.ID)),
+	))
+	span.AddEvent("isobar.put_off", trace.WithAttributes(
+		attribute.String("isobar.plan.until", p.Until.UTC().Format(time.RFC3339Nano)), attribute.String("isobar.plan.reason", p.Decision.Later()),
+		attribute.String("isobar.cell", string(c.Cell)), attribute.String("isobar.variant", c.Variant), attribute.Int("isobar.plan.number", int(p.Record.Plans)),
+	))
+	span.End()
 }
 
 func decisionAttributes(l scheduler.LeaseInfo) []attribute.KeyValue {

@@ -31,7 +31,7 @@ func (h *decisions) Explain(ctx context.Context, r *isobarv1.ExplainRequest) (*i
 	for _, w := range []struct {
 		name  string
 		value *float64
-	}{{"carbonPrice", r.CarbonPrice}, {"latencyPrice", r.LatencyPrice}, {"qualityPrice", r.QualityPrice}} {
+	}{{"carbonPrice", r.CarbonPrice}, {"latencyPrice", r.LatencyPrice}, {"delayPrice", r.DelayPrice}, {"qualityPrice", r.QualityPrice}} {
 		if w.value != nil && !(*w.value >= 0 && *w.value <= 1e12) {
 			return nil, &scheduler.Refusal{Reason: scheduler.BadRequest, Field: w.name, Message: fmt.Sprintf("a price of %v", *w.value), Hint: "prices are 0 or more"}
 		}
@@ -42,15 +42,18 @@ func (h *decisions) Explain(ctx context.Context, r *isobarv1.ExplainRequest) (*i
 }
 
 func (h *decisions) explainHere(ctx context.Context, r *isobarv1.ExplainRequest) (*isobarv1.ExplainResponse, error) {
-	q := scheduler.Question{CarbonPrice: r.CarbonPrice, LatencyPrice: r.LatencyPrice, QualityPrice: r.QualityPrice, WithoutRegions: r.WithoutRegions}
+	q := scheduler.Question{CarbonPrice: r.CarbonPrice, LatencyPrice: r.LatencyPrice, DelayPrice: r.DelayPrice, QualityPrice: r.QualityPrice, WithoutRegions: r.WithoutRegions}
 	out := &isobarv1.ExplainResponse{}
-	ask := r.Task != nil || r.CarbonPrice != nil || r.LatencyPrice != nil || r.QualityPrice != nil || len(r.WithoutRegions) > 0
+	ask := r.Task != nil || r.CarbonPrice != nil || r.LatencyPrice != nil || r.DelayPrice != nil || r.QualityPrice != nil || len(r.WithoutRegions) > 0
 	if r.TaskId != "" {
 		rec, err := h.Scheduler.Get(ctx, r.TaskId)
 		if err != nil {
 			return nil, err
 		}
 		if out.Decisions, err = scheduler.Decisions(rec); err != nil {
+			return nil, err
+		}
+		if out.Plan, err = scheduler.Plan(rec); err != nil {
 			return nil, err
 		}
 		q.Record = rec

@@ -155,6 +155,14 @@ func checkSpec(spec *isobarv1.TaskSpec) error {
 		return bad("deadline", "not a time between the years 1 and 9999", "2026-01-02T15:04:05Z")
 	case spec.NotBefore != nil && !spec.NotBefore.IsValid():
 		return bad("notBefore", "not a time between the years 1 and 9999", "2026-01-02T15:04:05Z")
+	case spec.MaxDelay != nil && (!spec.MaxDelay.IsValid() || spec.MaxDelay.AsDuration() < 0):
+		return bad("maxDelay", "a start is put off by 0 s or more", "6h, say; leave it out for a start as soon as it can")
+	case spec.MaxDelay.AsDuration() > 0 && spec.MaxDelay.AsDuration() < time.Millisecond:
+		return bad("maxDelay", "a start is put off by whole milliseconds", "1ms or more")
+	case spec.MaxRtt != nil && (!spec.MaxRtt.IsValid() || spec.MaxRtt.AsDuration() < 0):
+		return bad("maxRtt", "a round trip is 0 s or more", "0.05s, say; leave it out for any distance")
+	case spec.MaxRtt.AsDuration() > 0 && spec.MaxRtt.AsDuration() < time.Microsecond:
+		return bad("maxRtt", "a round trip is told in whole microseconds", "0.05s, say")
 	case len(spec.Lane) > 64:
 		return bad("lane", "there is no lane of that name", "use critical, interactive, standard or batch")
 	}

@@ -132,10 +132,19 @@ func auditTask(rec *meshv1.TaskRecord, want map[string][]byte, queues map[Queue]
 	}
 	want[string(calendarKey(expiry(rec), kindExpire, id))] = nil
 	n.Bytes += rec.PayloadBytes
+	if rec.PutOff && State(rec) != deferred {
+		return fmt.Errorf("put off and %s", State(rec))
+	}
 	switch State(rec) {
 	case deferred:
 		n.Deferred++
 		want[string(calendarKey(rec.NextMs, kindNext, id))] = nil
+		if rec.PutOff {
+			want[string(putOffKey(id))] = nil
+			if rec.NextMs != rec.PlanMs || rec.NextMs > StartBy(rec) || rec.Counted > 0 {
+				return fmt.Errorf("put off until %d, planned %d, allowed %d, %d attempts started", rec.NextMs, rec.PlanMs, StartBy(rec), rec.Counted)
+			}
+		}
 	case ready:
 		n.Ready++
 		want[string(readyKey(q, id))] = nil
@@ -182,6 +191,10 @@ func (w watch) see(r state.Reader) error {
 		switch {
 		case rec.Attempt < old.Attempt || rec.Attempt > old.Attempt+1:
 			return fmt.Errorf("task %s: attempt %d after %d", rec.Id, rec.Attempt, old.Attempt)
+		case rec.PutOff && old.Plans == rec.Plans && old.PlanMs != rec.PlanMs:
+			return fmt.Errorf("task %s: its start moved to %d without a plan", rec.Id, rec.PlanMs)
+		case old.PutOff && !rec.PutOff && rec.Lease != nil:
+			return fmt.Errorf("task %s: leased while it is put off", rec.Id)
 		case rec.Attempt == old.Attempt+1 && State(old) != ready:
 			return fmt.Errorf("task %s: attempt %d granted while %s", rec.Id, rec.Attempt, State(old))
 		case Ended(State(old)) && !proto.Equal(old, rec):

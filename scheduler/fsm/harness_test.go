@@ -290,6 +290,8 @@ func envelope(command proto.Message) *meshv1.SchedulerCommand {
 		return &meshv1.SchedulerCommand{Command: &meshv1.SchedulerCommand_Bootstrap{Bootstrap: c}}
 	case *meshv1.Block:
 		return &meshv1.SchedulerCommand{Command: &meshv1.SchedulerCommand_Block{Block: c}}
+	case *meshv1.Defer:
+		return &meshv1.SchedulerCommand{Command: &meshv1.SchedulerCommand_Defer{Defer: c}}
 	default:
 		panic(fmt.Sprintf("no envelope for %T", command))
 	}

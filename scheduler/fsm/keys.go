@@ -18,6 +18,7 @@ import (
 //	Q queue                QueueRecord
 //	l lease-ms id          leases by the lease time they end at
 //	w wall-ms kind id      what is due by the calendar
+//	d id                   tasks whose start is put off by choice
 //	k tenant key           idempotency key → hash, id
 //	i tenant request id    → id
 //	p topic ref            live payloads → id
@@ -64,6 +65,7 @@ func taskKey(id string) []byte           { return []byte("t" + id) }
 func resultKey(id string) []byte         { return []byte("x" + id) }
 func readyKey(q Queue, id string) []byte { return []byte("q" + q.key() + id) }
 func queueKey(q Queue) []byte            { return []byte("Q" + q.key()) }
+func putOffKey(id string) []byte         { return []byte("d" + id) }
 func trimKey(topic string) []byte        { return []byte("T" + topic) }
 func highKey(topic string) []byte        { return []byte("n" + topic) }
 func tellKey(topic string) []byte        { return []byte("o" + topic) }

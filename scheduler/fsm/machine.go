@@ -90,6 +90,7 @@ const (
 	Unknown   Verdict = "unknown"   // no such task here
 	Cancelled Verdict = "cancelled" // the task had been cancelled
 	Expired   Verdict = "expired"   // its deadline had passed
+	Planned   Verdict = "planned"   // the start was put off, moved, or may come at once
 )
 
 // EffectKind says what a hint is about.
@@ -215,6 +216,8 @@ func (a *apply) command(cmd *meshv1.SchedulerCommand) error {
 		return a.bootstrap(c.Bootstrap)
 	case *meshv1.SchedulerCommand_Block:
 		return a.block(c.Block)
+	case *meshv1.SchedulerCommand_Defer:
+		return a.putOff(c.Defer)
 	default:
 		return fmt.Errorf("fsm: apply %T: %w", cmd.Command, ErrBadCommand)
 	}

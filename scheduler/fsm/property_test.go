@@ -151,7 +151,7 @@ func anyCommand(t *rapid.T, b *bench) proto.Message {
 	id := rapid.SampledFrom([]string{"t0", "t1", "t2", "t3"}).Draw(t, "id")
 	attempt := nearAttempt(t, b.reader(), id)
 	number := func(name string, limit int64) int64 { return rapid.Int64Range(0, limit).Draw(t, name) }
-	switch rapid.IntRange(0, 21).Draw(t, "verb") {
+	switch rapid.IntRange(0, 24).Draw(t, "verb") {
 	case 0, 1, 2, 3:
 		return anySubmit(t, b, id)
 	case 4, 5, 6, 7:
@@ -180,6 +180,8 @@ func anyCommand(t *rapid.T, b *bench) proto.Message {
 		return &meshv1.GuestStart{TaskId: id, Attempt: uint64(number("guest", 3)), Worker: "w1"}
 	case 19:
 		return &meshv1.GuestEnd{TaskId: id, Attempt: uint64(number("guest", 3)), Ended: anyEnd(t)}
+	case 21, 22, 23:
+		return anyDefer(t, b, id, attempt)
 	case 20:
 		return &meshv1.GuestForget{TaskId: id, Attempt: uint64(number("guest", 3))}
 	default:
@@ -202,6 +204,19 @@ func anyPayloadCommand(t *rapid.T, b *bench, id string, attempt uint64) proto.Me
 	default:
 		return &meshv1.Block{TaskId: id, Attempt: attempt, Constraint: "residency"}
 	}
+}
+
+// anyDefer draws a plan that is mostly taken by a task that may be put off.
+func anyDefer(t *rapid.T, b *bench, id string, attempt uint64) *meshv1.Defer {
+	c := &meshv1.Defer{
+		TaskId: id, Attempt: attempt, Plans: rapid.Uint32Range(0, 3).Draw(t, "plans"), Decision: []byte{2},
+		UntilMs: b.wall + rapid.Int64Range(-10*second, 60*second).Draw(t, "until"),
+	}
+	if rec, ok := Task(b.reader(), id); ok && rapid.IntRange(0, 4).Draw(t, "right plan") > 0 {
+		c.Attempt, c.Plans = rec.Attempt, rec.Plans
+		c.UntilMs = min(c.UntilMs, StartBy(rec), expiry(rec)-1)
+	}
+	return c
 }
 
 func anyRef(t *rapid.T) []byte {
@@ -252,11 +267,12 @@ func anySubmit(t *rapid.T, b *bench, id string) *meshv1.Accept {
 		r.LifetimeMs = b.wall + pick("lifetime", 0, hour, 7*day)
 		r.DeadlineMs = pick("deadline", 0, 0, 1) * (b.wall + pick("due in", -second, 20*second, hour))
 		r.NotBeforeMs = pick("not before", 0, 0, b.wall+10*second)
+		r.MaxDelayMs = pick("max delay", 0, 30*second, day)
 		r.RetentionMs = pick("retention", 0, hour, day)
 		r.MaxAttempts = uint32(pick("attempts", 0, 1, 3))
 		r.Lane = uint32(pick("lane", 2, 2, 2, 0, 3, 4, 300))
 		// What only the machine may say.
-		r.State, r.Counted, r.FinalAttempt = 3, 9, 9
+		r.State, r.Counted, r.FinalAttempt, r.PutOff, r.Plans, r.PlanMs = 3, 9, 9, true, 9, 9
 		r.Attempts = []*meshv1.AttemptRecord{{Number: 9}}
 	})
 	if rapid.Bool().Draw(t, "keyed") {

@@ -84,7 +84,7 @@ func (a *apply) accept(c *meshv1.Accept) error {
 func acceptable(rec *meshv1.TaskRecord) bool {
 	return rec.GetId() != "" && nameable(rec.Tenant, rec.Function, rec.Lane) && rec.PayloadBytes <= maxBytes &&
 		rec.LifetimeMs > 0 && (rec.IdempotencyKey == "" || len(rec.IdempotencyHash) == sha256.Size) &&
-		inRange(rec.DeadlineMs, rec.NotBeforeMs, rec.LifetimeMs, rec.RetentionMs, rec.TimeoutMs, rec.BackoffMs, rec.MaxBackoffMs)
+		inRange(rec.DeadlineMs, rec.NotBeforeMs, rec.LifetimeMs, rec.RetentionMs, rec.TimeoutMs, rec.BackoffMs, rec.MaxBackoffMs, rec.MaxDelayMs, rec.MaxRttUs)
 }
 
 // fresh takes out of a new record what only the machine may say. The decision
@@ -94,6 +94,7 @@ func (a *apply) fresh(rec *meshv1.TaskRecord) {
 	rec.State, rec.Attempt, rec.Counted, rec.Lease, rec.Attempts = 0, 0, 0, nil, nil
 	rec.NextMs, rec.EndedMs, rec.Reason, rec.FinalAttempt, rec.Blocked = 0, 0, "", 0, ""
 	rec.ResultBytes, rec.ResultSha256 = 0, nil
+	rec.PutOff, rec.Plans, rec.Plan, rec.PlanMs = false, 0, nil, 0
 	rec.Decisions = rec.Decisions[max(0, len(rec.Decisions)-keepDecisions):]
 }
 
@@ -153,7 +154,10 @@ func (a *apply) leave(rec *meshv1.TaskRecord) {
 	case deferred:
 		a.Delete(calendarKey(rec.NextMs, kindNext, rec.Id))
 		a.queueAdd(q, func(r *meshv1.QueueRecord) { r.Deferred-- })
-		rec.NextMs = 0
+		if rec.PutOff {
+			a.Delete(putOffKey(rec.Id))
+		}
+		rec.NextMs, rec.PutOff = 0, false
 	case ready:
 		a.Delete(readyKey(q, rec.Id))
 		a.queueAdd(q, func(r *meshv1.QueueRecord) { r.Ready-- })

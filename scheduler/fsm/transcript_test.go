@@ -50,7 +50,7 @@ type story struct{ *bench }
 func verbs() map[string]func(*story, args) string {
 	return map[string]func(*story, args) string{
 		"bootstrap": (*story).bootstrap, "clock": (*story).clock, "tick": (*story).ticked,
-		"submit": (*story).submit, "cancel": (*story).cancel, "block": (*story).block,
+		"submit": (*story).submit, "cancel": (*story).cancel, "defer": (*story).putOff, "block": (*story).block,
 		"trim": (*story).trim, "told": (*story).told, "tell": (*story).tell, "moved": (*story).moved,
 		"grant": (*story).grant, "extend": (*story).extend, "complete": (*story).complete, "fail": (*story).fail,
 		"guest-accept": (*story).guestAccept, "guest-start": (*story).guestStart,
@@ -204,6 +204,12 @@ func taskLine(rec *meshv1.TaskRecord) string {
 	}
 	if rec.NextMs != 0 {
 		fmt.Fprintf(&b, " next=%s", wallTime(rec.NextMs))
+	}
+	if rec.PutOff {
+		b.WriteString(" put off")
+	}
+	if rec.Plans > 0 {
+		fmt.Fprintf(&b, " plans=%d", rec.Plans)
 	}
 	if l := rec.Lease; l != nil {
 		fmt.Fprintf(&b, " holder=%s until=+%s limit=+%s", holderName(l.Holder), span(l.UntilLeaseMs), span(l.LimitLeaseMs))

@@ -9,7 +9,7 @@ import (
 )
 
 // submit t1 [tenant=] [function=] [lane=] [request=] [key= content=] [deadline=]
-// [not-before=] [lifetime=] [retention=] [timeout=] [attempts=] [backoff=]
+// [not-before=] [max-delay=] [lifetime=] [retention=] [timeout=] [attempts=] [backoff=]
 // [max-backoff=] [bytes=] [ref=] [cap=] [cap-bytes=]
 func (s *story) submit(a args) string {
 	rec := &meshv1.TaskRecord{
@@ -19,7 +19,7 @@ func (s *story) submit(a args) string {
 		LifetimeMs: wallBase + a.span("lifetime", "168h"), RetentionMs: a.span("retention", "1h"),
 		TimeoutMs: a.span("timeout", "30s"), MaxAttempts: uint32(a.number("attempts", "3")),
 		BackoffMs: a.span("backoff", "1s"), MaxBackoffMs: a.span("max-backoff", "10s"),
-		PayloadBytes: a.number("bytes", "0"), PayloadRef: a.ref("ref"),
+		PayloadBytes: a.number("bytes", "0"), PayloadRef: a.ref("ref"), MaxDelayMs: a.span("max-delay", "0s"),
 	}
 	if rec.IdempotencyKey != "" {
 		sum := sha256.Sum256([]byte(a.str("content", "")))
@@ -31,6 +31,12 @@ func (s *story) submit(a args) string {
 // cancel t1 [reason=]
 func (s *story) cancel(a args) string {
 	return s.run(&meshv1.Cancel{TaskId: a.first(), Reason: a.str("reason", "")})
+}
+
+// defer t1/0 until= [plans=]; without until it may start at once
+func (s *story) putOff(a args) string {
+	id, attempt := a.attempt()
+	return s.run(&meshv1.Defer{TaskId: id, Attempt: attempt, Plans: uint32(a.number("plans", "0")), UntilMs: a.moment("until")})
 }
 
 // block t1/0 constraint=

@@ -44,7 +44,13 @@ type Decision struct {
 	// The attempt this decision bound; 0 for a question.
 	Attempt uint64 `protobuf:"varint,12,opt,name=attempt,proto3" json:"attempt,omitempty"`
 	// How many (cell, variant) each constraint ruled out.
-	Counts        []*ConstraintCount `protobuf:"bytes,13,rep,name=counts,proto3" json:"counts,omitempty"`
+	Counts []*ConstraintCount `protobuf:"bytes,13,rep,name=counts,proto3" json:"counts,omitempty"`
+	// Of work that may be put off, the starts that were compared for the chosen
+	// cell and variant, the earliest first.
+	Starts []*Start `protobuf:"bytes,14,rep,name=starts,proto3" json:"starts,omitempty"`
+	// One sentence on when, where and why then; "" when it starts as soon as it can.
+	Later         string  `protobuf:"bytes,15,opt,name=later,proto3" json:"later,omitempty"`
+	DelayPrice    float64 `protobuf:"fixed64,16,opt,name=delay_price,json=delayPrice,proto3" json:"delay_price,omitempty"` // USD per second put off by choice
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -170,6 +176,154 @@ func (x *Decision) GetCounts() []*ConstraintCount {
 	return nil
 }
 
+func (x *Decision) GetStarts() []*Start {
+	if x != nil {
+		return x.Starts
+	}
+	return nil
+}
+
+func (x *Decision) GetLater() string {
+	if x != nil {
+		return x.Later
+	}
+	return ""
+}
+
+func (x *Decision) GetDelayPrice() float64 {
+	if x != nil {
+		return x.DelayPrice
+	}
+	return 0
+}
+
+// Start is one start of the chosen cell and variant, with its price in USD.
+type Start struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	At    *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
+	// How long it is put off.
+	Put *durationpb.Duration `protobuf:"bytes,2,opt,name=put,proto3" json:"put,omitempty"`
+	// The terms sum to the score.
+	Score         float64 `protobuf:"fixed64,3,opt,name=score,proto3" json:"score,omitempty"`
+	Compute       float64 `protobuf:"fixed64,4,opt,name=compute,proto3" json:"compute,omitempty"`
+	Egress        float64 `protobuf:"fixed64,5,opt,name=egress,proto3" json:"egress,omitempty"`
+	Carbon        float64 `protobuf:"fixed64,6,opt,name=carbon,proto3" json:"carbon,omitempty"`
+	Latency       float64 `protobuf:"fixed64,7,opt,name=latency,proto3" json:"latency,omitempty"`
+	ColdStart     float64 `protobuf:"fixed64,8,opt,name=cold_start,json=coldStart,proto3" json:"cold_start,omitempty"`
+	QualityLost   float64 `protobuf:"fixed64,9,opt,name=quality_lost,json=qualityLost,proto3" json:"quality_lost,omitempty"`
+	Gco2Eq        float64 `protobuf:"fixed64,10,opt,name=gco2eq,proto3" json:"gco2eq,omitempty"`
+	Intensity     float64 `protobuf:"fixed64,11,opt,name=intensity,proto3" json:"intensity,omitempty"` // gCO2eq/kWh
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Start) Reset() {
+	*x = Start{}
+	mi := &file_isobar_v1_decision_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Start) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Start) ProtoMessage() {}
+
+func (x *Start) ProtoReflect() protoreflect.Message {
+	mi := &file_isobar_v1_decision_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Start.ProtoReflect.Descriptor instead.
+func (*Start) Descriptor() ([]byte, []int) {
+	return file_isobar_v1_decision_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Start) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *Start) GetPut() *durationpb.Duration {
+	if x != nil {
+		return x.Put
+	}
+	return nil
+}
+
+func (x *Start) GetScore() float64 {
+	if x != nil {
+		return x.Score
+	}
+	return 0
+}
+
+func (x *Start) GetCompute() float64 {
+	if x != nil {
+		return x.Compute
+	}
+	return 0
+}
+
+func (x *Start) GetEgress() float64 {
+	if x != nil {
+		return x.Egress
+	}
+	return 0
+}
+
+func (x *Start) GetCarbon() float64 {
+	if x != nil {
+		return x.Carbon
+	}
+	return 0
+}
+
+func (x *Start) GetLatency() float64 {
+	if x != nil {
+		return x.Latency
+	}
+	return 0
+}
+
+func (x *Start) GetColdStart() float64 {
+	if x != nil {
+		return x.ColdStart
+	}
+	return 0
+}
+
+func (x *Start) GetQualityLost() float64 {
+	if x != nil {
+		return x.QualityLost
+	}
+	return 0
+}
+
+func (x *Start) GetGco2Eq() float64 {
+	if x != nil {
+		return x.Gco2Eq
+	}
+	return 0
+}
+
+func (x *Start) GetIntensity() float64 {
+	if x != nil {
+		return x.Intensity
+	}
+	return 0
+}
+
 type ConstraintCount struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Constraint    string                 `protobuf:"bytes,1,opt,name=constraint,proto3" json:"constraint,omitempty"`
@@ -180,7 +334,7 @@ type ConstraintCount struct {
 
 func (x *ConstraintCount) Reset() {
 	*x = ConstraintCount{}
-	mi := &file_isobar_v1_decision_proto_msgTypes[1]
+	mi := &file_isobar_v1_decision_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -192,7 +346,7 @@ func (x *ConstraintCount) String() string {
 func (*ConstraintCount) ProtoMessage() {}
 
 func (x *ConstraintCount) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_decision_proto_msgTypes[1]
+	mi := &file_isobar_v1_decision_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -205,7 +359,7 @@ func (x *ConstraintCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConstraintCount.ProtoReflect.Descriptor instead.
 func (*ConstraintCount) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_decision_proto_rawDescGZIP(), []int{1}
+	return file_isobar_v1_decision_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *ConstraintCount) GetConstraint() string {
@@ -257,13 +411,15 @@ type Candidate struct {
 	NetworkKwh     float64 `protobuf:"fixed64,26,opt,name=network_kwh,json=networkKwh,proto3" json:"network_kwh,omitempty"`
 	NetworkGco2Eq  float64 `protobuf:"fixed64,27,opt,name=network_gco2eq,json=networkGco2eq,proto3" json:"network_gco2eq,omitempty"`
 	EmbodiedGco2Eq float64 `protobuf:"fixed64,28,opt,name=embodied_gco2eq,json=embodiedGco2eq,proto3" json:"embodied_gco2eq,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// How long the start is put off by choice.
+	Put           *durationpb.Duration `protobuf:"bytes,29,opt,name=put,proto3" json:"put,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Candidate) Reset() {
 	*x = Candidate{}
-	mi := &file_isobar_v1_decision_proto_msgTypes[2]
+	mi := &file_isobar_v1_decision_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -275,7 +431,7 @@ func (x *Candidate) String() string {
 func (*Candidate) ProtoMessage() {}
 
 func (x *Candidate) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_decision_proto_msgTypes[2]
+	mi := &file_isobar_v1_decision_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -288,7 +444,7 @@ func (x *Candidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Candidate.ProtoReflect.Descriptor instead.
 func (*Candidate) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_decision_proto_rawDescGZIP(), []int{2}
+	return file_isobar_v1_decision_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Candidate) GetCell() string {
@@ -487,6 +643,13 @@ func (x *Candidate) GetEmbodiedGco2Eq() float64 {
 	return 0
 }
 
+func (x *Candidate) GetPut() *durationpb.Duration {
+	if x != nil {
+		return x.Put
+	}
+	return nil
+}
+
 type RuledOut struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Cell          string                 `protobuf:"bytes,1,opt,name=cell,proto3" json:"cell,omitempty"`
@@ -500,7 +663,7 @@ type RuledOut struct {
 
 func (x *RuledOut) Reset() {
 	*x = RuledOut{}
-	mi := &file_isobar_v1_decision_proto_msgTypes[3]
+	mi := &file_isobar_v1_decision_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -512,7 +675,7 @@ func (x *RuledOut) String() string {
 func (*RuledOut) ProtoMessage() {}
 
 func (x *RuledOut) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_decision_proto_msgTypes[3]
+	mi := &file_isobar_v1_decision_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -525,7 +688,7 @@ func (x *RuledOut) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuledOut.ProtoReflect.Descriptor instead.
 func (*RuledOut) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_decision_proto_rawDescGZIP(), []int{3}
+	return file_isobar_v1_decision_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *RuledOut) GetCell() string {
@@ -577,7 +740,7 @@ type Flip struct {
 
 func (x *Flip) Reset() {
 	*x = Flip{}
-	mi := &file_isobar_v1_decision_proto_msgTypes[4]
+	mi := &file_isobar_v1_decision_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -589,7 +752,7 @@ func (x *Flip) String() string {
 func (*Flip) ProtoMessage() {}
 
 func (x *Flip) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_decision_proto_msgTypes[4]
+	mi := &file_isobar_v1_decision_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -602,7 +765,7 @@ func (x *Flip) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flip.ProtoReflect.Descriptor instead.
 func (*Flip) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_decision_proto_rawDescGZIP(), []int{4}
+	return file_isobar_v1_decision_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Flip) GetWeight() string {
@@ -644,7 +807,7 @@ var File_isobar_v1_decision_proto protoreflect.FileDescriptor
 
 const file_isobar_v1_decision_proto_rawDesc = "" +
 	"\n" +
-	"\x18isobar/v1/decision.proto\x12\tisobar.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd8\x03\n" +
+	"\x18isobar/v1/decision.proto\x12\tisobar.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb9\x04\n" +
 	"\bDecision\x12*\n" +
 	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x12\n" +
 	"\x04home\x18\x02 \x01(\tR\x04home\x12!\n" +
@@ -661,12 +824,30 @@ const file_isobar_v1_decision_proto_rawDesc = "" +
 	" \x01(\tR\x04hint\x12\x18\n" +
 	"\asummary\x18\v \x01(\tR\asummary\x12\x18\n" +
 	"\aattempt\x18\f \x01(\x04R\aattempt\x122\n" +
-	"\x06counts\x18\r \x03(\v2\x1a.isobar.v1.ConstraintCountR\x06counts\"G\n" +
+	"\x06counts\x18\r \x03(\v2\x1a.isobar.v1.ConstraintCountR\x06counts\x12(\n" +
+	"\x06starts\x18\x0e \x03(\v2\x10.isobar.v1.StartR\x06starts\x12\x14\n" +
+	"\x05later\x18\x0f \x01(\tR\x05later\x12\x1f\n" +
+	"\vdelay_price\x18\x10 \x01(\x01R\n" +
+	"delayPrice\"\xd2\x02\n" +
+	"\x05Start\x12*\n" +
+	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12+\n" +
+	"\x03put\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03put\x12\x14\n" +
+	"\x05score\x18\x03 \x01(\x01R\x05score\x12\x18\n" +
+	"\acompute\x18\x04 \x01(\x01R\acompute\x12\x16\n" +
+	"\x06egress\x18\x05 \x01(\x01R\x06egress\x12\x16\n" +
+	"\x06carbon\x18\x06 \x01(\x01R\x06carbon\x12\x18\n" +
+	"\alatency\x18\a \x01(\x01R\alatency\x12\x1d\n" +
+	"\n" +
+	"cold_start\x18\b \x01(\x01R\tcoldStart\x12!\n" +
+	"\fquality_lost\x18\t \x01(\x01R\vqualityLost\x12\x16\n" +
+	"\x06gco2eq\x18\n" +
+	" \x01(\x01R\x06gco2eq\x12\x1c\n" +
+	"\tintensity\x18\v \x01(\x01R\tintensity\"G\n" +
 	"\x0fConstraintCount\x12\x1e\n" +
 	"\n" +
 	"constraint\x18\x01 \x01(\tR\n" +
 	"constraint\x12\x14\n" +
-	"\x05count\x18\x02 \x01(\rR\x05count\"\x99\a\n" +
+	"\x05count\x18\x02 \x01(\rR\x05count\"\xc6\a\n" +
 	"\tCandidate\x12\x12\n" +
 	"\x04cell\x18\x01 \x01(\tR\x04cell\x12\x16\n" +
 	"\x06region\x18\x02 \x01(\tR\x06region\x12\x18\n" +
@@ -699,7 +880,8 @@ const file_isobar_v1_decision_proto_rawDesc = "" +
 	"\vnetwork_kwh\x18\x1a \x01(\x01R\n" +
 	"networkKwh\x12%\n" +
 	"\x0enetwork_gco2eq\x18\x1b \x01(\x01R\rnetworkGco2eq\x12'\n" +
-	"\x0fembodied_gco2eq\x18\x1c \x01(\x01R\x0eembodiedGco2eq\"\x88\x01\n" +
+	"\x0fembodied_gco2eq\x18\x1c \x01(\x01R\x0eembodiedGco2eq\x12+\n" +
+	"\x03put\x18\x1d \x01(\v2\x19.google.protobuf.DurationR\x03put\"\x88\x01\n" +
 	"\bRuledOut\x12\x12\n" +
 	"\x04cell\x18\x01 \x01(\tR\x04cell\x12\x16\n" +
 	"\x06region\x18\x02 \x01(\tR\x06region\x12\x18\n" +
@@ -727,34 +909,39 @@ func file_isobar_v1_decision_proto_rawDescGZIP() []byte {
 	return file_isobar_v1_decision_proto_rawDescData
 }
 
-var file_isobar_v1_decision_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_isobar_v1_decision_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_isobar_v1_decision_proto_goTypes = []any{
 	(*Decision)(nil),              // 0: isobar.v1.Decision
-	(*ConstraintCount)(nil),       // 1: isobar.v1.ConstraintCount
-	(*Candidate)(nil),             // 2: isobar.v1.Candidate
-	(*RuledOut)(nil),              // 3: isobar.v1.RuledOut
-	(*Flip)(nil),                  // 4: isobar.v1.Flip
-	(*timestamppb.Timestamp)(nil), // 5: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 6: google.protobuf.Duration
+	(*Start)(nil),                 // 1: isobar.v1.Start
+	(*ConstraintCount)(nil),       // 2: isobar.v1.ConstraintCount
+	(*Candidate)(nil),             // 3: isobar.v1.Candidate
+	(*RuledOut)(nil),              // 4: isobar.v1.RuledOut
+	(*Flip)(nil),                  // 5: isobar.v1.Flip
+	(*timestamppb.Timestamp)(nil), // 6: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 7: google.protobuf.Duration
 }
 var file_isobar_v1_decision_proto_depIdxs = []int32{
-	5,  // 0: isobar.v1.Decision.at:type_name -> google.protobuf.Timestamp
-	2,  // 1: isobar.v1.Decision.candidates:type_name -> isobar.v1.Candidate
-	3,  // 2: isobar.v1.Decision.ruled_out:type_name -> isobar.v1.RuledOut
-	4,  // 3: isobar.v1.Decision.flips:type_name -> isobar.v1.Flip
-	1,  // 4: isobar.v1.Decision.counts:type_name -> isobar.v1.ConstraintCount
-	5,  // 5: isobar.v1.Candidate.start:type_name -> google.protobuf.Timestamp
-	5,  // 6: isobar.v1.Candidate.finish:type_name -> google.protobuf.Timestamp
-	6,  // 7: isobar.v1.Candidate.wait:type_name -> google.protobuf.Duration
-	6,  // 8: isobar.v1.Candidate.cold:type_name -> google.protobuf.Duration
-	6,  // 9: isobar.v1.Candidate.run:type_name -> google.protobuf.Duration
-	6,  // 10: isobar.v1.Candidate.rtt:type_name -> google.protobuf.Duration
-	6,  // 11: isobar.v1.Candidate.digest_age:type_name -> google.protobuf.Duration
-	12, // [12:12] is the sub-list for method output_type
-	12, // [12:12] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	6,  // 0: isobar.v1.Decision.at:type_name -> google.protobuf.Timestamp
+	3,  // 1: isobar.v1.Decision.candidates:type_name -> isobar.v1.Candidate
+	4,  // 2: isobar.v1.Decision.ruled_out:type_name -> isobar.v1.RuledOut
+	5,  // 3: isobar.v1.Decision.flips:type_name -> isobar.v1.Flip
+	2,  // 4: isobar.v1.Decision.counts:type_name -> isobar.v1.ConstraintCount
+	1,  // 5: isobar.v1.Decision.starts:type_name -> isobar.v1.Start
+	6,  // 6: isobar.v1.Start.at:type_name -> google.protobuf.Timestamp
+	7,  // 7: isobar.v1.Start.put:type_name -> google.protobuf.Duration
+	6,  // 8: isobar.v1.Candidate.start:type_name -> google.protobuf.Timestamp
+	6,  // 9: isobar.v1.Candidate.finish:type_name -> google.protobuf.Timestamp
+	7,  // 10: isobar.v1.Candidate.wait:type_name -> google.protobuf.Duration
+	7,  // 11: isobar.v1.Candidate.cold:type_name -> google.protobuf.Duration
+	7,  // 12: isobar.v1.Candidate.run:type_name -> google.protobuf.Duration
+	7,  // 13: isobar.v1.Candidate.rtt:type_name -> google.protobuf.Duration
+	7,  // 14: isobar.v1.Candidate.digest_age:type_name -> google.protobuf.Duration
+	7,  // 15: isobar.v1.Candidate.put:type_name -> google.protobuf.Duration
+	16, // [16:16] is the sub-list for method output_type
+	16, // [16:16] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_isobar_v1_decision_proto_init() }
@@ -768,7 +955,7 @@ func file_isobar_v1_decision_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isobar_v1_decision_proto_rawDesc), len(file_isobar_v1_decision_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   5,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

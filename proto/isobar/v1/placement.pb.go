@@ -32,6 +32,7 @@ type ExplainRequest struct {
 	LatencyPrice   *float64 `protobuf:"fixed64,4,opt,name=latency_price,json=latencyPrice,proto3,oneof" json:"latency_price,omitempty"`
 	QualityPrice   *float64 `protobuf:"fixed64,5,opt,name=quality_price,json=qualityPrice,proto3,oneof" json:"quality_price,omitempty"`
 	WithoutRegions []string `protobuf:"bytes,6,rep,name=without_regions,json=withoutRegions,proto3" json:"without_regions,omitempty"`
+	DelayPrice     *float64 `protobuf:"fixed64,7,opt,name=delay_price,json=delayPrice,proto3,oneof" json:"delay_price,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -108,6 +109,13 @@ func (x *ExplainRequest) GetWithoutRegions() []string {
 	return nil
 }
 
+func (x *ExplainRequest) GetDelayPrice() float64 {
+	if x != nil && x.DelayPrice != nil {
+		return *x.DelayPrice
+	}
+	return 0
+}
+
 type ExplainResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What was decided, newest first, at most three; empty for a task that was
@@ -115,7 +123,9 @@ type ExplainResponse struct {
 	Decisions []*Decision `protobuf:"bytes,1,rep,name=decisions,proto3" json:"decisions,omitempty"`
 	// The decision as it would be taken now; set for a task not ended and for
 	// every question.
-	Now           *Decision `protobuf:"bytes,2,opt,name=now,proto3" json:"now,omitempty"`
+	Now *Decision `protobuf:"bytes,2,opt,name=now,proto3" json:"now,omitempty"`
+	// The newest decision that put the start off; kept after the start.
+	Plan          *Decision `protobuf:"bytes,3,opt,name=plan,proto3" json:"plan,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -164,24 +174,35 @@ func (x *ExplainResponse) GetNow() *Decision {
 	return nil
 }
 
+func (x *ExplainResponse) GetPlan() *Decision {
+	if x != nil {
+		return x.Plan
+	}
+	return nil
+}
+
 var File_isobar_v1_placement_proto protoreflect.FileDescriptor
 
 const file_isobar_v1_placement_proto_rawDesc = "" +
 	"\n" +
-	"\x19isobar/v1/placement.proto\x12\tisobar.v1\x1a\x18isobar/v1/decision.proto\x1a\x14isobar/v1/task.proto\"\xac\x02\n" +
+	"\x19isobar/v1/placement.proto\x12\tisobar.v1\x1a\x18isobar/v1/decision.proto\x1a\x14isobar/v1/task.proto\"\xe2\x02\n" +
 	"\x0eExplainRequest\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12'\n" +
 	"\x04task\x18\x02 \x01(\v2\x13.isobar.v1.TaskSpecR\x04task\x12&\n" +
 	"\fcarbon_price\x18\x03 \x01(\x01H\x00R\vcarbonPrice\x88\x01\x01\x12(\n" +
 	"\rlatency_price\x18\x04 \x01(\x01H\x01R\flatencyPrice\x88\x01\x01\x12(\n" +
 	"\rquality_price\x18\x05 \x01(\x01H\x02R\fqualityPrice\x88\x01\x01\x12'\n" +
-	"\x0fwithout_regions\x18\x06 \x03(\tR\x0ewithoutRegionsB\x0f\n" +
+	"\x0fwithout_regions\x18\x06 \x03(\tR\x0ewithoutRegions\x12$\n" +
+	"\vdelay_price\x18\a \x01(\x01H\x03R\n" +
+	"delayPrice\x88\x01\x01B\x0f\n" +
 	"\r_carbon_priceB\x10\n" +
 	"\x0e_latency_priceB\x10\n" +
-	"\x0e_quality_price\"k\n" +
+	"\x0e_quality_priceB\x0e\n" +
+	"\f_delay_price\"\x94\x01\n" +
 	"\x0fExplainResponse\x121\n" +
 	"\tdecisions\x18\x01 \x03(\v2\x13.isobar.v1.DecisionR\tdecisions\x12%\n" +
-	"\x03now\x18\x02 \x01(\v2\x13.isobar.v1.DecisionR\x03now2T\n" +
+	"\x03now\x18\x02 \x01(\v2\x13.isobar.v1.DecisionR\x03now\x12'\n" +
+	"\x04plan\x18\x03 \x01(\v2\x13.isobar.v1.DecisionR\x04plan2T\n" +
 	"\x10PlacementService\x12@\n" +
 	"\aExplain\x12\x19.isobar.v1.ExplainRequest\x1a\x1a.isobar.v1.ExplainResponseB8Z6github.com/isobar-mesh/isobar/proto/isobar/v1;isobarv1b\x06proto3"
 
@@ -208,13 +229,14 @@ var file_isobar_v1_placement_proto_depIdxs = []int32{
 	2, // 0: isobar.v1.ExplainRequest.task:type_name -> isobar.v1.TaskSpec
 	3, // 1: isobar.v1.ExplainResponse.decisions:type_name -> isobar.v1.Decision
 	3, // 2: isobar.v1.ExplainResponse.now:type_name -> isobar.v1.Decision
-	0, // 3: isobar.v1.PlacementService.Explain:input_type -> isobar.v1.ExplainRequest
-	1, // 4: isobar.v1.PlacementService.Explain:output_type -> isobar.v1.ExplainResponse
-	4, // [4:5] is the sub-list for method output_type
-	3, // [3:4] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	3, // 3: isobar.v1.ExplainResponse.plan:type_name -> isobar.v1.Decision
+	0, // 4: isobar.v1.PlacementService.Explain:input_type -> isobar.v1.ExplainRequest
+	1, // 5: isobar.v1.PlacementService.Explain:output_type -> isobar.v1.ExplainResponse
+	5, // [5:6] is the sub-list for method output_type
+	4, // [4:5] is the sub-list for method input_type
+	4, // [4:4] is the sub-list for extension type_name
+	4, // [4:4] is the sub-list for extension extendee
+	0, // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_isobar_v1_placement_proto_init() }

@@ -29,7 +29,8 @@ type TaskState int32
 
 const (
 	TaskState_TASK_STATE_UNSPECIFIED TaskState = 0
-	// Waits for a time: not-before, or the pause before another attempt.
+	// Waits for a time: not-before, the pause before another attempt, or a start
+	// put off by choice.
 	TaskState_TASK_STATE_DEFERRED TaskState = 1
 	// Waits for a place.
 	TaskState_TASK_STATE_READY TaskState = 2
@@ -131,7 +132,13 @@ type TaskSpec struct {
 	// Only variants of at least this quality (0 to 1) may run it.
 	MinQuality float64 `protobuf:"fixed64,14,opt,name=min_quality,json=minQuality,proto3" json:"min_quality,omitempty"`
 	// Replaces the function's own policy.
-	Retry         *RetryPolicy `protobuf:"bytes,15,opt,name=retry,proto3" json:"retry,omitempty"`
+	Retry *RetryPolicy `protobuf:"bytes,15,opt,name=retry,proto3" json:"retry,omitempty"`
+	// How long its start may be put off by choice, to when it is cheaper or
+	// cleaner; counted from its accept, or from not_before. None: it starts as soon
+	// as it can. It bounds the first start only: a retry does not wait by choice.
+	MaxDelay *durationpb.Duration `protobuf:"bytes,16,opt,name=max_delay,json=maxDelay,proto3" json:"max_delay,omitempty"`
+	// Longest round trip from its home to where it runs, inclusive; 0 is any.
+	MaxRtt        *durationpb.Duration `protobuf:"bytes,17,opt,name=max_rtt,json=maxRtt,proto3" json:"max_rtt,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -280,6 +287,20 @@ func (x *TaskSpec) GetMinQuality() float64 {
 func (x *TaskSpec) GetRetry() *RetryPolicy {
 	if x != nil {
 		return x.Retry
+	}
+	return nil
+}
+
+func (x *TaskSpec) GetMaxDelay() *durationpb.Duration {
+	if x != nil {
+		return x.MaxDelay
+	}
+	return nil
+}
+
+func (x *TaskSpec) GetMaxRtt() *durationpb.Duration {
+	if x != nil {
+		return x.MaxRtt
 	}
 	return nil
 }
@@ -464,7 +485,14 @@ type Task struct {
 	PayloadSha256 []byte `protobuf:"bytes,24,opt,name=payload_sha256,json=payloadSha256,proto3" json:"payload_sha256,omitempty"`
 	ResultSha256  []byte `protobuf:"bytes,25,opt,name=result_sha256,json=resultSha256,proto3" json:"result_sha256,omitempty"`
 	// W3C trace context of the submit.
-	Traceparent   string `protobuf:"bytes,26,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
+	Traceparent string               `protobuf:"bytes,26,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
+	MaxDelay    *durationpb.Duration `protobuf:"bytes,27,opt,name=max_delay,json=maxDelay,proto3" json:"max_delay,omitempty"`
+	// Until when its start may be put off by choice.
+	StartBy *timestamppb.Timestamp `protobuf:"bytes,28,opt,name=start_by,json=startBy,proto3" json:"start_by,omitempty"`
+	MaxRtt  *durationpb.Duration   `protobuf:"bytes,29,opt,name=max_rtt,json=maxRtt,proto3" json:"max_rtt,omitempty"`
+	// The newest plan of a task that was put off by choice; it stays after the
+	// start. Explain shows the whole decision.
+	Plan          *Plan `protobuf:"bytes,30,opt,name=plan,proto3" json:"plan,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -681,6 +709,139 @@ func (x *Task) GetTraceparent() string {
 	return ""
 }
 
+func (x *Task) GetMaxDelay() *durationpb.Duration {
+	if x != nil {
+		return x.MaxDelay
+	}
+	return nil
+}
+
+func (x *Task) GetStartBy() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StartBy
+	}
+	return nil
+}
+
+func (x *Task) GetMaxRtt() *durationpb.Duration {
+	if x != nil {
+		return x.MaxRtt
+	}
+	return nil
+}
+
+func (x *Task) GetPlan() *Plan {
+	if x != nil {
+		return x.Plan
+	}
+	return nil
+}
+
+// Plan is a start that was put off by choice. It books nothing: room is looked
+// for at the start.
+type Plan struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Start   *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=start,proto3" json:"start,omitempty"`
+	Cell    string                 `protobuf:"bytes,2,opt,name=cell,proto3" json:"cell,omitempty"`
+	Region  string                 `protobuf:"bytes,3,opt,name=region,proto3" json:"region,omitempty"`
+	Variant string                 `protobuf:"bytes,4,opt,name=variant,proto3" json:"variant,omitempty"`
+	// "starts about 03:00 UTC in eu-north, because carbon is 120 g/kWh lower then"
+	Reason  string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	Decided *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=decided,proto3" json:"decided,omitempty"`
+	// How often the start was planned, this plan included.
+	Plans uint32 `protobuf:"varint,7,opt,name=plans,proto3" json:"plans,omitempty"`
+	// The task waits for it now.
+	Waits         bool `protobuf:"varint,8,opt,name=waits,proto3" json:"waits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Plan) Reset() {
+	*x = Plan{}
+	mi := &file_isobar_v1_task_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Plan) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Plan) ProtoMessage() {}
+
+func (x *Plan) ProtoReflect() protoreflect.Message {
+	mi := &file_isobar_v1_task_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Plan.ProtoReflect.Descriptor instead.
+func (*Plan) Descriptor() ([]byte, []int) {
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Plan) GetStart() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Start
+	}
+	return nil
+}
+
+func (x *Plan) GetCell() string {
+	if x != nil {
+		return x.Cell
+	}
+	return ""
+}
+
+func (x *Plan) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
+func (x *Plan) GetVariant() string {
+	if x != nil {
+		return x.Variant
+	}
+	return ""
+}
+
+func (x *Plan) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Plan) GetDecided() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Decided
+	}
+	return nil
+}
+
+func (x *Plan) GetPlans() uint32 {
+	if x != nil {
+		return x.Plans
+	}
+	return 0
+}
+
+func (x *Plan) GetWaits() bool {
+	if x != nil {
+		return x.Waits
+	}
+	return false
+}
+
 // Attempt is one numbered try.
 type Attempt struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -712,7 +873,7 @@ type Attempt struct {
 
 func (x *Attempt) Reset() {
 	*x = Attempt{}
-	mi := &file_isobar_v1_task_proto_msgTypes[4]
+	mi := &file_isobar_v1_task_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -724,7 +885,7 @@ func (x *Attempt) String() string {
 func (*Attempt) ProtoMessage() {}
 
 func (x *Attempt) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[4]
+	mi := &file_isobar_v1_task_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -737,7 +898,7 @@ func (x *Attempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attempt.ProtoReflect.Descriptor instead.
 func (*Attempt) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{4}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Attempt) GetNumber() uint64 {
@@ -861,7 +1022,7 @@ type SubmitRequest struct {
 
 func (x *SubmitRequest) Reset() {
 	*x = SubmitRequest{}
-	mi := &file_isobar_v1_task_proto_msgTypes[5]
+	mi := &file_isobar_v1_task_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -873,7 +1034,7 @@ func (x *SubmitRequest) String() string {
 func (*SubmitRequest) ProtoMessage() {}
 
 func (x *SubmitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[5]
+	mi := &file_isobar_v1_task_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -886,7 +1047,7 @@ func (x *SubmitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubmitRequest.ProtoReflect.Descriptor instead.
 func (*SubmitRequest) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{5}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *SubmitRequest) GetTasks() []*TaskSpec {
@@ -906,7 +1067,7 @@ type SubmitResponse struct {
 
 func (x *SubmitResponse) Reset() {
 	*x = SubmitResponse{}
-	mi := &file_isobar_v1_task_proto_msgTypes[6]
+	mi := &file_isobar_v1_task_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -918,7 +1079,7 @@ func (x *SubmitResponse) String() string {
 func (*SubmitResponse) ProtoMessage() {}
 
 func (x *SubmitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[6]
+	mi := &file_isobar_v1_task_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -931,7 +1092,7 @@ func (x *SubmitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubmitResponse.ProtoReflect.Descriptor instead.
 func (*SubmitResponse) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{6}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *SubmitResponse) GetResults() []*SubmitResult {
@@ -960,7 +1121,7 @@ type SubmitResult struct {
 
 func (x *SubmitResult) Reset() {
 	*x = SubmitResult{}
-	mi := &file_isobar_v1_task_proto_msgTypes[7]
+	mi := &file_isobar_v1_task_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -972,7 +1133,7 @@ func (x *SubmitResult) String() string {
 func (*SubmitResult) ProtoMessage() {}
 
 func (x *SubmitResult) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[7]
+	mi := &file_isobar_v1_task_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -985,7 +1146,7 @@ func (x *SubmitResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubmitResult.ProtoReflect.Descriptor instead.
 func (*SubmitResult) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{7}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SubmitResult) GetTaskId() string {
@@ -1058,7 +1219,7 @@ type TaskError struct {
 
 func (x *TaskError) Reset() {
 	*x = TaskError{}
-	mi := &file_isobar_v1_task_proto_msgTypes[8]
+	mi := &file_isobar_v1_task_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1070,7 +1231,7 @@ func (x *TaskError) String() string {
 func (*TaskError) ProtoMessage() {}
 
 func (x *TaskError) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[8]
+	mi := &file_isobar_v1_task_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1083,7 +1244,7 @@ func (x *TaskError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskError.ProtoReflect.Descriptor instead.
 func (*TaskError) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{8}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *TaskError) GetCode() string {
@@ -1167,7 +1328,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_isobar_v1_task_proto_msgTypes[9]
+	mi := &file_isobar_v1_task_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1179,7 +1340,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[9]
+	mi := &file_isobar_v1_task_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1192,7 +1353,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{9}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *GetRequest) GetTaskId() string {
@@ -1218,7 +1379,7 @@ type GetResponse struct {
 
 func (x *GetResponse) Reset() {
 	*x = GetResponse{}
-	mi := &file_isobar_v1_task_proto_msgTypes[10]
+	mi := &file_isobar_v1_task_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1230,7 +1391,7 @@ func (x *GetResponse) String() string {
 func (*GetResponse) ProtoMessage() {}
 
 func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[10]
+	mi := &file_isobar_v1_task_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1243,7 +1404,7 @@ func (x *GetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{10}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *GetResponse) GetTask() *Task {
@@ -1264,7 +1425,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_isobar_v1_task_proto_msgTypes[11]
+	mi := &file_isobar_v1_task_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1276,7 +1437,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[11]
+	mi := &file_isobar_v1_task_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1289,7 +1450,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{11}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *WaitRequest) GetTaskId() string {
@@ -1317,7 +1478,7 @@ type WaitResponse struct {
 
 func (x *WaitResponse) Reset() {
 	*x = WaitResponse{}
-	mi := &file_isobar_v1_task_proto_msgTypes[12]
+	mi := &file_isobar_v1_task_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1329,7 +1490,7 @@ func (x *WaitResponse) String() string {
 func (*WaitResponse) ProtoMessage() {}
 
 func (x *WaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[12]
+	mi := &file_isobar_v1_task_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1342,7 +1503,7 @@ func (x *WaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitResponse.ProtoReflect.Descriptor instead.
 func (*WaitResponse) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{12}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *WaitResponse) GetTask() *Task {
@@ -1373,7 +1534,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_isobar_v1_task_proto_msgTypes[13]
+	mi := &file_isobar_v1_task_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1385,7 +1546,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[13]
+	mi := &file_isobar_v1_task_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1398,7 +1559,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{13}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListRequest) GetTenant() string {
@@ -1451,7 +1612,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_isobar_v1_task_proto_msgTypes[14]
+	mi := &file_isobar_v1_task_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1463,7 +1624,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[14]
+	mi := &file_isobar_v1_task_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1476,7 +1637,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{14}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListResponse) GetTasks() []*Task {
@@ -1524,7 +1685,7 @@ type CancelRequest struct {
 
 func (x *CancelRequest) Reset() {
 	*x = CancelRequest{}
-	mi := &file_isobar_v1_task_proto_msgTypes[15]
+	mi := &file_isobar_v1_task_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1536,7 +1697,7 @@ func (x *CancelRequest) String() string {
 func (*CancelRequest) ProtoMessage() {}
 
 func (x *CancelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[15]
+	mi := &file_isobar_v1_task_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1549,7 +1710,7 @@ func (x *CancelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRequest.ProtoReflect.Descriptor instead.
 func (*CancelRequest) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{15}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CancelRequest) GetTaskId() string {
@@ -1577,7 +1738,7 @@ type CancelResponse struct {
 
 func (x *CancelResponse) Reset() {
 	*x = CancelResponse{}
-	mi := &file_isobar_v1_task_proto_msgTypes[16]
+	mi := &file_isobar_v1_task_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1589,7 +1750,7 @@ func (x *CancelResponse) String() string {
 func (*CancelResponse) ProtoMessage() {}
 
 func (x *CancelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[16]
+	mi := &file_isobar_v1_task_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1602,7 +1763,7 @@ func (x *CancelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelResponse.ProtoReflect.Descriptor instead.
 func (*CancelResponse) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{16}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CancelResponse) GetTask() *Task {
@@ -1641,7 +1802,7 @@ type InvokeRequest struct {
 
 func (x *InvokeRequest) Reset() {
 	*x = InvokeRequest{}
-	mi := &file_isobar_v1_task_proto_msgTypes[17]
+	mi := &file_isobar_v1_task_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1653,7 +1814,7 @@ func (x *InvokeRequest) String() string {
 func (*InvokeRequest) ProtoMessage() {}
 
 func (x *InvokeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[17]
+	mi := &file_isobar_v1_task_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1666,7 +1827,7 @@ func (x *InvokeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InvokeRequest.ProtoReflect.Descriptor instead.
 func (*InvokeRequest) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{17}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *InvokeRequest) GetTenant() string {
@@ -1791,7 +1952,7 @@ type InvokeResponse struct {
 
 func (x *InvokeResponse) Reset() {
 	*x = InvokeResponse{}
-	mi := &file_isobar_v1_task_proto_msgTypes[18]
+	mi := &file_isobar_v1_task_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1803,7 +1964,7 @@ func (x *InvokeResponse) String() string {
 func (*InvokeResponse) ProtoMessage() {}
 
 func (x *InvokeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[18]
+	mi := &file_isobar_v1_task_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1816,7 +1977,7 @@ func (x *InvokeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InvokeResponse.ProtoReflect.Descriptor instead.
 func (*InvokeResponse) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{18}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *InvokeResponse) GetResult() []byte {
@@ -1879,7 +2040,7 @@ var File_isobar_v1_task_proto protoreflect.FileDescriptor
 
 const file_isobar_v1_task_proto_rawDesc = "" +
 	"\n" +
-	"\x14isobar/v1/task.proto\x12\tisobar.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18isobar/v1/decision.proto\"\xc3\x04\n" +
+	"\x14isobar/v1/task.proto\x12\tisobar.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18isobar/v1/decision.proto\"\xaf\x05\n" +
 	"\bTaskSpec\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x1a\n" +
 	"\bfunction\x18\x02 \x01(\tR\bfunction\x12\x1a\n" +
@@ -1899,7 +2060,9 @@ const file_isobar_v1_task_proto_rawDesc = "" +
 	"\tresidency\x18\r \x01(\v2\x14.isobar.v1.ResidencyR\tresidency\x12\x1f\n" +
 	"\vmin_quality\x18\x0e \x01(\x01R\n" +
 	"minQuality\x12,\n" +
-	"\x05retry\x18\x0f \x01(\v2\x16.isobar.v1.RetryPolicyR\x05retryB\a\n" +
+	"\x05retry\x18\x0f \x01(\v2\x16.isobar.v1.RetryPolicyR\x05retry\x126\n" +
+	"\tmax_delay\x18\x10 \x01(\v2\x19.google.protobuf.DurationR\bmaxDelay\x122\n" +
+	"\amax_rtt\x18\x11 \x01(\v2\x19.google.protobuf.DurationR\x06maxRttB\a\n" +
 	"\x05input\"=\n" +
 	"\tResidency\x12\x18\n" +
 	"\aallowed\x18\x01 \x03(\tR\aallowed\x12\x16\n" +
@@ -1908,7 +2071,7 @@ const file_isobar_v1_task_proto_rawDesc = "" +
 	"\fmax_attempts\x18\x01 \x01(\rR\vmaxAttempts\x123\n" +
 	"\abackoff\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\abackoff\x12:\n" +
 	"\vmax_backoff\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\n" +
-	"maxBackoff\"\xc8\a\n" +
+	"maxBackoff\"\x90\t\n" +
 	"\x04Task\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12*\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x14.isobar.v1.TaskStateR\x05state\x12\x16\n" +
@@ -1939,7 +2102,20 @@ const file_isobar_v1_task_proto_rawDesc = "" +
 	"\rpayload_bytes\x18\x17 \x01(\x04R\fpayloadBytes\x12%\n" +
 	"\x0epayload_sha256\x18\x18 \x01(\fR\rpayloadSha256\x12#\n" +
 	"\rresult_sha256\x18\x19 \x01(\fR\fresultSha256\x12 \n" +
-	"\vtraceparent\x18\x1a \x01(\tR\vtraceparent\"\x8d\x04\n" +
+	"\vtraceparent\x18\x1a \x01(\tR\vtraceparent\x126\n" +
+	"\tmax_delay\x18\x1b \x01(\v2\x19.google.protobuf.DurationR\bmaxDelay\x125\n" +
+	"\bstart_by\x18\x1c \x01(\v2\x1a.google.protobuf.TimestampR\astartBy\x122\n" +
+	"\amax_rtt\x18\x1d \x01(\v2\x19.google.protobuf.DurationR\x06maxRtt\x12#\n" +
+	"\x04plan\x18\x1e \x01(\v2\x0f.isobar.v1.PlanR\x04plan\"\xf8\x01\n" +
+	"\x04Plan\x120\n" +
+	"\x05start\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05start\x12\x12\n" +
+	"\x04cell\x18\x02 \x01(\tR\x04cell\x12\x16\n" +
+	"\x06region\x18\x03 \x01(\tR\x06region\x12\x18\n" +
+	"\avariant\x18\x04 \x01(\tR\avariant\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x124\n" +
+	"\adecided\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\adecided\x12\x14\n" +
+	"\x05plans\x18\a \x01(\rR\x05plans\x12\x14\n" +
+	"\x05waits\x18\b \x01(\bR\x05waits\"\x8d\x04\n" +
 	"\aAttempt\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x12\n" +
 	"\x04cell\x18\x02 \x01(\tR\x04cell\x12\x16\n" +
@@ -2069,87 +2245,96 @@ func file_isobar_v1_task_proto_rawDescGZIP() []byte {
 }
 
 var file_isobar_v1_task_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_isobar_v1_task_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_isobar_v1_task_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_isobar_v1_task_proto_goTypes = []any{
 	(TaskState)(0),                // 0: isobar.v1.TaskState
 	(*TaskSpec)(nil),              // 1: isobar.v1.TaskSpec
 	(*Residency)(nil),             // 2: isobar.v1.Residency
 	(*RetryPolicy)(nil),           // 3: isobar.v1.RetryPolicy
 	(*Task)(nil),                  // 4: isobar.v1.Task
-	(*Attempt)(nil),               // 5: isobar.v1.Attempt
-	(*SubmitRequest)(nil),         // 6: isobar.v1.SubmitRequest
-	(*SubmitResponse)(nil),        // 7: isobar.v1.SubmitResponse
-	(*SubmitResult)(nil),          // 8: isobar.v1.SubmitResult
-	(*TaskError)(nil),             // 9: isobar.v1.TaskError
-	(*GetRequest)(nil),            // 10: isobar.v1.GetRequest
-	(*GetResponse)(nil),           // 11: isobar.v1.GetResponse
-	(*WaitRequest)(nil),           // 12: isobar.v1.WaitRequest
-	(*WaitResponse)(nil),          // 13: isobar.v1.WaitResponse
-	(*ListRequest)(nil),           // 14: isobar.v1.ListRequest
-	(*ListResponse)(nil),          // 15: isobar.v1.ListResponse
-	(*CancelRequest)(nil),         // 16: isobar.v1.CancelRequest
-	(*CancelResponse)(nil),        // 17: isobar.v1.CancelResponse
-	(*InvokeRequest)(nil),         // 18: isobar.v1.InvokeRequest
-	(*InvokeResponse)(nil),        // 19: isobar.v1.InvokeResponse
-	(*structpb.Value)(nil),        // 20: google.protobuf.Value
-	(*timestamppb.Timestamp)(nil), // 21: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 22: google.protobuf.Duration
-	(*Candidate)(nil),             // 23: isobar.v1.Candidate
+	(*Plan)(nil),                  // 5: isobar.v1.Plan
+	(*Attempt)(nil),               // 6: isobar.v1.Attempt
+	(*SubmitRequest)(nil),         // 7: isobar.v1.SubmitRequest
+	(*SubmitResponse)(nil),        // 8: isobar.v1.SubmitResponse
+	(*SubmitResult)(nil),          // 9: isobar.v1.SubmitResult
+	(*TaskError)(nil),             // 10: isobar.v1.TaskError
+	(*GetRequest)(nil),            // 11: isobar.v1.GetRequest
+	(*GetResponse)(nil),           // 12: isobar.v1.GetResponse
+	(*WaitRequest)(nil),           // 13: isobar.v1.WaitRequest
+	(*WaitResponse)(nil),          // 14: isobar.v1.WaitResponse
+	(*ListRequest)(nil),           // 15: isobar.v1.ListRequest
+	(*ListResponse)(nil),          // 16: isobar.v1.ListResponse
+	(*CancelRequest)(nil),         // 17: isobar.v1.CancelRequest
+	(*CancelResponse)(nil),        // 18: isobar.v1.CancelResponse
+	(*InvokeRequest)(nil),         // 19: isobar.v1.InvokeRequest
+	(*InvokeResponse)(nil),        // 20: isobar.v1.InvokeResponse
+	(*structpb.Value)(nil),        // 21: google.protobuf.Value
+	(*timestamppb.Timestamp)(nil), // 22: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 23: google.protobuf.Duration
+	(*Candidate)(nil),             // 24: isobar.v1.Candidate
 }
 var file_isobar_v1_task_proto_depIdxs = []int32{
-	20, // 0: isobar.v1.TaskSpec.json:type_name -> google.protobuf.Value
-	21, // 1: isobar.v1.TaskSpec.deadline:type_name -> google.protobuf.Timestamp
-	21, // 2: isobar.v1.TaskSpec.not_before:type_name -> google.protobuf.Timestamp
+	21, // 0: isobar.v1.TaskSpec.json:type_name -> google.protobuf.Value
+	22, // 1: isobar.v1.TaskSpec.deadline:type_name -> google.protobuf.Timestamp
+	22, // 2: isobar.v1.TaskSpec.not_before:type_name -> google.protobuf.Timestamp
 	2,  // 3: isobar.v1.TaskSpec.residency:type_name -> isobar.v1.Residency
 	3,  // 4: isobar.v1.TaskSpec.retry:type_name -> isobar.v1.RetryPolicy
-	22, // 5: isobar.v1.RetryPolicy.backoff:type_name -> google.protobuf.Duration
-	22, // 6: isobar.v1.RetryPolicy.max_backoff:type_name -> google.protobuf.Duration
-	0,  // 7: isobar.v1.Task.state:type_name -> isobar.v1.TaskState
-	21, // 8: isobar.v1.Task.submitted:type_name -> google.protobuf.Timestamp
-	21, // 9: isobar.v1.Task.deadline:type_name -> google.protobuf.Timestamp
-	21, // 10: isobar.v1.Task.not_before:type_name -> google.protobuf.Timestamp
-	21, // 11: isobar.v1.Task.next:type_name -> google.protobuf.Timestamp
-	21, // 12: isobar.v1.Task.ended:type_name -> google.protobuf.Timestamp
-	2,  // 13: isobar.v1.Task.residency:type_name -> isobar.v1.Residency
-	3,  // 14: isobar.v1.Task.retry:type_name -> isobar.v1.RetryPolicy
-	5,  // 15: isobar.v1.Task.attempts:type_name -> isobar.v1.Attempt
-	21, // 16: isobar.v1.Attempt.leased:type_name -> google.protobuf.Timestamp
-	21, // 17: isobar.v1.Attempt.started:type_name -> google.protobuf.Timestamp
-	21, // 18: isobar.v1.Attempt.ended:type_name -> google.protobuf.Timestamp
-	22, // 19: isobar.v1.Attempt.run_time:type_name -> google.protobuf.Duration
-	1,  // 20: isobar.v1.SubmitRequest.tasks:type_name -> isobar.v1.TaskSpec
-	8,  // 21: isobar.v1.SubmitResponse.results:type_name -> isobar.v1.SubmitResult
-	0,  // 22: isobar.v1.SubmitResult.state:type_name -> isobar.v1.TaskState
-	23, // 23: isobar.v1.SubmitResult.provisional:type_name -> isobar.v1.Candidate
-	9,  // 24: isobar.v1.SubmitResult.error:type_name -> isobar.v1.TaskError
-	22, // 25: isobar.v1.TaskError.retry_after:type_name -> google.protobuf.Duration
-	4,  // 26: isobar.v1.GetResponse.task:type_name -> isobar.v1.Task
-	22, // 27: isobar.v1.WaitRequest.timeout:type_name -> google.protobuf.Duration
-	4,  // 28: isobar.v1.WaitResponse.task:type_name -> isobar.v1.Task
-	0,  // 29: isobar.v1.ListRequest.state:type_name -> isobar.v1.TaskState
-	4,  // 30: isobar.v1.ListResponse.tasks:type_name -> isobar.v1.Task
-	4,  // 31: isobar.v1.CancelResponse.task:type_name -> isobar.v1.Task
-	20, // 32: isobar.v1.InvokeRequest.json:type_name -> google.protobuf.Value
-	2,  // 33: isobar.v1.InvokeRequest.residency:type_name -> isobar.v1.Residency
-	22, // 34: isobar.v1.InvokeRequest.timeout:type_name -> google.protobuf.Duration
-	22, // 35: isobar.v1.InvokeResponse.run_time:type_name -> google.protobuf.Duration
-	6,  // 36: isobar.v1.TaskService.Submit:input_type -> isobar.v1.SubmitRequest
-	10, // 37: isobar.v1.TaskService.Get:input_type -> isobar.v1.GetRequest
-	12, // 38: isobar.v1.TaskService.Wait:input_type -> isobar.v1.WaitRequest
-	14, // 39: isobar.v1.TaskService.List:input_type -> isobar.v1.ListRequest
-	16, // 40: isobar.v1.TaskService.Cancel:input_type -> isobar.v1.CancelRequest
-	18, // 41: isobar.v1.TaskService.Invoke:input_type -> isobar.v1.InvokeRequest
-	7,  // 42: isobar.v1.TaskService.Submit:output_type -> isobar.v1.SubmitResponse
-	11, // 43: isobar.v1.TaskService.Get:output_type -> isobar.v1.GetResponse
-	13, // 44: isobar.v1.TaskService.Wait:output_type -> isobar.v1.WaitResponse
-	15, // 45: isobar.v1.TaskService.List:output_type -> isobar.v1.ListResponse
-	17, // 46: isobar.v1.TaskService.Cancel:output_type -> isobar.v1.CancelResponse
-	19, // 47: isobar.v1.TaskService.Invoke:output_type -> isobar.v1.InvokeResponse
-	42, // [42:48] is the sub-list for method output_type
-	36, // [36:42] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	23, // 5: isobar.v1.TaskSpec.max_delay:type_name -> google.protobuf.Duration
+	23, // 6: isobar.v1.TaskSpec.max_rtt:type_name -> google.protobuf.Duration
+	23, // 7: isobar.v1.RetryPolicy.backoff:type_name -> google.protobuf.Duration
+	23, // 8: isobar.v1.RetryPolicy.max_backoff:type_name -> google.protobuf.Duration
+	0,  // 9: isobar.v1.Task.state:type_name -> isobar.v1.TaskState
+	22, // 10: isobar.v1.Task.submitted:type_name -> google.protobuf.Timestamp
+	22, // 11: isobar.v1.Task.deadline:type_name -> google.protobuf.Timestamp
+	22, // 12: isobar.v1.Task.not_before:type_name -> google.protobuf.Timestamp
+	22, // 13: isobar.v1.Task.next:type_name -> google.protobuf.Timestamp
+	22, // 14: isobar.v1.Task.ended:type_name -> google.protobuf.Timestamp
+	2,  // 15: isobar.v1.Task.residency:type_name -> isobar.v1.Residency
+	3,  // 16: isobar.v1.Task.retry:type_name -> isobar.v1.RetryPolicy
+	6,  // 17: isobar.v1.Task.attempts:type_name -> isobar.v1.Attempt
+	23, // 18: isobar.v1.Task.max_delay:type_name -> google.protobuf.Duration
+	22, // 19: isobar.v1.Task.start_by:type_name -> google.protobuf.Timestamp
+	23, // 20: isobar.v1.Task.max_rtt:type_name -> google.protobuf.Duration
+	5,  // 21: isobar.v1.Task.plan:type_name -> isobar.v1.Plan
+	22, // 22: isobar.v1.Plan.start:type_name -> google.protobuf.Timestamp
+	22, // 23: isobar.v1.Plan.decided:type_name -> google.protobuf.Timestamp
+	22, // 24: isobar.v1.Attempt.leased:type_name -> google.protobuf.Timestamp
+	22, // 25: isobar.v1.Attempt.started:type_name -> google.protobuf.Timestamp
+	22, // 26: isobar.v1.Attempt.ended:type_name -> google.protobuf.Timestamp
+	23, // 27: isobar.v1.Attempt.run_time:type_name -> google.protobuf.Duration
+	1,  // 28: isobar.v1.SubmitRequest.tasks:type_name -> isobar.v1.TaskSpec
+	9,  // 29: isobar.v1.SubmitResponse.results:type_name -> isobar.v1.SubmitResult
+	0,  // 30: isobar.v1.SubmitResult.state:type_name -> isobar.v1.TaskState
+	24, // 31: isobar.v1.SubmitResult.provisional:type_name -> isobar.v1.Candidate
+	10, // 32: isobar.v1.SubmitResult.error:type_name -> isobar.v1.TaskError
+	23, // 33: isobar.v1.TaskError.retry_after:type_name -> google.protobuf.Duration
+	4,  // 34: isobar.v1.GetResponse.task:type_name -> isobar.v1.Task
+	23, // 35: isobar.v1.WaitRequest.timeout:type_name -> google.protobuf.Duration
+	4,  // 36: isobar.v1.WaitResponse.task:type_name -> isobar.v1.Task
+	0,  // 37: isobar.v1.ListRequest.state:type_name -> isobar.v1.TaskState
+	4,  // 38: isobar.v1.ListResponse.tasks:type_name -> isobar.v1.Task
+	4,  // 39: isobar.v1.CancelResponse.task:type_name -> isobar.v1.Task
+	21, // 40: isobar.v1.InvokeRequest.json:type_name -> google.protobuf.Value
+	2,  // 41: isobar.v1.InvokeRequest.residency:type_name -> isobar.v1.Residency
+	23, // 42: isobar.v1.InvokeRequest.timeout:type_name -> google.protobuf.Duration
+	23, // 43: isobar.v1.InvokeResponse.run_time:type_name -> google.protobuf.Duration
+	7,  // 44: isobar.v1.TaskService.Submit:input_type -> isobar.v1.SubmitRequest
+	11, // 45: isobar.v1.TaskService.Get:input_type -> isobar.v1.GetRequest
+	13, // 46: isobar.v1.TaskService.Wait:input_type -> isobar.v1.WaitRequest
+	15, // 47: isobar.v1.TaskService.List:input_type -> isobar.v1.ListRequest
+	17, // 48: isobar.v1.TaskService.Cancel:input_type -> isobar.v1.CancelRequest
+	19, // 49: isobar.v1.TaskService.Invoke:input_type -> isobar.v1.InvokeRequest
+	8,  // 50: isobar.v1.TaskService.Submit:output_type -> isobar.v1.SubmitResponse
+	12, // 51: isobar.v1.TaskService.Get:output_type -> isobar.v1.GetResponse
+	14, // 52: isobar.v1.TaskService.Wait:output_type -> isobar.v1.WaitResponse
+	16, // 53: isobar.v1.TaskService.List:output_type -> isobar.v1.ListResponse
+	18, // 54: isobar.v1.TaskService.Cancel:output_type -> isobar.v1.CancelResponse
+	20, // 55: isobar.v1.TaskService.Invoke:output_type -> isobar.v1.InvokeResponse
+	50, // [50:56] is the sub-list for method output_type
+	44, // [44:50] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_isobar_v1_task_proto_init() }
@@ -2163,7 +2348,7 @@ func file_isobar_v1_task_proto_init() {
 		(*TaskSpec_Text)(nil),
 		(*TaskSpec_Json)(nil),
 	}
-	file_isobar_v1_task_proto_msgTypes[17].OneofWrappers = []any{
+	file_isobar_v1_task_proto_msgTypes[18].OneofWrappers = []any{
 		(*InvokeRequest_Payload)(nil),
 		(*InvokeRequest_Text)(nil),
 		(*InvokeRequest_Json)(nil),
@@ -2174,7 +2359,7 @@ func file_isobar_v1_task_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isobar_v1_task_proto_rawDesc), len(file_isobar_v1_task_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   19,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -44,6 +44,7 @@ type SchedulerCommand struct {
 	//	*SchedulerCommand_Bootstrap
 	//	*SchedulerCommand_Block
 	//	*SchedulerCommand_TrimTold
+	//	*SchedulerCommand_Defer
 	Command       isSchedulerCommand_Command `protobuf_oneof:"command"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -237,6 +238,15 @@ func (x *SchedulerCommand) GetTrimTold() *TrimTold {
 	return nil
 }
 
+func (x *SchedulerCommand) GetDefer() *Defer {
+	if x != nil {
+		if x, ok := x.Command.(*SchedulerCommand_Defer); ok {
+			return x.Defer
+		}
+	}
+	return nil
+}
+
 type isSchedulerCommand_Command interface {
 	isSchedulerCommand_Command()
 }
@@ -305,6 +315,10 @@ type SchedulerCommand_TrimTold struct {
 	TrimTold *TrimTold `protobuf:"bytes,17,opt,name=trim_told,json=trimTold,proto3,oneof"`
 }
 
+type SchedulerCommand_Defer struct {
+	Defer *Defer `protobuf:"bytes,20,opt,name=defer,proto3,oneof"`
+}
+
 func (*SchedulerCommand_Accept) isSchedulerCommand_Command() {}
 
 func (*SchedulerCommand_Grant) isSchedulerCommand_Command() {}
@@ -336,6 +350,8 @@ func (*SchedulerCommand_Bootstrap) isSchedulerCommand_Command() {}
 func (*SchedulerCommand_Block) isSchedulerCommand_Command() {}
 
 func (*SchedulerCommand_TrimTold) isSchedulerCommand_Command() {}
+
+func (*SchedulerCommand_Defer) isSchedulerCommand_Command() {}
 
 type Clocks struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1691,6 +1707,87 @@ func (x *Block) GetConstraint() string {
 	return ""
 }
 
+// Defer puts the start of a task off by choice, or moves one that is put off;
+// with until_ms not after the calendar it may start at once.
+type Defer struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	TaskId string                 `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	// What it was decided on: the highest attempt granted, and how often the start
+	// was planned before.
+	Attempt uint64 `protobuf:"varint,2,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	Plans   uint32 `protobuf:"varint,3,opt,name=plans,proto3" json:"plans,omitempty"`
+	UntilMs int64  `protobuf:"varint,4,opt,name=until_ms,json=untilMs,proto3" json:"until_ms,omitempty"`
+	// isobar.v1.Decision.
+	Decision      []byte `protobuf:"bytes,5,opt,name=decision,proto3" json:"decision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Defer) Reset() {
+	*x = Defer{}
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Defer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Defer) ProtoMessage() {}
+
+func (x *Defer) ProtoReflect() protoreflect.Message {
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Defer.ProtoReflect.Descriptor instead.
+func (*Defer) Descriptor() ([]byte, []int) {
+	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *Defer) GetTaskId() string {
+	if x != nil {
+		return x.TaskId
+	}
+	return ""
+}
+
+func (x *Defer) GetAttempt() uint64 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *Defer) GetPlans() uint32 {
+	if x != nil {
+		return x.Plans
+	}
+	return 0
+}
+
+func (x *Defer) GetUntilMs() int64 {
+	if x != nil {
+		return x.UntilMs
+	}
+	return 0
+}
+
+func (x *Defer) GetDecision() []byte {
+	if x != nil {
+		return x.Decision
+	}
+	return nil
+}
+
 // TaskRecord is a task at home.
 type TaskRecord struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
@@ -1721,6 +1818,8 @@ type TaskRecord struct {
 	BackoffMs       int64    `protobuf:"varint,24,opt,name=backoff_ms,json=backoffMs,proto3" json:"backoff_ms,omitempty"`
 	MaxBackoffMs    int64    `protobuf:"varint,25,opt,name=max_backoff_ms,json=maxBackoffMs,proto3" json:"max_backoff_ms,omitempty"`
 	Traceparent     string   `protobuf:"bytes,26,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
+	MaxDelayMs      int64    `protobuf:"varint,27,opt,name=max_delay_ms,json=maxDelayMs,proto3" json:"max_delay_ms,omitempty"` // how long its start may be put off by choice
+	MaxRttUs        int64    `protobuf:"varint,28,opt,name=max_rtt_us,json=maxRttUs,proto3" json:"max_rtt_us,omitempty"`       // 0 any
 	// What the machine itself changes.
 	State         uint32           `protobuf:"varint,40,opt,name=state,proto3" json:"state,omitempty"`                 // isobar.v1.TaskState
 	Attempt       uint64           `protobuf:"varint,41,opt,name=attempt,proto3" json:"attempt,omitempty"`             // highest granted
@@ -1736,13 +1835,17 @@ type TaskRecord struct {
 	FinalAttempt  uint64           `protobuf:"varint,51,opt,name=final_attempt,json=finalAttempt,proto3" json:"final_attempt,omitempty"` // the attempt that completed it
 	Blocked       string           `protobuf:"bytes,52,opt,name=blocked,proto3" json:"blocked,omitempty"`
 	AppendedMs    int64            `protobuf:"varint,53,opt,name=appended_ms,json=appendedMs,proto3" json:"appended_ms,omitempty"` // when the payload was last appended
+	PutOff        bool             `protobuf:"varint,54,opt,name=put_off,json=putOff,proto3" json:"put_off,omitempty"`             // deferred by choice, until next_ms
+	Plans         uint32           `protobuf:"varint,55,opt,name=plans,proto3" json:"plans,omitempty"`                             // how often its start was planned
+	Plan          []byte           `protobuf:"bytes,56,opt,name=plan,proto3" json:"plan,omitempty"`                                // isobar.v1.Decision of the newest
+	PlanMs        int64            `protobuf:"varint,57,opt,name=plan_ms,json=planMs,proto3" json:"plan_ms,omitempty"`             // until when the newest put it off
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TaskRecord) Reset() {
 	*x = TaskRecord{}
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[22]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1754,7 +1857,7 @@ func (x *TaskRecord) String() string {
 func (*TaskRecord) ProtoMessage() {}
 
 func (x *TaskRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[22]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1767,7 +1870,7 @@ func (x *TaskRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskRecord.ProtoReflect.Descriptor instead.
 func (*TaskRecord) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{22}
+	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *TaskRecord) GetId() string {
@@ -1952,6 +2055,20 @@ func (x *TaskRecord) GetTraceparent() string {
 	return ""
 }
 
+func (x *TaskRecord) GetMaxDelayMs() int64 {
+	if x != nil {
+		return x.MaxDelayMs
+	}
+	return 0
+}
+
+func (x *TaskRecord) GetMaxRttUs() int64 {
+	if x != nil {
+		return x.MaxRttUs
+	}
+	return 0
+}
+
 func (x *TaskRecord) GetState() uint32 {
 	if x != nil {
 		return x.State
@@ -2050,6 +2167,34 @@ func (x *TaskRecord) GetAppendedMs() int64 {
 	return 0
 }
 
+func (x *TaskRecord) GetPutOff() bool {
+	if x != nil {
+		return x.PutOff
+	}
+	return false
+}
+
+func (x *TaskRecord) GetPlans() uint32 {
+	if x != nil {
+		return x.Plans
+	}
+	return 0
+}
+
+func (x *TaskRecord) GetPlan() []byte {
+	if x != nil {
+		return x.Plan
+	}
+	return nil
+}
+
+func (x *TaskRecord) GetPlanMs() int64 {
+	if x != nil {
+		return x.PlanMs
+	}
+	return 0
+}
+
 type Lease struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Holder         *Holder                `protobuf:"bytes,1,opt,name=holder,proto3" json:"holder,omitempty"`
@@ -2069,7 +2214,7 @@ type Lease struct {
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[23]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2081,7 +2226,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[23]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2094,7 +2239,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{23}
+	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Lease) GetHolder() *Holder {
@@ -2183,7 +2328,7 @@ type AttemptRecord struct {
 
 func (x *AttemptRecord) Reset() {
 	*x = AttemptRecord{}
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[24]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2195,7 +2340,7 @@ func (x *AttemptRecord) String() string {
 func (*AttemptRecord) ProtoMessage() {}
 
 func (x *AttemptRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[24]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2208,7 +2353,7 @@ func (x *AttemptRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttemptRecord.ProtoReflect.Descriptor instead.
 func (*AttemptRecord) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{24}
+	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *AttemptRecord) GetNumber() uint64 {
@@ -2349,7 +2494,7 @@ type GuestRecord struct {
 
 func (x *GuestRecord) Reset() {
 	*x = GuestRecord{}
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[25]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2361,7 +2506,7 @@ func (x *GuestRecord) String() string {
 func (*GuestRecord) ProtoMessage() {}
 
 func (x *GuestRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[25]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2374,7 +2519,7 @@ func (x *GuestRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestRecord.ProtoReflect.Descriptor instead.
 func (*GuestRecord) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{25}
+	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *GuestRecord) GetTaskId() string {
@@ -2558,7 +2703,7 @@ type QueueRecord struct {
 
 func (x *QueueRecord) Reset() {
 	*x = QueueRecord{}
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[26]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2570,7 +2715,7 @@ func (x *QueueRecord) String() string {
 func (*QueueRecord) ProtoMessage() {}
 
 func (x *QueueRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[26]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2583,7 +2728,7 @@ func (x *QueueRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueueRecord.ProtoReflect.Descriptor instead.
 func (*QueueRecord) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{26}
+	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *QueueRecord) GetReady() uint64 {
@@ -2618,7 +2763,7 @@ var File_isobar_mesh_v1_log_proto protoreflect.FileDescriptor
 
 const file_isobar_mesh_v1_log_proto_rawDesc = "" +
 	"\n" +
-	"\x18isobar/mesh/v1/log.proto\x12\x0eisobar.mesh.v1\"\x9c\a\n" +
+	"\x18isobar/mesh/v1/log.proto\x12\x0eisobar.mesh.v1\"\xcb\a\n" +
 	"\x10SchedulerCommand\x12.\n" +
 	"\x06clocks\x18\x01 \x01(\v2\x16.isobar.mesh.v1.ClocksR\x06clocks\x120\n" +
 	"\x06accept\x18\x02 \x01(\v2\x16.isobar.mesh.v1.AcceptH\x00R\x06accept\x12-\n" +
@@ -2638,7 +2783,8 @@ const file_isobar_mesh_v1_log_proto_rawDesc = "" +
 	"\x05moved\x18\x0e \x01(\v2\x15.isobar.mesh.v1.MovedH\x00R\x05moved\x129\n" +
 	"\tbootstrap\x18\x0f \x01(\v2\x19.isobar.mesh.v1.BootstrapH\x00R\tbootstrap\x12-\n" +
 	"\x05block\x18\x10 \x01(\v2\x15.isobar.mesh.v1.BlockH\x00R\x05block\x127\n" +
-	"\ttrim_told\x18\x11 \x01(\v2\x18.isobar.mesh.v1.TrimToldH\x00R\btrimToldB\t\n" +
+	"\ttrim_told\x18\x11 \x01(\v2\x18.isobar.mesh.v1.TrimToldH\x00R\btrimTold\x12-\n" +
+	"\x05defer\x18\x14 \x01(\v2\x15.isobar.mesh.v1.DeferH\x00R\x05deferB\t\n" +
 	"\acommand\"<\n" +
 	"\x06Clocks\x12\x19\n" +
 	"\blease_ms\x18\x01 \x01(\x03R\aleaseMs\x12\x17\n" +
@@ -2739,8 +2885,13 @@ const file_isobar_mesh_v1_log_proto_rawDesc = "" +
 	"\aattempt\x18\x02 \x01(\x04R\aattempt\x12\x1e\n" +
 	"\n" +
 	"constraint\x18\x03 \x01(\tR\n" +
-	"constraint\"\x94\n" +
-	"\n" +
+	"constraint\"\x87\x01\n" +
+	"\x05Defer\x12\x17\n" +
+	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x18\n" +
+	"\aattempt\x18\x02 \x01(\x04R\aattempt\x12\x14\n" +
+	"\x05plans\x18\x03 \x01(\rR\x05plans\x12\x19\n" +
+	"\buntil_ms\x18\x04 \x01(\x03R\auntilMs\x12\x1a\n" +
+	"\bdecision\x18\x05 \x01(\fR\bdecision\"\xb0\v\n" +
 	"\n" +
 	"TaskRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
@@ -2776,7 +2927,11 @@ const file_isobar_mesh_v1_log_proto_rawDesc = "" +
 	"\n" +
 	"backoff_ms\x18\x18 \x01(\x03R\tbackoffMs\x12$\n" +
 	"\x0emax_backoff_ms\x18\x19 \x01(\x03R\fmaxBackoffMs\x12 \n" +
-	"\vtraceparent\x18\x1a \x01(\tR\vtraceparent\x12\x14\n" +
+	"\vtraceparent\x18\x1a \x01(\tR\vtraceparent\x12 \n" +
+	"\fmax_delay_ms\x18\x1b \x01(\x03R\n" +
+	"maxDelayMs\x12\x1c\n" +
+	"\n" +
+	"max_rtt_us\x18\x1c \x01(\x03R\bmaxRttUs\x12\x14\n" +
 	"\x05state\x18( \x01(\rR\x05state\x12\x18\n" +
 	"\aattempt\x18) \x01(\x04R\aattempt\x12\x18\n" +
 	"\acounted\x18* \x01(\rR\acounted\x12+\n" +
@@ -2791,7 +2946,11 @@ const file_isobar_mesh_v1_log_proto_rawDesc = "" +
 	"\rfinal_attempt\x183 \x01(\x04R\ffinalAttempt\x12\x18\n" +
 	"\ablocked\x184 \x01(\tR\ablocked\x12\x1f\n" +
 	"\vappended_ms\x185 \x01(\x03R\n" +
-	"appendedMs\"\xc3\x02\n" +
+	"appendedMs\x12\x17\n" +
+	"\aput_off\x186 \x01(\bR\x06putOff\x12\x14\n" +
+	"\x05plans\x187 \x01(\rR\x05plans\x12\x12\n" +
+	"\x04plan\x188 \x01(\fR\x04plan\x12\x17\n" +
+	"\aplan_ms\x189 \x01(\x03R\x06planMs\"\xc3\x02\n" +
 	"\x05Lease\x12.\n" +
 	"\x06holder\x18\x01 \x01(\v2\x16.isobar.mesh.v1.HolderR\x06holder\x12$\n" +
 	"\x0euntil_lease_ms\x18\x02 \x01(\x03R\funtilLeaseMs\x12(\n" +
@@ -2869,7 +3028,7 @@ func file_isobar_mesh_v1_log_proto_rawDescGZIP() []byte {
 	return file_isobar_mesh_v1_log_proto_rawDescData
 }
 
-var file_isobar_mesh_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_isobar_mesh_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_isobar_mesh_v1_log_proto_goTypes = []any{
 	(*SchedulerCommand)(nil), // 0: isobar.mesh.v1.SchedulerCommand
 	(*Clocks)(nil),           // 1: isobar.mesh.v1.Clocks
@@ -2893,11 +3052,12 @@ var file_isobar_mesh_v1_log_proto_goTypes = []any{
 	(*TrimTold)(nil),         // 19: isobar.mesh.v1.TrimTold
 	(*Moved)(nil),            // 20: isobar.mesh.v1.Moved
 	(*Block)(nil),            // 21: isobar.mesh.v1.Block
-	(*TaskRecord)(nil),       // 22: isobar.mesh.v1.TaskRecord
-	(*Lease)(nil),            // 23: isobar.mesh.v1.Lease
-	(*AttemptRecord)(nil),    // 24: isobar.mesh.v1.AttemptRecord
-	(*GuestRecord)(nil),      // 25: isobar.mesh.v1.GuestRecord
-	(*QueueRecord)(nil),      // 26: isobar.mesh.v1.QueueRecord
+	(*Defer)(nil),            // 22: isobar.mesh.v1.Defer
+	(*TaskRecord)(nil),       // 23: isobar.mesh.v1.TaskRecord
+	(*Lease)(nil),            // 24: isobar.mesh.v1.Lease
+	(*AttemptRecord)(nil),    // 25: isobar.mesh.v1.AttemptRecord
+	(*GuestRecord)(nil),      // 26: isobar.mesh.v1.GuestRecord
+	(*QueueRecord)(nil),      // 27: isobar.mesh.v1.QueueRecord
 }
 var file_isobar_mesh_v1_log_proto_depIdxs = []int32{
 	1,  // 0: isobar.mesh.v1.SchedulerCommand.clocks:type_name -> isobar.mesh.v1.Clocks
@@ -2917,24 +3077,25 @@ var file_isobar_mesh_v1_log_proto_depIdxs = []int32{
 	2,  // 14: isobar.mesh.v1.SchedulerCommand.bootstrap:type_name -> isobar.mesh.v1.Bootstrap
 	21, // 15: isobar.mesh.v1.SchedulerCommand.block:type_name -> isobar.mesh.v1.Block
 	19, // 16: isobar.mesh.v1.SchedulerCommand.trim_told:type_name -> isobar.mesh.v1.TrimTold
-	22, // 17: isobar.mesh.v1.Accept.task:type_name -> isobar.mesh.v1.TaskRecord
-	4,  // 18: isobar.mesh.v1.Accept.cap:type_name -> isobar.mesh.v1.QueueCap
-	6,  // 19: isobar.mesh.v1.Grant.holder:type_name -> isobar.mesh.v1.Holder
-	8,  // 20: isobar.mesh.v1.Extend.items:type_name -> isobar.mesh.v1.ExtendItem
-	6,  // 21: isobar.mesh.v1.ExtendItem.holder:type_name -> isobar.mesh.v1.Holder
-	11, // 22: isobar.mesh.v1.Complete.ended:type_name -> isobar.mesh.v1.Ended
-	11, // 23: isobar.mesh.v1.Fail.ended:type_name -> isobar.mesh.v1.Ended
-	25, // 24: isobar.mesh.v1.GuestAccept.guest:type_name -> isobar.mesh.v1.GuestRecord
-	11, // 25: isobar.mesh.v1.GuestEnd.ended:type_name -> isobar.mesh.v1.Ended
-	23, // 26: isobar.mesh.v1.TaskRecord.lease:type_name -> isobar.mesh.v1.Lease
-	24, // 27: isobar.mesh.v1.TaskRecord.attempts:type_name -> isobar.mesh.v1.AttemptRecord
-	6,  // 28: isobar.mesh.v1.Lease.holder:type_name -> isobar.mesh.v1.Holder
-	11, // 29: isobar.mesh.v1.GuestRecord.ended:type_name -> isobar.mesh.v1.Ended
-	30, // [30:30] is the sub-list for method output_type
-	30, // [30:30] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	22, // 17: isobar.mesh.v1.SchedulerCommand.defer:type_name -> isobar.mesh.v1.Defer
+	23, // 18: isobar.mesh.v1.Accept.task:type_name -> isobar.mesh.v1.TaskRecord
+	4,  // 19: isobar.mesh.v1.Accept.cap:type_name -> isobar.mesh.v1.QueueCap
+	6,  // 20: isobar.mesh.v1.Grant.holder:type_name -> isobar.mesh.v1.Holder
+	8,  // 21: isobar.mesh.v1.Extend.items:type_name -> isobar.mesh.v1.ExtendItem
+	6,  // 22: isobar.mesh.v1.ExtendItem.holder:type_name -> isobar.mesh.v1.Holder
+	11, // 23: isobar.mesh.v1.Complete.ended:type_name -> isobar.mesh.v1.Ended
+	11, // 24: isobar.mesh.v1.Fail.ended:type_name -> isobar.mesh.v1.Ended
+	26, // 25: isobar.mesh.v1.GuestAccept.guest:type_name -> isobar.mesh.v1.GuestRecord
+	11, // 26: isobar.mesh.v1.GuestEnd.ended:type_name -> isobar.mesh.v1.Ended
+	24, // 27: isobar.mesh.v1.TaskRecord.lease:type_name -> isobar.mesh.v1.Lease
+	25, // 28: isobar.mesh.v1.TaskRecord.attempts:type_name -> isobar.mesh.v1.AttemptRecord
+	6,  // 29: isobar.mesh.v1.Lease.holder:type_name -> isobar.mesh.v1.Holder
+	11, // 30: isobar.mesh.v1.GuestRecord.ended:type_name -> isobar.mesh.v1.Ended
+	31, // [31:31] is the sub-list for method output_type
+	31, // [31:31] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_isobar_mesh_v1_log_proto_init() }
@@ -2959,6 +3120,7 @@ func file_isobar_mesh_v1_log_proto_init() {
 		(*SchedulerCommand_Bootstrap)(nil),
 		(*SchedulerCommand_Block)(nil),
 		(*SchedulerCommand_TrimTold)(nil),
+		(*SchedulerCommand_Defer)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2966,7 +3128,7 @@ func file_isobar_mesh_v1_log_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isobar_mesh_v1_log_proto_rawDesc), len(file_isobar_mesh_v1_log_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   27,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
