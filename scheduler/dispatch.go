@@ -177,7 +177,7 @@ func (l *leader) place(key queueKey, r ref, now time.Time) outcome {
 // back yet: to decide now would send the backlog to other regions, or call it
 // infeasible, for want of workers that are on their way.
 func (l *leader) expecting(now time.Time) bool {
-	return len(l.sessions) == 0 && now.Sub(l.clock.elected) < l.Renew
+	return len(l.sessions) == 0 && now.Sub(l.clock.Elected()) < l.Renew
 }
 
 // placementTask is the task as placement wants it.

@@ -59,6 +59,7 @@ const (
 	SchedulerMachine MachineID = 's'
 	BrokerMachine    MachineID = 'b'
 	RegistryMachine  MachineID = 'r'
+	StreamMachine    MachineID = 't'
 )
 
 // Command is one command of a group.

@@ -69,8 +69,8 @@ func (c trimCommand) encode() []byte {
 	return append(b, c.position...)
 }
 
-// decodeCommand returns an appendCommand or a trimCommand. Their byte slices
-// are parts of b.
+// decodeCommand returns a command of one of the types above, or about a stream.
+// Their byte slices are parts of b.
 func decodeCommand(b []byte) (any, error) {
 	r := reader{b: b}
 	if v := r.byte(); !r.bad && v != encodingV1 {
@@ -92,6 +92,8 @@ func decodeCommand(b []byte) (any, error) {
 		if !r.bad && len(c.position) > 0 && len(c.position) <= maxPosition {
 			return c, nil
 		}
+	case kind == kindStreamAppend, kind == kindStreamTrim, kind == kindStreamDrop:
+		return decodeStreamCommand(kind, &r)
 	default:
 		return nil, fmt.Errorf("command kind %d: %w", kind, ErrMalformed)
 	}

@@ -65,7 +65,7 @@ type Machine struct{}
 var _ state.Machine = Machine{}
 
 // Apply applies one command made by a Broker. The result is an Appended or a
-// Trimmed. It panics when its own records in tx cannot be read: to go on would
+// Trimmed, for an append to a stream a broker.StreamAppended. It panics when its own records in tx cannot be read: to go on would
 // let this server's state part from the others'.
 func (Machine) Apply(tx state.Tx, command []byte) (any, error) {
 	c, err := decodeCommand(command)
@@ -81,6 +81,14 @@ func (Machine) Apply(tx state.Tx, command []byte) (any, error) {
 		return res, nil
 	case trimCommand:
 		return applyTrim(tx, c), nil
+	case streamAppendCommand:
+		res, err := applyStreamAppend(tx, c)
+		if err != nil {
+			return nil, fmt.Errorf("embedded: append to stream %s: %w", c.message.Partition, err)
+		}
+		return res, nil
+	case streamTrimCommand:
+		return applyStreamTrim(tx, c), nil
 	default:
 		panic(fmt.Sprintf("embedded: decoded command %T has no apply", c))
 	}

@@ -59,6 +59,7 @@ func rooms() map[string]room {
 		"broker/brokertest": {may: "broker internal/mesh", tests: true},
 		"broker/embedded": {may: "broker internal/mesh state", never: "net os", pure: &pure{but: map[string]string{
 			"broker.go": "the leader's door: its references are counted under a lock",
+			"stream.go": "the door to the messages of streams, which are read within a context's deadline",
 		}}},
 		"broker/pulsar":            {may: "broker internal/mesh"},
 		"broker/pulsar/pulsartest": {may: "broker/pulsar/standalone", tests: true},
@@ -78,8 +79,11 @@ func rooms() map[string]room {
 		"scheduler":          {may: "broker consensus gossip internal/mesh placement scheduler/fairness scheduler/fsm state " + meshV1 + " " + v1, never: "net os"},
 		"scheduler/fairness": {may: "internal/mesh", pure: &pure{}},
 		"scheduler/fsm":      {may: "internal/mesh state " + meshV1 + " " + v1, pure: &pure{}},
-		"scheduler/api":      {may: "consensus gossip internal/mesh registry scheduler scheduler/fsm scheduler/peers " + meshV1 + " " + v1, never: "net os"},
+		"scheduler/api":      {may: "broker consensus gossip internal/mesh registry scheduler scheduler/fsm scheduler/peers stream stream/groups " + meshV1 + " " + v1, never: "net os"},
 		"scheduler/peers":    {may: "consensus gossip gossip/pool internal/identity internal/mesh scheduler " + meshV1 + " " + v1, never: "os"},
+
+		"stream":        {may: "broker consensus internal/mesh state stream/groups " + meshV1, never: "net os"},
+		"stream/groups": {may: "internal/mesh state " + meshV1, pure: &pure{}},
 
 		"carbon": {may: "internal/strictcsv", never: "net"},
 		"client": {may: v1, never: "os"},
@@ -110,7 +114,7 @@ func rooms() map[string]room {
 		"internal/testsum":    {never: "net"},
 		"internal/server": {may: "broker/embedded carbon consensus consensus/raftlog gossip/pool internal/config internal/delay internal/identity " +
 			"internal/mesh internal/telemetry placement registry registry/code registry/exchange scheduler scheduler/api scheduler/fsm " +
-			"scheduler/peers state state/pebblestore worker/attempt/wasm " + meshV1 + " " + v1},
+			"scheduler/peers state state/pebblestore stream stream/groups worker/attempt/wasm " + meshV1 + " " + v1},
 
 		"cmd/isobar": {may: "carbon client internal/config internal/devmesh internal/mesh internal/meshfile internal/server internal/telemetry registry " +
 			"registry/digest simulate worker worker/accel worker/attempt worker/attempt/endpoint worker/attempt/process worker/attempt/wasm " + v1},

@@ -1,0 +1,193 @@
+package stream_test
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/isobar-mesh/isobar/broker"
+	"github.com/isobar-mesh/isobar/broker/embedded"
+	"github.com/isobar-mesh/isobar/consensus/locallog"
+	meshv1 "github.com/isobar-mesh/isobar/proto/isobar/mesh/v1"
+	"github.com/isobar-mesh/isobar/stream"
+	"github.com/isobar-mesh/isobar/stream/groups"
+)
+
+// ledger is what consumers did, as they saw it.
+type ledger struct {
+	mu    sync.Mutex
+	done  map[string]int // acknowledged up to, by key
+	seen  map[string]int // deliveries of each message
+	order []string       // what went wrong
+}
+
+// work takes note of a message before it is acknowledged: under strict order it
+// is the first of its key that is not, or one that was worked on before.
+func (l *ledger) work(key string, i int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.seen[fmt.Sprint(key, " ", i)]++
+	if i > l.done[key] {
+		l.order = append(l.order, fmt.Sprintf("%s %d came when %d was next", key, i, l.done[key]))
+	}
+}
+
+func (l *ledger) acknowledged(key string, i int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.done[key] = max(l.done[key], i+1)
+}
+
+// TestChaos: a log that loses answers and leadership, leaders that change,
+// consumers that come, work, stall and crash. Every message is stored once and
+// delivered, and the order of each key is kept.
+func TestChaos(t *testing.T) {
+	for seed := range uint64(6) {
+		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) { chaos(t, seed) })
+		})
+	}
+}
+
+func chaos(t *testing.T, seed uint64) {
+	const keys, each, partitions = 7, 30, 4
+	c := newCell(t, embedded.Options{}, locallog.Options{Seed: seed, Faults: locallog.Faults{Depose: 0.01, LostBefore: 0.02, LostAfter: 0.02, Late: 0.02}})
+	defer c.stop()
+	rec := &meshv1.StreamRecord{
+		Tenant: orders.Tenant, Name: orders.Stream, Partitions: partitions, VisibilityMs: 5_000, MaxAgeMs: (24 * time.Hour).Milliseconds(),
+	}
+	if err := settle(t.Context(), func() error { _, _, err := c.Create(t.Context(), rec); return err }); err != nil {
+		t.Fatal(err)
+	}
+	l := &ledger{done: map[string]int{}, seen: map[string]int{}}
+	ctx, end := context.WithTimeout(t.Context(), time.Hour)
+	defer end()
+
+	var producers, rest sync.WaitGroup
+	for k := range keys {
+		producers.Go(func() {
+			key := fmt.Sprint("key-", k)
+			for i := range each {
+				produce(ctx, t, c, key, i)
+			}
+		})
+	}
+	for s := range 3 {
+		rest.Go(func() { consume(ctx, c, l, fmt.Sprint("s", s), rand.New(rand.NewPCG(seed, uint64(s)))) })
+	}
+	rest.Go(func() { // leaders change
+		rng := rand.New(rand.NewPCG(seed, 99))
+		for ctx.Err() == nil {
+			sleep(ctx, time.Duration(5+rng.IntN(20))*time.Second)
+			c.elect()
+		}
+	})
+	producers.Wait()
+	for ctx.Err() == nil {
+		sleep(ctx, time.Second)
+		l.mu.Lock()
+		finished := 0
+		for _, n := range l.done {
+			finished += n
+		}
+		l.mu.Unlock()
+		if finished == keys*each {
+			end()
+		}
+	}
+	rest.Wait()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, what := range l.order {
+		t.Error(what)
+	}
+	if len(l.seen) != keys*each {
+		t.Errorf("%d messages were seen, want %d; done %v", len(l.seen), keys*each, l.done)
+	}
+	again := 0
+	for _, n := range l.seen {
+		again += n - 1
+	}
+	stored := uint64(0)
+	for p := range uint32(partitions) {
+		n, err := c.Messages.Count(t.Context(), broker.Partition{Tenant: orders.Tenant, Stream: orders.Stream, Number: p}, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		stored += n
+	}
+	if stored != keys*each {
+		t.Errorf("%d messages are stored, %d were published", stored, keys*each)
+	}
+	if again == 0 {
+		t.Error("nothing was delivered twice: the run was too tame")
+	}
+	t.Logf("%d messages, %d redeliveries", len(l.seen), again)
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+// produce publishes one message until it is answered for.
+func produce(ctx context.Context, t *testing.T, c *cell, key string, i int) {
+	err := settle(ctx, func() error {
+		out, err := c.Publish(ctx, orders, fmt.Sprint(key, "/", i), []stream.Message{message(key, i)})
+		if err == nil {
+			err = out[0].Err
+		}
+		return err
+	})
+	if err != nil {
+		t.Errorf("publish %s %d: %v", key, i, err)
+	}
+}
+
+// consume works as a client does: it comes back after errors, and now and then
+// stalls longer than the visibility timeout, or crashes and comes anew.
+func consume(ctx context.Context, c *cell, l *ledger, name string, rng *rand.Rand) {
+	session := name
+	for n := 0; ctx.Err() == nil; n++ {
+		b, err := c.Next(ctx, stream.Member{Group: group("g"), Session: session}, stream.Want{Max: 5, InFlight: 5, Wait: 2 * time.Second})
+		if err != nil {
+			sleep(ctx, 50*time.Millisecond)
+			continue
+		}
+		for _, d := range b.Deliveries {
+			var key string
+			var i int
+			_, _ = fmt.Sscanf(string(d.Payload), "%s %d", &key, &i)
+			l.work(key, i)
+			switch rng.IntN(20) {
+			case 0:
+				sleep(ctx, 7*time.Second) // its time passes
+			case 1:
+				session = fmt.Sprint(name, "-", n) // what it held is nobody's now
+			}
+			// Only what is certainly acknowledged is: an answer may be lost.
+			v, err := c.tryAck(ctx, "g", session, d)
+			if err == nil && (v[0] == groups.Accepted || v[0] == groups.Done) {
+				l.acknowledged(key, i)
+			} else if err != nil {
+				l.maybe(ctx, c, session, d, key, i)
+			}
+		}
+	}
+}
+
+// maybe repeats an acknowledgement whose answer was lost.
+func (l *ledger) maybe(ctx context.Context, c *cell, session string, d stream.Delivery, key string, i int) {
+	var v []groups.Verdict
+	err := settle(ctx, func() (err error) { v, err = c.tryAck(ctx, "g", session, d); return err })
+	if err == nil && (v[0] == groups.Accepted || v[0] == groups.Done) {
+		l.acknowledged(key, i)
+	}
+}

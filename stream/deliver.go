@@ -1,0 +1,287 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/isobar-mesh/isobar/broker"
+	"github.com/isobar-mesh/isobar/consensus"
+	meshv1 "github.com/isobar-mesh/isobar/proto/isobar/mesh/v1"
+	"github.com/isobar-mesh/isobar/stream/groups"
+)
+
+const (
+	// batchBytes bounds the payloads of one answer, but for a single larger one.
+	batchBytes = 4 << 20
+	// lookAgain is how often a waiting session looks by itself: pauses pass, and
+	// a broker of others may have got a message that nothing here was told of.
+	lookAgain = 250 * time.Millisecond
+	// maxBlocked is how many messages may wait behind others of their key before
+	// no more is read in search of other keys.
+	maxBlocked = 256
+)
+
+// Member is a session of a group.
+type Member struct {
+	Group    groups.Group
+	Session  string
+	Consumer string
+	// Latest: a group that is new begins at the end, else at the start.
+	Latest bool
+}
+
+// Want is what a session asks for.
+type Want struct {
+	// Max messages now, and InFlight unacknowledged in all.
+	Max, InFlight int
+	// Wait for the first message, or for another share than Generation's.
+	Wait       time.Duration
+	Generation uint64
+}
+
+// Assignment is a session's share of its group.
+type Assignment struct {
+	Generation uint64
+	Partitions []uint32
+	Members    int
+	// Waiting: there are more members than partitions.
+	Waiting bool
+}
+
+// Delivery is a message in the hands of one session.
+type Delivery struct {
+	groups.Delivery
+	broker.StreamStored
+}
+
+// Batch is what a session gets.
+type Batch struct {
+	Assignment Assignment
+	Deliveries []Delivery
+}
+
+// Next joins the group if need be and returns what the session is given next:
+// when there is something, when its share changed, or when the time has passed.
+// The session stays in the group while a call is under way, and Lease after.
+func (s *Streams) Next(ctx context.Context, m Member, w Want) (*Batch, error) {
+	l, err := s.leading()
+	if err != nil {
+		return nil, err
+	}
+	defer l.hold(session{m.Group, m.Session})()
+	until := time.Now().Add(w.Wait)
+	for {
+		woken := l.woken(m.Group.Name)
+		b, err := l.look(ctx, m, w)
+		if err != nil {
+			return nil, err
+		}
+		left := time.Until(until)
+		if len(b.Deliveries) > 0 || w.Generation != 0 && b.Assignment.Generation != w.Generation || left <= 0 {
+			return b, nil
+		}
+		timer := time.NewTimer(min(left, lookAgain))
+		select {
+		case <-woken:
+		case <-timer.C:
+		case <-ctx.Done():
+			err = ctx.Err()
+		case <-l.ctx.Done():
+			err = fmt.Errorf("stream: wait for %s: %w", m.Group, consensus.ErrNotLeader)
+		}
+		timer.Stop()
+		if err != nil {
+			return nil, err
+		}
+	}
+}
+
+// look gives the session what there is now.
+func (l *leader) look(ctx context.Context, m Member, w Want) (*Batch, error) {
+	rec, ok := l.Lookup(m.Group.Name)
+	if !ok {
+		return nil, fmt.Errorf("stream: consume %s: %w", m.Group, groups.ErrUnknownStream)
+	}
+	grp, err := l.member(ctx, m, rec)
+	if err != nil {
+		return nil, err
+	}
+	b := &Batch{Assignment: assignment(grp, m.Session)}
+	if len(b.Assignment.Partitions) == 0 {
+		return b, nil
+	}
+	defer l.lock(m.Group)()
+	room := min(w.Max, w.InFlight-l.inFlight(m, rec))
+	bytes := uint64(batchBytes)
+	// Another partition comes first each time, so that none waits for a busy one.
+	owned := b.Assignment.Partitions
+	first := int(time.Now().UnixMicro()/1000) % len(owned)
+	for i := range owned {
+		if room <= 0 || bytes == 0 {
+			break
+		}
+		got, err := l.take(ctx, m, rec, owned[(first+i)%len(owned)], room, bytes)
+		if err != nil {
+			if len(b.Deliveries) > 0 {
+				break // what is committed must be handed over; the rest comes next time
+			}
+			return nil, err
+		}
+		b.Deliveries = append(b.Deliveries, got...)
+		room -= len(got)
+		for _, d := range got {
+			bytes -= min(bytes, uint64(len(d.Payload)))
+		}
+	}
+	return b, nil
+}
+
+// member returns the group with the session in it.
+func (l *leader) member(ctx context.Context, m Member, rec *meshv1.StreamRecord) (*meshv1.GroupRecord, error) {
+	grp, known := groups.ReadGroup(l.State, m.Group)
+	lease := l.Lease.Milliseconds()
+	for _, in := range grp.GetMembers() {
+		if in.Session == m.Session && in.UntilLeaseMs > l.clock.LeaseMs(time.Now())+lease/2 {
+			return grp, nil
+		}
+	}
+	join := &meshv1.GroupJoin{Name: m.Group.Message(), Session: m.Session, Consumer: m.Consumer, TtlMs: lease}
+	if !known && m.Latest {
+		for p := range rec.Partitions {
+			ext, err := l.Messages.Extent(ctx, partition(m.Group.Name, p))
+			if err != nil {
+				return nil, fmt.Errorf("stream: join %s: %w", m.Group, err)
+			}
+			join.Start = append(join.Start, ext.End)
+		}
+	}
+	res, err := l.command(ctx, &meshv1.StreamCommand{Command: &meshv1.StreamCommand_Join{Join: join}})
+	if err != nil {
+		return nil, fmt.Errorf("stream: join %s: %w", m.Group, err)
+	}
+	return res.Group, nil
+}
+
+func assignment(grp *meshv1.GroupRecord, session string) Assignment {
+	a := Assignment{Generation: grp.Generation, Members: len(grp.Members)}
+	for p, s := range grp.Owners {
+		if s == session {
+			a.Partitions = append(a.Partitions, uint32(p))
+		}
+	}
+	a.Waiting = len(a.Partitions) == 0
+	return a
+}
+
+// inFlight counts what the session has in hand, also of partitions that are
+// another's by now.
+func (l *leader) inFlight(m Member, rec *meshv1.StreamRecord) int {
+	n := 0
+	for p := range rec.Partitions {
+		for _, held := range groups.Cursor(l.State, m.Group, p).Pending {
+			if held.UntilLeaseMs > 0 && held.Session == m.Session {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// take delivers from one partition. Nothing, without an error, when the state
+// has moved on: whoever waits looks again.
+func (l *leader) take(ctx context.Context, m Member, rec *meshv1.StreamRecord, p uint32, room int, bytes uint64) ([]Delivery, error) {
+	cur := groups.Cursor(l.State, m.Group, p)
+	if groups.Draining(cur, m.Session) {
+		return nil, nil
+	}
+	ready := len(groups.Deliverable(cur, rec.Relaxed, l.clock.LeaseMs(time.Now())))
+	read, fresh, err := l.read(ctx, m.Group.Name, p, cur, rec.Relaxed, room-ready, bytes)
+	if err != nil {
+		return nil, fmt.Errorf("stream: deliver from %s/%d: %w", m.Group, p, err)
+	}
+	if ready+fresh == 0 {
+		return nil, nil
+	}
+	cmd := &meshv1.GroupDeliver{
+		Name: m.Group.Message(), Session: m.Session, Partition: p, From: cur.Next, Max: uint32(room), MaxBytes: bytes,
+	}
+	for _, msg := range read {
+		cmd.Read = append(cmd.Read, &meshv1.StreamRead{Position: msg.Position, Key: msg.Key, Size: uint64(len(msg.Payload))})
+	}
+	res, err := l.command(ctx, &meshv1.StreamCommand{Command: &meshv1.StreamCommand_Deliver{Deliver: cmd}})
+	switch {
+	case errors.Is(err, groups.ErrStale), errors.Is(err, groups.ErrDraining), errors.Is(err, groups.ErrNotOwner), errors.Is(err, groups.ErrNotMember):
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("stream: deliver from %s/%d: %w", m.Group, p, err)
+	}
+	return l.fill(ctx, partition(m.Group.Name, p), res.Deliveries, read), nil
+}
+
+// read looks for as many messages that may be delivered as are wanted; fresh is
+// how many of those read they are. In a strict stream the rest wait behind
+// others of their key.
+func (l *leader) read(ctx context.Context, n groups.Name, p uint32, cur *meshv1.CursorRecord, relaxed bool, want int, bytes uint64) (read []broker.StreamStored, fresh int, err error) {
+	limit := groups.MaxPending - len(cur.Pending)
+	ahead := map[string]bool{}
+	blocked := 0
+	for _, p := range cur.Pending {
+		if ahead[p.Key] {
+			blocked++
+		}
+		ahead[p.Key] = true
+	}
+	if !relaxed {
+		limit = min(limit, maxBlocked-blocked+max(want, 0))
+	}
+	if want <= 0 || limit <= 0 {
+		return nil, 0, nil
+	}
+	var size uint64
+	for msg, err := range l.Messages.Read(ctx, partition(n, p), cur.Next) {
+		if err != nil {
+			return nil, 0, err
+		}
+		if len(read) > 0 && size+uint64(len(msg.Payload)) > bytes {
+			break
+		}
+		read, size = append(read, msg), size+uint64(len(msg.Payload))
+		if relaxed || !ahead[msg.Key] {
+			fresh++
+		}
+		ahead[msg.Key] = true
+		if fresh >= want || len(read) >= limit {
+			break
+		}
+	}
+	return read, fresh, nil
+}
+
+// fill joins deliveries with their messages. One whose message was trimmed
+// meanwhile is left out: the trim has taken it out of the group's hands.
+func (l *leader) fill(ctx context.Context, p broker.Partition, given []groups.Delivery, read []broker.StreamStored) []Delivery {
+	out := make([]Delivery, 0, len(given))
+	for _, d := range given {
+		i := slices.IndexFunc(read, func(m broker.StreamStored) bool { return m.Position == d.Position })
+		if i >= 0 {
+			out = append(out, Delivery{d, read[i]})
+			continue
+		}
+		for msg, err := range l.Messages.Read(ctx, p, d.Position) {
+			if err != nil {
+				l.Logger.Warn("message not read; it is delivered again later", "partition", p.String(), "position", d.Position, "error", err)
+			} else if msg.Position == d.Position {
+				out = append(out, Delivery{d, msg})
+			}
+			break
+		}
+	}
+	return out
+}
+
+func partition(n groups.Name, p uint32) broker.Partition {
+	return broker.Partition{Tenant: n.Tenant, Stream: n.Stream, Number: p}
+}
