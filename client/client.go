@@ -57,12 +57,14 @@ type server struct {
 	functions isobarv1.FunctionServiceClient
 	placement isobarv1.PlacementServiceClient
 	mesh      isobarv1.MeshServiceClient
+	streams   isobarv1.StreamServiceClient
 }
 
 func (s *server) taskCalls() isobarv1.TaskServiceClient           { return s.tasks }
 func (s *server) functionCalls() isobarv1.FunctionServiceClient   { return s.functions }
 func (s *server) placementCalls() isobarv1.PlacementServiceClient { return s.placement }
 func (s *server) meshCalls() isobarv1.MeshServiceClient           { return s.mesh }
+func (s *server) streamCalls() isobarv1.StreamServiceClient       { return s.streams }
 
 // Redirect tells that a cell pointed to another one, and that the call goes
 // there.
@@ -194,6 +196,7 @@ func (c *Client) server(address string) *server {
 			functions: isobarv1.NewFunctionServiceClient(calls),
 			placement: isobarv1.NewPlacementServiceClient(calls),
 			mesh:      isobarv1.NewMeshServiceClient(calls),
+			streams:   isobarv1.NewStreamServiceClient(calls),
 		}
 		c.servers[address] = s
 	}

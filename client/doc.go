@@ -13,7 +13,9 @@
 //     same. For any other reason it is the caller's to decide;
 //   - a Submit whose outcome is unknown: with the same request id at the same
 //     cell, until the context ends. The cell makes one task of them all;
-//   - an Invoke only when it never left or was not accepted.
+//   - an Invoke only when it never left or was not accepted;
+//   - a Publish with the same request id, so that it stores nothing twice, an
+//     Ack, and a Consume with the same session, which goes on where it was.
 //
 // Errors are *Error, and carry what the cell said: a reason, a hint, where to
 // ask instead.

@@ -43,6 +43,15 @@ const (
 	TimedOut         Reason = "timed_out"
 	FunctionFailed   Reason = "function_failed"
 	Internal         Reason = "internal"
+
+	UnknownStream    Reason = "unknown_stream"
+	UnknownGroup     Reason = "unknown_group"
+	UnknownPartition Reason = "unknown_partition"
+	StreamExists     Reason = "stream_exists"
+	BeforeRetention  Reason = "before_retention"
+	BehindEnd        Reason = "behind_end"
+	DeliveryMoved    Reason = "delivery_moved"
+	TooMany          Reason = "too_many"
 )
 
 // Refusal is an error meant for whoever asked: what, why, and what to do.

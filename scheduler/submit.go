@@ -353,6 +353,14 @@ func (l *leader) decideProvisional(rec *meshv1.TaskRecord, fn *isobarv1.Function
 	return &d
 }
 
+// Admit refuses what may not lie in this cell.
+func (s *Scheduler) Admit(res mesh.Residency) error {
+	if s.Cell.Within(res) {
+		return nil
+	}
+	return s.elsewhere(res)
+}
+
 // elsewhere refuses a task whose residency leaves this cell out, and says
 // where it may be submitted.
 func (s *Scheduler) elsewhere(res mesh.Residency) *Refusal {

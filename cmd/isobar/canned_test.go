@@ -33,6 +33,7 @@ func cannedCell() http.Handler {
 	isobarv1.RegisterFunctionServiceHandler(server, cannedFunctions{})
 	isobarv1.RegisterPlacementServiceHandler(server, cannedPlacement{})
 	isobarv1.RegisterMeshServiceHandler(server, cannedMesh{})
+	isobarv1.RegisterStreamServiceHandler(server, cannedStreams{})
 	connecthttp.Mount(mux, server)
 	return mux
 }

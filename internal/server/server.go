@@ -44,31 +44,34 @@ import (
 	"github.com/isobar-mesh/isobar/scheduler/peers"
 	"github.com/isobar-mesh/isobar/state"
 	"github.com/isobar-mesh/isobar/state/pebblestore"
+	"github.com/isobar-mesh/isobar/stream"
+	"github.com/isobar-mesh/isobar/stream/groups"
 	"github.com/isobar-mesh/isobar/worker/attempt/wasm"
 )
 
 // Server is one running server process.
 type Server struct {
-	cfg    config.Server
-	log    *slog.Logger
-	tel    *telemetry.Telemetry
-	id     string
-	cell   mesh.Cell
-	creds  *identity.Credentials
-	store  *pebblestore.Store
-	state  *state.Replica
-	raft   *raftlog.Log
-	broker *embedded.Broker
-	pool   *pool.Pool
-	mesh   *peers.Mesh
-	peers  *peers.Client
-	code   *code.Store
-	reg    *registry.Registry
-	known  *functionsOf
-	spread *exchange.Exchange
-	sched  *scheduler.Scheduler
-	api    *api.Services
-	energy func() placement.Energy
+	cfg     config.Server
+	log     *slog.Logger
+	tel     *telemetry.Telemetry
+	id      string
+	cell    mesh.Cell
+	creds   *identity.Credentials
+	store   *pebblestore.Store
+	state   *state.Replica
+	raft    *raftlog.Log
+	broker  *embedded.Broker
+	pool    *pool.Pool
+	mesh    *peers.Mesh
+	peers   *peers.Client
+	code    *code.Store
+	reg     *registry.Registry
+	known   *functionsOf
+	spread  *exchange.Exchange
+	sched   *scheduler.Scheduler
+	streams *stream.Streams
+	api     *api.Services
+	energy  func() placement.Energy
 
 	apiListener, peerListener net.Listener
 	full                      atomic.Bool
@@ -145,6 +148,7 @@ func (s *Server) openState() error {
 	s.later(s.store.Close)
 	s.state, err = state.NewReplica(s.store, map[state.MachineID]state.Machine{
 		state.SchedulerMachine: fsm.Machine{}, state.BrokerMachine: embedded.Machine{}, state.RegistryMachine: registry.Machine{},
+		state.StreamMachine: groups.Machine{},
 	}, state.Options{OnApply: s.applied})
 	return err
 }
@@ -153,6 +157,7 @@ func (s *Server) openState() error {
 // for the exchange.
 func (s *Server) applied(at consensus.Position, results []state.GroupResult) {
 	s.sched.Observe(at, results)
+	s.streams.Observe(results)
 	for _, g := range results {
 		for _, r := range g.Results {
 			switch r := r.(type) {
@@ -300,6 +305,10 @@ func (s *Server) openScheduler() error {
 	}
 	s.energy = s.energyOf(feed)
 	s.broker = embedded.New(s.state.Reader(state.BrokerMachine), embedded.Options{})
+	s.streams = stream.New(stream.Options{
+		Log: (*lateLog)(s), State: s.state.Reader(state.StreamMachine), Logger: s.log.With("part", "stream"),
+		Messages: embedded.NewStreams(s.state.Reader(state.BrokerMachine), embedded.Options{}),
+	})
 	s.sched = scheduler.New(scheduler.Options{
 		Cell: s.cell, Log: (*lateLog)(s), State: s.state.Reader(state.SchedulerMachine), Broker: s.broker,
 		Registry: s.known, Neighbours: s.mesh, Peers: s.peers, Carbon: s.energy, Prices: pricesOf(s.cfg.Prices),
@@ -310,7 +319,7 @@ func (s *Server) openScheduler() error {
 		CellLease: s.cfg.Lease.Cell, WorkerLease: s.cfg.Lease.Worker, Renew: s.cfg.Lease.Renew,
 		Retention: s.cfg.Retention.Task, Lifetime: s.cfg.Lifetime,
 		QueueCap: &meshv1.QueueCap{Count: uint64(s.cfg.Queue.Count), Bytes: uint64(s.cfg.Queue.Bytes)},
-		OnLead:   s.takeLead, OnResign: s.broker.Resign, Full: s.full.Load,
+		OnLead:   s.takeLead, OnResign: s.resign, Full: s.full.Load,
 	})
 	return nil
 }
@@ -325,7 +334,13 @@ func (s *Server) takeLead(term uint64) error {
 	if err := s.setTenants(); err != nil {
 		s.log.Error("tenants of the configuration not set", "alarm", true, "error", err)
 	}
+	s.streams.Lead()
 	return nil
+}
+
+func (s *Server) resign() {
+	s.streams.Resign()
+	s.broker.Resign()
 }
 
 func (s *Server) link(region string) scheduler.Link {
@@ -391,7 +406,7 @@ func (s *Server) openLog() error {
 
 func (s *Server) openServices() error {
 	s.api = api.New(api.Options{
-		Scheduler: s.sched, Log: s.raft, Mesh: s.peers, Directory: s.mesh, Registry: s.reg, Modules: s.code, Exchange: s.spread,
+		Scheduler: s.sched, Streams: s.streams, Log: s.raft, Mesh: s.peers, Directory: s.mesh, Registry: s.reg, Modules: s.code, Exchange: s.spread,
 		CommitRegistry: s.commitRegistry, Spread: s.spreadModule, ValidateModule: wasm.Validate,
 		Homes: homesOf(s.cfg.Homes), Members: s.raft.Servers, RTTEmulated: s.cfg.EmulateRTT, Logger: s.log.With("part", "api"),
 	})

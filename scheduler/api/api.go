@@ -28,6 +28,7 @@ import (
 	"github.com/isobar-mesh/isobar/registry"
 	"github.com/isobar-mesh/isobar/scheduler"
 	"github.com/isobar-mesh/isobar/scheduler/peers"
+	"github.com/isobar-mesh/isobar/stream"
 )
 
 // Headers between servers.
@@ -61,6 +62,7 @@ type Exchange interface {
 // Options are what the services stand on.
 type Options struct {
 	Scheduler *scheduler.Scheduler
+	Streams   *stream.Streams
 	Log       consensus.Log
 	Mesh      Mesh
 	Directory peers.Directory
@@ -87,6 +89,7 @@ type Options struct {
 type Services struct {
 	Options
 	propagator propagation.TraceContext
+	homes      streamHomes
 }
 
 // New makes the services.
@@ -99,6 +102,7 @@ func (s *Services) Register(server *connect.Server) {
 	isobarv1.RegisterWorkerServiceHandler(server, &workers{Services: s})
 	isobarv1.RegisterPlacementServiceHandler(server, &decisions{Services: s})
 	isobarv1.RegisterMeshServiceHandler(server, &meshes{Services: s})
+	isobarv1.RegisterStreamServiceHandler(server, &streams{Services: s})
 }
 
 // forwarded reports whether another server passed this request on.

@@ -21,15 +21,19 @@ import (
 func codeOf(r scheduler.Reason) connect.Code {
 	switch r {
 	case scheduler.BadRequest, scheduler.UnknownLane, scheduler.UnknownRegion, scheduler.PayloadTooLarge, scheduler.ResultTooLarge,
-		scheduler.DeadlinePast, scheduler.BadFunction, scheduler.BadModule:
+		scheduler.DeadlinePast, scheduler.BadFunction, scheduler.BadModule, scheduler.UnknownPartition:
 		return connect.CodeInvalidArgument
-	case scheduler.UnknownFunction, scheduler.UnknownTenant, scheduler.UnknownTask, scheduler.UnknownModule:
+	case scheduler.UnknownFunction, scheduler.UnknownTenant, scheduler.UnknownTask, scheduler.UnknownModule,
+		scheduler.UnknownStream, scheduler.UnknownGroup:
 		return connect.CodeNotFound
-	case scheduler.Infeasible, scheduler.ResidencyForbids, scheduler.WrongCell, scheduler.NotHolder, scheduler.HomesDiffer, scheduler.NotLeader:
+	case scheduler.Infeasible, scheduler.ResidencyForbids, scheduler.WrongCell, scheduler.NotHolder, scheduler.HomesDiffer, scheduler.NotLeader,
+		scheduler.DeliveryMoved:
 		return connect.CodeFailedPrecondition
-	case scheduler.KeyConflict:
+	case scheduler.BeforeRetention, scheduler.BehindEnd:
+		return connect.CodeOutOfRange
+	case scheduler.KeyConflict, scheduler.StreamExists:
 		return connect.CodeAlreadyExists
-	case scheduler.QueueFull, scheduler.DiskFull, scheduler.NoRoom:
+	case scheduler.QueueFull, scheduler.DiskFull, scheduler.NoRoom, scheduler.TooMany:
 		return connect.CodeResourceExhausted
 	case scheduler.HomeUnavailable, scheduler.Unavailable, scheduler.OutcomeUnknown:
 		return connect.CodeUnavailable
@@ -159,6 +163,8 @@ func refusal(err error, leader func() string) *scheduler.Refusal {
 		return &scheduler.Refusal{Reason: scheduler.UnknownTenant, Field: "tenant", Message: fmt.Sprintf("there is no tenant %.80q", tenant.Name), Hint: suggest(tenant.Suggestion, "leave it out for the tenant default")}
 	case errors.As(err, &invalid):
 		return invalidFunction(invalid)
+	case ofStreams(err) != nil:
+		return ofStreams(err)
 	case errors.Is(err, registry.ErrUnknownVersion):
 		return &scheduler.Refusal{Reason: scheduler.Unavailable, Message: "the function's version has not arrived here yet", RetryAfter: time.Second, Hint: "try again"}
 	case errors.Is(err, scheduler.ErrNotLeader), errors.Is(err, consensus.ErrNotLeader):
