@@ -138,13 +138,30 @@ func (c *Credentials) verify(allow Allow) func(tls.ConnectionState) error {
 		if err != nil {
 			return err
 		}
-		if id.Mesh != c.self.Mesh {
-			return fmt.Errorf("identity: verify peer %s of mesh %s: %w", id.Server, id.Mesh, ErrOtherMesh)
+		return c.check(id, allow)
+	}
+}
+
+func (c *Credentials) check(id Identity, allow Allow) error {
+	if id.Mesh != c.self.Mesh {
+		return fmt.Errorf("identity: verify peer %s of mesh %s: %w", id.Server, id.Mesh, ErrOtherMesh)
+	}
+	if allow != nil {
+		return allow(id)
+	}
+	return nil
+}
+
+// VerifyLeaf is the same check for a listener or dialler that verifies the chain
+// itself, the mesh included: one authority may sign for several meshes, and
+// their cells may have the same names.
+func (c *Credentials) VerifyLeaf(allow Allow) func(*x509.Certificate) error {
+	return func(leaf *x509.Certificate) error {
+		id, err := FromCertificate(leaf)
+		if err != nil {
+			return err
 		}
-		if allow != nil {
-			return allow(id)
-		}
-		return nil
+		return c.check(id, allow)
 	}
 }
 

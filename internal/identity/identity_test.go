@@ -330,3 +330,25 @@ func FuzzParseURI(f *testing.F) {
 		}
 	})
 }
+
+// One authority may sign for several meshes (staging and production of one
+// company, say) whose cells have the same names.
+func TestALeafIsOfTheMeshAndTheCell(t *testing.T) {
+	t.Parallel()
+	a := authority(t)
+	allow := credentials(t, a, eu1()).VerifyLeaf(InCell("eu-north-1"))
+	second, staging := eu1(), eu1()
+	second.Server, staging.Mesh = "s2", "staging"
+	for _, tc := range []struct {
+		id   Identity
+		want error
+	}{{second, nil}, {staging, ErrOtherMesh}, {us1(), ErrNotAllowed}} {
+		leaf := credentials(t, a, tc.id).cert.Leaf
+		if err := allow(leaf); !errors.Is(err, tc.want) {
+			t.Errorf("%s: %v, want %v", tc.id, err, tc.want)
+		}
+	}
+	if err := allow(a.cert); !errors.Is(err, ErrNoIdentity) {
+		t.Errorf("a certificate without an identity: %v", err)
+	}
+}

@@ -6,7 +6,6 @@ package server
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -384,18 +383,11 @@ func (s *Server) feed() (carbon.Feed, error) {
 func (s *Server) openLog() error {
 	tls := s.creds.ServerTLS(identity.InCell(s.cell.ID))
 	tls.RootCAs = tls.ClientCAs
-	allow := identity.InCell(s.cell.ID)
 	var err error
 	s.raft, err = raftlog.Open(raftlog.Options{
 		Dir: filepath.Join(s.cfg.Data, "raft"), ServerID: s.id, Bind: s.cfg.Raft.Address, Advertise: s.cfg.Raft.Advertise,
 		TLS: tls, Bootstrap: s.cfg.Bootstrap, Logger: s.log.With("part", "raft"),
-		VerifyPeer: func(leaf *x509.Certificate) error {
-			id, err := identity.FromCertificate(leaf)
-			if err != nil {
-				return err
-			}
-			return allow(id)
-		},
+		VerifyPeer: s.creds.VerifyLeaf(identity.InCell(s.cell.ID)),
 	}, s.state)
 	if err != nil {
 		return err
