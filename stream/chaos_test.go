@@ -20,26 +20,33 @@ import (
 // ledger is what consumers did, as they saw it.
 type ledger struct {
 	mu    sync.Mutex
-	done  map[string]int // acknowledged up to, by key
-	seen  map[string]int // deliveries of each message
-	order []string       // what went wrong
+	sent  map[string]int  // acknowledgements were sent up to, by key
+	done  map[string]bool // acknowledged
+	seen  map[string]int  // deliveries of each message
+	order []string        // what went wrong
 }
 
-// work takes note of a message before it is acknowledged: under strict order it
-// is the first of its key that is not, or one that was worked on before.
-func (l *ledger) work(key string, i int) {
+// receive takes note of a delivery: under strict order an acknowledgement of all
+// before it in its key was sent, by somebody.
+func (l *ledger) receive(key string, i int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.seen[fmt.Sprint(key, " ", i)]++
-	if i > l.done[key] {
-		l.order = append(l.order, fmt.Sprintf("%s %d came when %d was next", key, i, l.done[key]))
+	if i > l.sent[key] {
+		l.order = append(l.order, fmt.Sprintf("%s %d came when %d was next", key, i, l.sent[key]))
 	}
+}
+
+func (l *ledger) sending(key string, i int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.sent[key] = max(l.sent[key], i+1)
 }
 
 func (l *ledger) acknowledged(key string, i int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.done[key] = max(l.done[key], i+1)
+	l.done[fmt.Sprint(key, " ", i)] = true
 }
 
 // TestChaos: a log that loses answers and leadership, leaders that change,
@@ -64,7 +71,7 @@ func chaos(t *testing.T, seed uint64) {
 	if err := settle(t.Context(), func() error { _, _, err := c.Create(t.Context(), rec); return err }); err != nil {
 		t.Fatal(err)
 	}
-	l := &ledger{done: map[string]int{}, seen: map[string]int{}}
+	l := &ledger{sent: map[string]int{}, done: map[string]bool{}, seen: map[string]int{}}
 	ctx, end := context.WithTimeout(t.Context(), time.Hour)
 	defer end()
 
@@ -91,10 +98,7 @@ func chaos(t *testing.T, seed uint64) {
 	for ctx.Err() == nil {
 		sleep(ctx, time.Second)
 		l.mu.Lock()
-		finished := 0
-		for _, n := range l.done {
-			finished += n
-		}
+		finished := len(l.done)
 		l.mu.Unlock()
 		if finished == keys*each {
 			end()
@@ -107,7 +111,7 @@ func chaos(t *testing.T, seed uint64) {
 		t.Error(what)
 	}
 	if len(l.seen) != keys*each {
-		t.Errorf("%d messages were seen, want %d; done %v", len(l.seen), keys*each, l.done)
+		t.Errorf("%d messages were seen, want %d; %d are done", len(l.seen), keys*each, len(l.done))
 	}
 	again := 0
 	for _, n := range l.seen {
@@ -162,32 +166,27 @@ func consume(ctx context.Context, c *cell, l *ledger, name string, rng *rand.Ran
 			continue
 		}
 		for _, d := range b.Deliveries {
-			var key string
-			var i int
-			_, _ = fmt.Sscanf(string(d.Payload), "%s %d", &key, &i)
-			l.work(key, i)
+			l.receive(read(d))
+		}
+		for _, d := range b.Deliveries {
+			key, i := read(d)
 			switch rng.IntN(20) {
 			case 0:
 				sleep(ctx, 7*time.Second) // its time passes
 			case 1:
 				session = fmt.Sprint(name, "-", n) // what it held is nobody's now
 			}
-			// Only what is certainly acknowledged is: an answer may be lost.
-			v, err := c.tryAck(ctx, "g", session, d)
-			if err == nil && (v[0] == groups.Accepted || v[0] == groups.Done) {
+			l.sending(key, i)
+			var v []groups.Verdict
+			err := settle(ctx, func() (err error) { v, err = c.tryAck(ctx, "g", session, d); return err })
+			if err == nil && v[0] != groups.Moved {
 				l.acknowledged(key, i)
-			} else if err != nil {
-				l.maybe(ctx, c, session, d, key, i)
 			}
 		}
 	}
 }
 
-// maybe repeats an acknowledgement whose answer was lost.
-func (l *ledger) maybe(ctx context.Context, c *cell, session string, d stream.Delivery, key string, i int) {
-	var v []groups.Verdict
-	err := settle(ctx, func() (err error) { v, err = c.tryAck(ctx, "g", session, d); return err })
-	if err == nil && (v[0] == groups.Accepted || v[0] == groups.Done) {
-		l.acknowledged(key, i)
-	}
+func read(d stream.Delivery) (key string, i int) {
+	_, _ = fmt.Sscanf(string(d.Payload), "%s %d", &key, &i) // as message made it
+	return key, i
 }
