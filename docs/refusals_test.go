@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/isobar-mesh/isobar/internal/mesh"
 	"github.com/isobar-mesh/isobar/worker/attempt/attempttest"
@@ -205,6 +206,26 @@ func inputs(m *devMesh) []refused {
 		{
 			name: "quality nobody offers", call: "TaskService/Submit", body: `{"tasks": [{"function": "echo", "minQuality": 1.5}]}`,
 			code: "invalid_argument", reason: "bad_request", message: "1.5 is not between 0 and 1", hint: "quality is a share: 0.8", field: "tasks[0].minQuality",
+		},
+		{
+			name: "a start put off by less than nothing", call: "TaskService/Submit", body: `{"tasks": [{"function": "echo", "maxDelay": "-1s"}]}`,
+			code: "invalid_argument", reason: "bad_request", message: "a start is put off by 0 s or more",
+			hint: "6h, say; leave it out for a start as soon as it can", field: "tasks[0].maxDelay",
+		},
+		{
+			name: "a start put off beyond the lifetime", call: "TaskService/Submit", body: `{"tasks": [{"function": "echo", "maxDelay": "604800s"}]}`,
+			code: "invalid_argument", reason: "bad_request", message: "a start put off by 168h0m0s is beyond the lifetime of a task, 168h0m0s",
+			hint: "a shorter delay", field: "tasks[0].maxDelay",
+		},
+		{
+			name: "a start put off past the deadline", call: "TaskService/Submit",
+			body: `{"tasks": [{"function": "echo", "maxDelay": "7200s", "deadline": "` + time.Now().Add(time.Hour).UTC().Format(time.RFC3339) + `"}]}`,
+			code: "invalid_argument", reason: "bad_request", message: "a start put off by 2h0m0s is not before the deadline",
+			hint: "leave time to run in: a shorter delay, or a later deadline", field: "tasks[0].maxDelay",
+		},
+		{
+			name: "a round trip below zero", call: "TaskService/Submit", body: `{"tasks": [{"function": "echo", "maxRtt": "-0.1s"}]}`,
+			code: "invalid_argument", reason: "bad_request", message: "a round trip is 0 s or more", hint: "0.05s, say; leave it out for any distance", field: "tasks[0].maxRtt",
 		},
 		{
 			name: "deadline in the past", call: "TaskService/Submit", body: `{"tasks": [{"function": "echo", "deadline": "2020-01-01T00:00:00Z"}]}`,

@@ -33,6 +33,7 @@ type options struct {
 	servers, workers int    // in each cell; 0: 1
 	mesh             string // text of a mesh file; "": the default mesh
 	otlp             string
+	args             []string // more of `isobar dev`
 	env              []string
 	dir              string // "": a new one
 }
@@ -147,7 +148,7 @@ func (m *mesh) startDev(t *testing.T) {
 	if m.otlp != "" {
 		args = append(args, "--otlp", m.otlp)
 	}
-	m.dev = exec.Command(isobar, args...)
+	m.dev = exec.Command(isobar, append(args, m.args...)...)
 	m.dev.Env = append(os.Environ(), m.env...)
 	m.dev.SysProcAttr = childAttr()
 	out, in := io.Pipe()

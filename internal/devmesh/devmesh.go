@@ -47,6 +47,9 @@ type Options struct {
 	CarbonFile string
 	// CarbonClock is the feed's time at the start; nil is the present.
 	CarbonClock *time.Time
+	// CarbonEpoch is the wall time at which the feed stands at CarbonClock, the same
+	// for all servers, whenever each starts; nil is the start of the mesh.
+	CarbonEpoch *time.Time
 	// CarbonSpeed is how many seconds of the feed pass in one.
 	CarbonSpeed float64
 	// Policy prices what is not money in every cell; nil is the servers' default.

@@ -162,7 +162,7 @@ func serverConfig(o Options, l layout, s server, gossipKey string) config.Server
 		c.Energy.WattsPerCPU = *s.region.WattsPerCPU
 	}
 	c.Carbon = config.Carbon{
-		Zone: s.region.Zone, File: o.CarbonFile, Generate: o.CarbonFile == "", Clock: o.CarbonClock, Speed: o.CarbonSpeed,
+		Zone: s.region.Zone, File: o.CarbonFile, Generate: o.CarbonFile == "", Clock: o.CarbonClock, Epoch: o.CarbonEpoch, Speed: o.CarbonSpeed,
 	}
 	for _, r := range o.Mesh.Regions {
 		c.Homes = append(c.Homes, string(cellOf(r.Name)))

@@ -29,6 +29,10 @@ func Run(ctx context.Context, o Options, out, progress io.Writer, hurry <-chan s
 	if err := o.check(); err != nil {
 		return err
 	}
+	if o.CarbonEpoch == nil && (o.CarbonClock != nil || o.CarbonSpeed != 1) {
+		now := time.Now().UTC()
+		o.CarbonEpoch = &now
+	}
 	l, err := plan(o)
 	if err != nil {
 		return err

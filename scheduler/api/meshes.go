@@ -120,6 +120,15 @@ func (h *meshes) Workers(ctx context.Context, r *isobarv1.WorkersRequest) (*isob
 	})
 }
 
+// hourFrom is when a feed's first hour began: at the present hour's start where
+// the feed does not say.
+func hourFrom(from, now time.Time) *timestamppb.Timestamp {
+	if from.IsZero() {
+		from = now
+	}
+	return timestamppb.New(from)
+}
+
 // Carbon shows every region's intensity as placement sees it.
 func (h *meshes) Carbon(context.Context, *isobarv1.CarbonRequest) (*isobarv1.CarbonResponse, error) {
 	e := h.Scheduler.Carbon()
@@ -128,7 +137,7 @@ func (h *meshes) Carbon(context.Context, *isobarv1.CarbonRequest) (*isobarv1.Car
 	if e.Known {
 		out.Series = append(out.Series, &isobarv1.CarbonSeries{
 			Region: h.Scheduler.Cell.Region, Zone: e.Zone, Kind: e.Kind, Source: "own feed; the hours ahead by persistence",
-			From: timestamppb.New(now), Gco2EqPerKwh: e.Intensity,
+			From: hourFrom(e.From, now), Gco2EqPerKwh: e.Intensity,
 		})
 	}
 	for _, n := range h.Scheduler.Neighbours.All() {
@@ -136,6 +145,9 @@ func (h *meshes) Carbon(context.Context, *isobarv1.CarbonRequest) (*isobarv1.Car
 			continue
 		}
 		s := &isobarv1.CarbonSeries{Region: n.Region, Zone: n.Digest.Zone, Kind: "average", Source: "digest of " + string(n.ID), From: timestamppb.New(now)}
+		if ms := n.Digest.CarbonFromMs; ms > 0 {
+			s.From = timestamppb.New(time.UnixMilli(ms))
+		}
 		if n.Digest.CarbonKind == 2 {
 			s.Kind = "marginal"
 		}
