@@ -76,8 +76,13 @@ func (q *question) timing(t *timing, cell *Cell, v *variantFacts, warm bool) {
 	if t.free = cell.Free.Fits(v.demand); t.free {
 		return
 	}
+	t.wait = q.full(cell, v)
+}
+
+// full is the wait at a cell where nothing is free.
+func (q *question) full(cell *Cell, v *variantFacts) time.Duration {
 	slots := max(cell.Total.Count(v.demand, freeLimit), 1)
-	t.wait = max(span(cell.Backlog[q.lane]), v.run/time.Duration(slots), minWait)
+	return max(span(cell.Backlog[q.lane]), v.run/time.Duration(slots), minWait)
 }
 
 // booked is the timing by the cell's calendar. Interruptible work may begin as
@@ -165,9 +170,10 @@ func compareJoined(s, function, variant string) int {
 // in time for work in pieces.
 func (d *Decider) price(q *question, o *offer, cell *Cell, v *variantFacts, known bool) bool {
 	var gpu *ModelWatts
+	model := ""
 	hourly := float64(v.cores*cell.Prices.CPUHour) + float64(v.gib*cell.Prices.MemoryGiBHour)
 	if v.demand.GPUs > 0 {
-		model := gpuModel(cell, v.demand)
+		model = gpuModel(cell, v.demand)
 		gpu = gpuWatts(cell.Energy.WattsPerGPU, model)
 		hourly += float64(float64(v.demand.GPUs) * gpuPrice(cell.Prices.GPUHour, model))
 	}
@@ -183,6 +189,10 @@ func (d *Decider) price(q *question, o *offer, cell *Cell, v *variantFacts, know
 	o.beside += embodied(cell, v, gpu)
 	o.quality = v.lost
 	o.terms.Quality = float64(v.lost * q.policy.QualityUSD)
+	o.terms.Scarcity = 0
+	if cell.Scarcity != nil {
+		o.terms.Scarcity = scarcity(cell.Scarcity, v, model)
+	}
 	if !d.choose(q, o, cell, v, known) {
 		return false
 	}
@@ -211,6 +221,15 @@ func (d *Decider) priceStart(q *question, o *offer, cell *Cell, v *variantFacts)
 	o.terms.Latency = float64(priced.Seconds()*q.policy.LatencyUSDPerS) + float64((o.put+o.pause).Seconds()*q.policy.DelayUSDPerS)
 	o.terms.Cold = float64(o.cold.Seconds() * q.policy.LatencyUSDPerS)
 	o.score = o.terms.Sum()
+}
+
+// scarcity is what one run costs at the shadow prices.
+func scarcity(p *Prices, v *variantFacts, model string) float64 {
+	hourly := float64(v.cores*p.CPUHour) + float64(v.gib*p.MemoryGiBHour)
+	if v.demand.GPUs > 0 {
+		hourly += float64(float64(v.demand.GPUs) * gpuPrice(p.GPUHour, model))
+	}
+	return float64(hourly * v.hours)
 }
 
 // kwh is the energy of one run at the meter. A core or an accelerator draws
@@ -342,6 +361,11 @@ func unusableFigure(c *Cell) (name string, value float64) {
 			return "price of an accelerator hour", p
 		}
 	}
+	if c.Scarcity != nil {
+		if p := unusablePrice(c.Scarcity); p != 0 {
+			return "shadow price of its capacity", p
+		}
+	}
 	for i := range c.Energy.WattsPerGPU {
 		switch w := c.Energy.WattsPerGPU[i]; {
 		case !usable(w.Watts):
@@ -353,6 +377,21 @@ func unusableFigure(c *Cell) (name string, value float64) {
 		}
 	}
 	return "", 0
+}
+
+// unusablePrice is the first price that cannot be true, or 0.
+func unusablePrice(p *Prices) float64 {
+	for _, x := range [...]float64{p.CPUHour, p.MemoryGiBHour} {
+		if !usable(x) {
+			return x
+		}
+	}
+	for i := range p.GPUHour {
+		if x := p.GPUHour[i].USD; !usable(x) {
+			return x
+		}
+	}
+	return 0
 }
 
 // fraction brings a quality into 0..1; NaN becomes 0.

@@ -76,6 +76,7 @@ type Decider struct {
 	counts   [ruleCount]int
 	kinds    []kindCount
 	plan     planner
+	lot      lot
 }
 
 // question is one call's input, with what is computed once for it.

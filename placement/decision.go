@@ -50,11 +50,13 @@ type Terms struct {
 	// function's variants. The best is taken whether or not it can run here,
 	// so the term of a candidate does not move when a constraint does.
 	Quality float64
+	// Scarcity is demand × the cell's shadow prices × run time.
+	Scarcity float64
 }
 
 // Sum is the score, USD.
 func (t Terms) Sum() float64 {
-	return t.Compute + t.Egress + t.Carbon + t.Latency + t.Cold + t.Quality
+	return t.Compute + t.Egress + t.Carbon + t.Latency + t.Cold + t.Quality + t.Scarcity
 }
 
 // Candidate is one place, start and variant that is allowed, with its price.

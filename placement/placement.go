@@ -115,6 +115,10 @@ type Cell struct {
 	Warm []string
 
 	Prices Prices
+	// Scarcity is the shadow price of the cell's capacity, where there is too
+	// little for all who want it: what work that comes here keeps others from
+	// saving. Nobody is paid for it; it decides who goes where. Nil is none.
+	Scarcity *Prices
 	// EgressUSDPerGiB from the home to this cell, and ReturnUSDPerGiB back.
 	EgressUSDPerGiB float64
 	ReturnUSDPerGiB float64

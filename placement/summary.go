@@ -66,6 +66,7 @@ func widest(a, b Terms) string {
 		{"latency", b.Latency - a.Latency},
 		{"cold start", b.Cold - a.Cold},
 		{"quality", b.Quality - a.Quality},
+		{"scarcity", b.Scarcity - a.Scarcity},
 	} {
 		if t.more > most {
 			name, most = t.name, t.more

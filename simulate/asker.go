@@ -58,6 +58,8 @@ type question struct {
 	books calendars
 	stale *staleness
 	known []int
+	// dear are the shadow prices of capacity; nil is none.
+	dear *scarcity
 }
 
 // answer is the plan: at least one piece.
@@ -231,7 +233,7 @@ func (a *asker) decide(q *question) answer {
 		c := &view.Cells[i]
 		place := a.w.place[c.Region]
 		c.Energy.Intensity = a.foretell.ahead(place, q.now, hours)
-		c.Booked, c.Free = nil, c.Total
+		c.Booked, c.Free, c.Scarcity = nil, c.Total, nil
 		switch {
 		case q.books == nil:
 		case q.stale != nil && place != q.home && !slices.Contains(q.known, place):
@@ -239,6 +241,7 @@ func (a *asker) decide(q *question) answer {
 		default:
 			a.books[place].book = q.books[place]
 			c.Booked = a.books[place]
+			c.Scarcity = a.scarcity(q, place)
 		}
 	}
 	d := a.decider.Decide(task, view, a.policy, now, placement.Options{NoTravel: true})
@@ -253,6 +256,20 @@ func (a *asker) decide(q *question) answer {
 		panic(fmt.Sprintf("simulate: task at line %d: placement finds nothing: %s", j.Line, d.Hint))
 	}
 	return a.answer(q, d.Chosen)
+}
+
+// scarcity is the shadow price of the region's capacity now, by how long the
+// first option there would wait for room.
+func (a *asker) scarcity(q *question, place int) *placement.Prices {
+	if q.dear == nil || q.only != nil {
+		return nil
+	}
+	for k := range q.job.shape.options {
+		if o := &q.job.shape.options[k]; o.region == place && len(o.need) > 0 {
+			return q.dear.at(place, q.now, q.books[place].next(q.now, o.need).from-q.now)
+		}
+	}
+	return nil
 }
 
 // answer is the decision in the words of the simulator.

@@ -16,8 +16,14 @@ import (
 // the step.
 type dual struct {
 	w       *world
-	relaxed []placed // each job's best where capacity is free
+	relaxed []placed // each job's best in time, where capacity is free
+	// Of the jobs, allowed may be late, by extra at most; each then pays excuse.
+	// tardy is each one's best where capacity is free and it may be late.
 	extra   time.Duration
+	allowed int
+	excuse  float64
+	tardy   []placed
+	late    int // how many are late at these prices
 	step    time.Duration
 	origin  time.Duration
 	slots   int
@@ -35,8 +41,8 @@ const (
 	halvings = 15
 )
 
-func newDual(w *world, relaxed []placed, extra time.Duration) *dual {
-	d := &dual{w: w, relaxed: relaxed, extra: max(extra, 0), origin: w.start.Truncate(hour)}
+func newDual(w *world, relaxed []placed, extra time.Duration, allowed int) *dual {
+	d := &dual{w: w, relaxed: relaxed, extra: max(extra, 0), allowed: allowed, origin: w.start.Truncate(hour)}
 	var end, total time.Duration
 	n := 0
 	for i := range w.jobs {
@@ -104,18 +110,48 @@ func (d *dual) ascend(target float64, progress func(done, of int)) (bound float6
 	return bound, append(found, d.copy())
 }
 
-// free is the bound when capacity costs nothing.
+// free is the bound when capacity costs nothing and being late neither.
 func (d *dual) free() float64 {
+	d.tardy = d.relaxed
 	if d.extra > 0 {
+		d.tardy = make([]placed, len(d.w.jobs))
 		for i := range d.w.jobs {
-			d.relaxed[i] = d.w.search(&d.w.jobs[i], nil, nil, d.extra)
+			d.tardy[i] = d.w.search(&d.w.jobs[i], nil, nil, d.extra)
 		}
 	}
 	total := 0.0
-	for i := range d.relaxed {
-		total += d.relaxed[i].cost
+	for i := range d.tardy {
+		total += d.tardy[i].cost
+	}
+	if d.extra > 0 {
+		// A first guess: most jobs are in time at what half of one costs.
+		d.excuse = total / float64(2*len(d.tardy))
 	}
 	return total
+}
+
+// choose is the job's best at the present prices: in time, or late and with
+// the excuse paid.
+func (d *dual) choose(i int) placed {
+	j := &d.w.jobs[i]
+	p := d.relaxed[i]
+	if d.charged(j, &p) {
+		p = d.w.search(j, nil, d.prices, 0)
+	}
+	if d.extra == 0 || d.tardy[i].cost+d.excuse >= p.cost {
+		return p // prices make the late ones no cheaper
+	}
+	q := d.tardy[i]
+	if d.charged(j, &q) {
+		q = d.w.search(j, nil, d.prices, d.extra)
+	}
+	if q.late > 0 {
+		q.cost += d.excuse
+	}
+	if q.cost < p.cost {
+		return q
+	}
+	return p
 }
 
 // respond lets each job choose at the present prices, and returns the bound.
@@ -125,19 +161,18 @@ func (d *dual) respond() float64 {
 			clear(d.taken[i][r])
 		}
 	}
-	total := 0.0
+	d.late = 0
+	total := -d.excuse * float64(d.allowed)
 	for i := range d.w.jobs {
-		p := &d.relaxed[i]
-		if !p.ok {
+		if !d.relaxed[i].ok {
 			continue
 		}
-		j := &d.w.jobs[i]
-		if d.charged(j, p) {
-			found := d.w.search(j, nil, d.prices, d.extra)
-			p = &found
-		}
+		p := d.choose(i)
 		total += p.cost
-		d.take(j, p)
+		if p.late > 0 {
+			d.late++
+		}
+		d.take(&d.w.jobs[i], &p)
 	}
 	for i := range d.prices {
 		for r, c := range d.prices[i] {
@@ -201,9 +236,18 @@ func (d *dual) move(gap float64) bool {
 		}
 	}
 	each(func(share float64, _, _, _ int) { norm += share * share })
+	tardy := 0.0
+	if d.extra > 0 {
+		tardy = float64(d.late)/float64(max(d.allowed, 1)) - 1
+		if tardy < 0 && d.excuse == 0 {
+			tardy = 0
+		}
+		norm += tardy * tardy
+	}
 	if norm == 0 {
 		return false
 	}
+	d.excuse = max(d.excuse+gap/norm*tardy/float64(max(d.allowed, 1)), 0)
 	each(func(share float64, i, r, k int) {
 		if d.prices[i][r] == nil {
 			d.prices[i][r] = newCurve(d.step, make([]float64, d.slots+1)) // after the last slot capacity is free

@@ -189,7 +189,7 @@ func (w *world) oracle(known [][]placing, progress func(done, of int)) (schedule
 		return schedule, value
 	}
 	best := w.primal(relaxed, known, progress)
-	d := newDual(w, relaxed, best.most)
+	d := newDual(w, relaxed, best.most, best.late)
 	bound, prices := d.ascend(best.value, progress)
 	for _, p := range prices {
 		s := w.greedy(w.order(byArrival), p)
@@ -235,6 +235,11 @@ func (w *world) primal(relaxed []placed, known [][]placing, progress func(done, 
 		if found := w.planOf(s); found.compare(&best) < 0 {
 			best = found
 		}
+	}
+	s := slices.Clone(best.placings)
+	w.refine(s, relaxed)
+	if found := w.planOf(s); found.compare(&best) < 0 {
+		best = found
 	}
 	progress(len(w.jobs), len(w.jobs))
 	return best

@@ -26,6 +26,7 @@ type player struct {
 	books  calendars
 	taken  usage
 	stale  *staleness // nil when digests are fresh
+	dear   *scarcity  // nil when nothing is limited
 	out    []placing
 	// review: the forecast changes by the hour, so plans are looked at again.
 	review bool
@@ -91,6 +92,9 @@ func newPlayer(w *world, opts *Options) *player {
 		states: make([]playing, len(w.jobs)), books: w.newCalendars(), taken: w.newUsage(),
 		out: make([]placing, len(w.jobs)), review: opts.Forecast != Perfect,
 	}
+	if w.limits {
+		p.dear = &scarcity{w: w, know: &p.know}
+	}
 	if opts.DigestAge > 0 && w.limits {
 		p.stale = newStaleness(w, opts.DigestAge)
 	}
@@ -145,6 +149,9 @@ func (p *player) arrive(i int) {
 	if len(p.w.jobs[i].shape.options) == 0 {
 		return
 	}
+	if p.dear != nil {
+		p.dear.note(i)
+	}
 	p.decide(i)
 	if s := &p.states[i]; s.plan[0].from > p.w.jobs[i].latest() && p.w.limits {
 		p.displace(i)
@@ -164,7 +171,7 @@ func (p *player) decide(i int) {
 		q.only, q.part = s.option, p.remaining(i)
 	}
 	if p.w.limits {
-		q.books = p.books
+		q.books, q.dear = p.books, p.dear
 	}
 	if p.stale != nil && s.refused < 2 {
 		p.stale.advance(p.now)
@@ -350,7 +357,9 @@ func (p *player) offer(o *option) {
 func (p *player) displace(i int) {
 	const most = 64
 	others := p.waiting(most, func(k int) bool {
-		return k != i && p.w.jobs[k].latest() > p.w.jobs[i].latest() && p.sharing(i, k)
+		j := &p.w.jobs[k]
+		lost := p.states[k].plan[0].from > j.latest()
+		return k != i && (lost || j.latest() > p.w.jobs[i].latest()) && p.sharing(i, k)
 	})
 	if len(others) == 0 {
 		return

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/isobar-mesh/isobar/carbon"
 	"github.com/isobar-mesh/isobar/internal/meshfile"
@@ -34,7 +35,9 @@ func run(args []string, log io.Writer) error {
 	out := flags.String("out", "docs/results", "directory of the tables")
 	starts := flags.Int("starts", 24, "starts over the year, for the table of requests")
 	every := flags.Int("every", 1, "hours between arrivals, for the table of batch work")
-	only := flags.String("only", "", "remake one table: requests or forecast")
+	only := flags.String("only", "", "remake one table: requests, forecast or joint")
+	cache := flags.String("cache", "", "file that keeps what was played for the table of requests; a later run goes on from there")
+	budget := flags.Duration("for", 0, "stop the table of requests after so long, for a later run with -cache; 0 is never")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -45,7 +48,10 @@ func run(args []string, log io.Writer) error {
 	if err != nil {
 		return err
 	}
-	s := sources{data: *data, table: table, log: log, starts: *starts, every: *every}
+	s := sources{data: *data, table: table, log: log, starts: *starts, every: *every, cache: *cache}
+	if *budget > 0 {
+		s.until = time.Now().Add(*budget)
+	}
 	for _, t := range [...]struct {
 		name string
 		make func() (string, error)
@@ -71,6 +77,8 @@ type sources struct {
 	log    io.Writer
 	starts int
 	every  int
+	cache  string
+	until  time.Time // when the table of requests stops; zero is never
 }
 
 // play runs a simulation and checks every schedule of it anew.
