@@ -92,6 +92,10 @@ verify: ## Check that what is generated is up to date
 bench: ## Measure decisions, durable tasks, Invoke and take-over [BENCH_FLAGS='-only decide -json']
 	@echo "==> building the benchmark"
 	@$(GO) run ./loadtest/bench $(BENCH_FLAGS)
+	@echo "==> placement: Decide against a bare scoring loop, many tasks at once"
+	@$(GO) test -run '^$$' -bench '^Benchmark(AgainstBare|DecideAll)$$' ./placement
+	@echo "==> simulate: 100,000 tasks over 30 regions and a year"
+	@$(GO) test -run '^$$' -bench '^BenchmarkYear$$' -benchtime 1x -timeout 20m ./simulate
 
 RUNS ?= 20
 
