@@ -68,7 +68,7 @@ func BenchmarkYear(b *testing.B) {
 					b.Fatal(err)
 				}
 				if p := r.Policies[len(policies)-1]; limited {
-					b.ReportMetric(100*(p.ObjectiveValue / *p.LowerBound-1), "gap-%")
+					b.ReportMetric(100*(p.ObjectiveValue / *p.LowerBound - 1), "gap-%")
 				}
 			}
 		})
