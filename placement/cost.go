@@ -237,7 +237,7 @@ func scarcity(p *Prices, v *variantFacts, model string) float64 {
 // gpu is the row of the model it takes, if any.
 func (d *Decider) kwh(cell *Cell, v *variantFacts, gpu *ModelWatts) float64 {
 	e := &cell.Energy
-	watts := 0.0
+	var watts float64
 	if v.Watts != nil {
 		watts = weight(*v.Watts)
 	} else {

@@ -100,7 +100,7 @@ func TestParseManifest(t *testing.T) {
 			},
 			{
 				Name: "native", Runtime: "exec", Command: []string{"convert", "-", "-resize", "128", "-"}, Quality: 1,
-				Resources: &isobarv1.Resources{Cpu: 1, MemoryMib: 128, Gpus: 1, GpuModel: "a100", CpuUtilisation: proto.Float64(0.25), GpuUtilisation: proto.Float64(0)},
+				Resources: &isobarv1.Resources{Cpu: 1, MemoryMib: 128, Gpus: 1, GpuModel: "a100", CpuUtilisation: new(0.25), GpuUtilisation: new(0.0)},
 				Run:       duration(100 * time.Millisecond), Cold: duration(0),
 			},
 			{
