@@ -137,6 +137,16 @@ func (m *Model) Ahead(k int) float64 {
 	return max(base+share*dot(&x, &r.weights)*m.level(), 0)
 }
 
+// SameHour foretells the hour k ahead of the present hour h, which is a place in
+// rows, by the same hour of the latest day already seen; by the present value
+// when there is none. It is the forecast of Persistence.
+func SameHour(rows []float64, h, k int) float64 {
+	if at := h + k - (k+day-1)/day*day; at >= 0 {
+		return rows[at]
+	}
+	return rows[h]
+}
+
 // Mean7 foretells the hour k ahead of the present hour h, which is a place in
 // rows, by the mean of the same hour of the day over the last seven days already
 // seen; of fewer at the start of the rows, and by the present value when there

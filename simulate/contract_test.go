@@ -330,6 +330,7 @@ func TestMean7(t *testing.T) {
 			rows[h] = 50
 		}
 	}
+	rows[9*24+3] = 90 // yesterday only
 	in := input(t, oneRegion, "arrival_s,duration_s,max_delay_s\n0,3600,43200\n", map[string][]float64{"A": rows})
 	opts := simulate.Options{Objective: simulate.Carbon, Start: time.Date(2022, 1, 11, 0, 0, 0, 0, time.UTC)}
 	near(t, "perfect", play(t, in, opts)["isobar"].GCO2eq, 50)
@@ -337,6 +338,8 @@ func TestMean7(t *testing.T) {
 	got := play(t, in, opts)["isobar"]
 	near(t, "mean7", got.GCO2eq, 200)
 	near(t, "mean7 wait", got.MeanWaitS, 5*3600)
+	opts.Forecast = simulate.Yesterday
+	near(t, "persistence wait", play(t, in, opts)["isobar"].MeanWaitS, 3*3600)
 }
 
 func TestStartOutsideTheTable(t *testing.T) {

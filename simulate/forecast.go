@@ -49,11 +49,14 @@ func (f *forecaster) ahead(place int, now time.Duration, hours int) []float64 {
 		}
 	}
 	for k := len(e.ahead); k < hours; k++ {
-		x := carbon.Mean7(c.rows, h, k)
-		if e.model != nil {
-			x = e.model.Ahead(k)
+		switch f.kind {
+		case Yesterday:
+			e.ahead = append(e.ahead, carbon.SameHour(c.rows, h, k))
+		case Model:
+			e.ahead = append(e.ahead, e.model.Ahead(k))
+		default:
+			e.ahead = append(e.ahead, carbon.Mean7(c.rows, h, k))
 		}
-		e.ahead = append(e.ahead, x)
 	}
 	return e.ahead[:hours]
 }

@@ -96,7 +96,7 @@ func newPlayer(w *world, opts *Options) *player {
 		p.dear = &scarcity{w: w, know: &p.know}
 	}
 	if opts.DigestAge > 0 && w.limits {
-		p.stale = newStaleness(w, opts.DigestAge)
+		p.stale = newStaleness(w, opts.DigestAge, opts.NoInFlight)
 	}
 	return p
 }
@@ -258,6 +258,10 @@ func (p *player) refuse(i int) {
 	s := &p.states[i]
 	p.enter(i, -1)
 	s.refused++
+	p.w.refusals++
+	if s.refused == 1 {
+		p.w.secondTries++
+	}
 	if p.stale != nil {
 		s.avoid = append(s.avoid, s.option.region)
 	}

@@ -77,18 +77,24 @@ type PolicyReport struct {
 	GCO2eq     float64  `json:"gco2eq"`
 	// NetworkKWh, NetworkGCO2eq and EmbodiedGCO2eq are parts of the two above;
 	// 0 where the mesh has no figures for them.
-	NetworkKWh     float64                   `json:"network_kwh"`
-	NetworkGCO2eq  float64                   `json:"network_gco2eq"`
-	EmbodiedGCO2eq float64                   `json:"embodied_gco2eq"`
-	USD            float64                   `json:"usd"`
-	MeanWaitS      float64                   `json:"mean_wait_s"`
-	P99WaitS       float64                   `json:"p99_wait_s"`
-	DeadlineMisses int                       `json:"deadline_misses"`
-	Unplaced       int                       `json:"unplaced"`
-	ExtrapolatedS  float64                   `json:"extrapolated_s"`
-	Tasks          int                       `json:"tasks"`
-	Regions        map[string]RegionReport   `json:"regions"`
-	Variants       map[string]map[string]int `json:"variants"`
+	NetworkKWh     float64 `json:"network_kwh"`
+	NetworkGCO2eq  float64 `json:"network_gco2eq"`
+	EmbodiedGCO2eq float64 `json:"embodied_gco2eq"`
+	USD            float64 `json:"usd"`
+	MeanWaitS      float64 `json:"mean_wait_s"`
+	P99WaitS       float64 `json:"p99_wait_s"`
+	DeadlineMisses int     `json:"deadline_misses"`
+	Unplaced       int     `json:"unplaced"`
+	// Refusals are starts at a region that turned out to have no room, and
+	// SecondTries the tasks decided again at once for that; of isobar, with old
+	// digests or learned durations.
+	Refusals    int `json:"refusals"`
+	SecondTries int `json:"second_tries"`
+
+	ExtrapolatedS float64                   `json:"extrapolated_s"`
+	Tasks         int                       `json:"tasks"`
+	Regions       map[string]RegionReport   `json:"regions"`
+	Variants      map[string]map[string]int `json:"variants"`
 }
 
 // RegionReport is one region's part.

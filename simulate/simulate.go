@@ -46,6 +46,8 @@ type Forecast string
 // The forecasts.
 const (
 	Perfect Forecast = "perfect"
+	// Yesterday is persistence: the same hour of the day before.
+	Yesterday Forecast = "persistence"
 	// Mean7 is the mean of the same hour over the last seven days.
 	Mean7 Forecast = "mean7"
 	// Model is the project's own, from past rows only.
@@ -53,7 +55,7 @@ const (
 )
 
 // Forecasts lists every forecast.
-func Forecasts() []Forecast { return []Forecast{Perfect, Mean7, Model} }
+func Forecasts() []Forecast { return []Forecast{Perfect, Yesterday, Mean7, Model} }
 
 // Durations says what isobar knows of run times.
 type Durations string
@@ -102,6 +104,9 @@ type Options struct {
 	// DigestAge is how old isobar's knowledge of other regions' free capacity
 	// is; 0 or more.
 	DigestAge time.Duration
+	// NoInFlight lets homes forget what they have sent to other regions and no
+	// digest shows yet: to see what it is worth to remember.
+	NoInFlight bool
 	// CarbonPrice is USD a tonne of CO2eq, LatencyPrice USD a second.
 	CarbonPrice  float64
 	LatencyPrice float64
@@ -215,6 +220,9 @@ func Run(in Input, opts Options) (*Report, error) {
 			schedules[p], bound = s, &low
 		}
 		out := w.account(string(p), schedules[p])
+		if p == Isobar {
+			out.Refusals, out.SecondTries = w.refusals, w.secondTries
+		}
 		if bound != nil {
 			low := min(*bound, out.ObjectiveValue)
 			out.LowerBound = &low

@@ -12,6 +12,7 @@ import (
 type staleness struct {
 	w       *world
 	age     time.Duration
+	blind   bool // homes forget what they sent themselves
 	log     []change
 	shown   int     // log entries that digests show by now
 	digest  usage   // by region
@@ -26,8 +27,8 @@ type change struct {
 	sign   int64
 }
 
-func newStaleness(w *world, age time.Duration) *staleness {
-	s := &staleness{w: w, age: age, digest: w.newUsage()}
+func newStaleness(w *world, age time.Duration, blind bool) *staleness {
+	s := &staleness{w: w, age: age, blind: blind, digest: w.newUsage()}
 	for range w.regions {
 		s.flights = append(s.flights, w.newUsage())
 	}
@@ -40,7 +41,9 @@ func (s *staleness) note(at time.Duration, home int, o *option, sign int64) {
 		return
 	}
 	s.log = append(s.log, change{at, home, o, sign})
-	s.flights[home].add(o, sign)
+	if !s.blind {
+		s.flights[home].add(o, sign)
+	}
 }
 
 // advance moves what is old enough from the flights into the digests.
@@ -48,7 +51,9 @@ func (s *staleness) advance(now time.Duration) {
 	for s.shown < len(s.log) && s.log[s.shown].at <= now-s.age {
 		c := s.log[s.shown]
 		s.digest.add(c.option, c.sign)
-		s.flights[c.home].add(c.option, -c.sign)
+		if !s.blind {
+			s.flights[c.home].add(c.option, -c.sign)
+		}
 		s.shown++
 	}
 	if s.shown > 1<<12 && s.shown > len(s.log)/2 {

@@ -106,6 +106,10 @@ type world struct {
 	shapes  map[shapeKey]*shape
 	weights weights
 	limits  bool // any option needs a limited resource
+
+	// Of the policy isobar: starts that a region without room refused, and tasks
+	// that were decided again at once after that.
+	refusals, secondTries int
 }
 
 func newWorld(in Input, opts Options) (*world, error) {

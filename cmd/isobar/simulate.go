@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -50,7 +51,7 @@ docs/placement.md describes the files and shows worked examples.`,
 	flags.StringVar(&s.start, "start", "", "time of the trace's zero, such as 2022-06-01T00:00:00Z (default the first carbon row)")
 	flags.StringArrayVar(&s.policies, "policy", nil, "home, cheapest, greenest, isobar or oracle; may be repeated (default all)")
 	flags.StringVar(&s.objective, "objective", string(simulate.Balanced), "carbon, cost, latency or balanced")
-	flags.StringVar(&s.forecast, "forecast", string(simulate.Perfect), "what isobar knows of the carbon to come: perfect, mean7 or model")
+	flags.StringVar(&s.forecast, "forecast", string(simulate.Perfect), "what isobar knows of the carbon to come: perfect, persistence, mean7 or model")
 	flags.StringVar(&s.durations, "durations", string(simulate.Known), "what isobar knows of run times: known or learned")
 	flags.Float64Var(&s.digestAge, "digest-age", 0, "how old isobar's knowledge of other regions' free capacity is, seconds")
 	flags.Float64Var(&s.carbonPrice, "carbon-price", simulate.DefaultCarbonPrice, "USD for a tonne of CO2eq (EPA 2023, 2 % discount)")
@@ -185,17 +186,42 @@ func (a *app) progress(opts *simulate.Options) (done func()) {
 	if !terminal(a.stderr) {
 		return func() {}
 	}
-	const width = 30
-	last := -1
-	opts.Progress = func(p simulate.Policy, done, of int) {
-		full := width * done / max(of, 1)
-		if full == last {
-			return
-		}
-		last = full
-		fmt.Fprintf(a.stderr, "\r%-9s [%s%s]", p, strings.Repeat("#", full), strings.Repeat(".", width-full))
+	bar := progressBar{w: a.stderr, policies: opts.Policies, begin: time.Now(), now: time.Now}
+	if len(bar.policies) == 0 {
+		bar.policies = simulate.Policies()
 	}
-	return func() { fmt.Fprintf(a.stderr, "\r%s\r", strings.Repeat(" ", width+12)) }
+	opts.Progress = bar.show
+	return bar.clear
+}
+
+// progressBar is one line that changes: which policy is played, how much of it
+// is done, and how long it has taken in all.
+type progressBar struct {
+	w        io.Writer
+	policies []simulate.Policy
+	begin    time.Time
+	now      func() time.Time
+	shown    string
+}
+
+func (b *progressBar) show(p simulate.Policy, done, of int) {
+	const width = 30
+	share := float64(done) / float64(max(of, 1))
+	full := int(share * width)
+	at := slices.Index(b.policies, p) + 1
+	elapsed := b.now().Sub(b.begin).Round(time.Second)
+	line := fmt.Sprintf("%d/%d %-8s [%s%s] %3.0f %%  %v", at, len(b.policies), p, strings.Repeat("#", full), strings.Repeat("·", width-full), 100*share, elapsed)
+	if line == b.shown {
+		return
+	}
+	// What was longer before is wiped out.
+	pad := max(len([]rune(b.shown))-len([]rune(line)), 0)
+	fmt.Fprintf(b.w, "\r%s%s", line, strings.Repeat(" ", pad))
+	b.shown = line
+}
+
+func (b *progressBar) clear() {
+	fmt.Fprintf(b.w, "\r%s\r", strings.Repeat(" ", len([]rune(b.shown))))
 }
 
 // terminal reports whether what is written is shown on a device: to a file or a

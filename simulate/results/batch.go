@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/isobar-mesh/isobar/carbon"
 	"github.com/isobar-mesh/isobar/simulate"
 )
 
@@ -18,9 +19,12 @@ type setting struct {
 // kept is the share of the oracle's deferral saving that each forecast keeps in
 // one zone.
 type kept struct {
-	saving                float64 // the oracle's, of what starting at once emits
-	perfect, mean7, model float64
+	saving                             float64 // the oracle's, of what starting at once emits
+	perfect, persistence, mean7, model float64
 }
+
+// shown is the setting that is told by zone, with persistence too.
+func shown() setting { return setting{1, 24, false} }
 
 // worth is the least saving of the oracle for which a share means something.
 const worth = 0.02
@@ -59,10 +63,27 @@ more. Carbon: Electricity Maps 2022 (ODbL, via UMass decarbonization-potential).
 	for _, at := range settings {
 		s.row(&b, at, all[at])
 	}
-	b.WriteString("\n## By zone: an hour's work with a day of slack\n\n| zone | oracle saves | 7-day mean | own |\n|---|---|---|---|\n")
+	b.WriteString(`
+## By zone: an hour's work with a day of slack
+
+The first four columns of figures are shares of the oracle's saving, as above. The last three say how far the forecasts of the next 24
+hours lay from what came: the mean error as a share of the zone's mean, over all hours of the year after the first week.
+
+| zone | oracle saves | persistence | 7-day mean | own | error: persistence | 7-day mean | own |
+|---|---|---|---|---|---|---|---|
+`)
 	for _, zone := range s.table.Zones() {
-		k := all[setting{1, 24, false}][zone]
-		fmt.Fprintf(&b, "| %s | %.1f %% | %.3f | %.3f |\n", zone, 100*k.saving, k.mean7, k.model)
+		k := all[shown()][zone]
+		if k.saving < 1e-6 { // the zone's carbon does not change
+			fmt.Fprintf(&b, "| %s | 0 %% | | | | | | |\n", zone)
+			continue
+		}
+		e, err := s.errors(zone)
+		if err != nil {
+			return "", err
+		}
+		fmt.Fprintf(&b, "| %s | %.1f %% | %.3f | %.3f | %.3f | %.1f %% | %.1f %% | %.1f %% |\n", zone, 100*k.saving, k.persistence, k.mean7, k.model,
+			100*e[0], 100*e[1], 100*e[2])
 	}
 	return b.String(), nil
 }
@@ -99,9 +120,12 @@ func (s *sources) keeps(zone string, at setting) (kept, error) {
 	for h := week; h <= last; h += s.every {
 		fmt.Fprintf(&trace, "%d,%d,%d,%t\n", h*3600, at.hours*3600, at.slack*3600, at.interruptible)
 	}
-	var shares [3]float64
+	var shares [4]float64
 	var out kept
-	for i, f := range [...]simulate.Forecast{simulate.Perfect, simulate.Mean7, simulate.Model} {
+	for i, f := range [...]simulate.Forecast{simulate.Perfect, simulate.Yesterday, simulate.Mean7, simulate.Model} {
+		if f == simulate.Yesterday && at != shown() {
+			continue
+		}
 		got, err := s.play(mesh, trace.String(), simulate.Options{
 			Objective: simulate.Carbon, Forecast: f, Policies: []simulate.Policy{simulate.Home, simulate.Isobar, simulate.Oracle},
 		})
@@ -112,6 +136,35 @@ func (s *sources) keeps(zone string, at setting) (kept, error) {
 		out.saving = (home - best) / home
 		shares[i] = (home - got[simulate.Isobar].GCO2eq) / (home - best)
 	}
-	out.perfect, out.mean7, out.model = shares[0], shares[1], shares[2]
+	out.perfect, out.persistence, out.mean7, out.model = shares[0], shares[1], shares[2], shares[3]
+	return out, nil
+}
+
+// errors are the mean errors of the three forecasts over the next 24 hours, as
+// shares of the zone's mean: persistence, mean of seven days, own.
+func (s *sources) errors(zone string) (out [3]float64, err error) {
+	var rows []float64
+	for at := s.table.Start(); at.Before(s.table.End()); at = at.Add(time.Hour) {
+		r, err := s.table.At(zone, at)
+		if err != nil {
+			return out, err
+		}
+		rows = append(rows, r.Intensity)
+	}
+	const week, ahead = 7 * 24, 24
+	model, sum := carbon.NewModel(rows), 0.0
+	for h := week; h+ahead < len(rows); h++ {
+		model.Advance(h)
+		for k := 1; k <= ahead; k++ {
+			came := rows[h+k]
+			sum += came
+			for i, x := range [...]float64{carbon.SameHour(rows, h, k), carbon.Mean7(rows, h, k), model.Ahead(k)} {
+				out[i] += math.Abs(x - came)
+			}
+		}
+	}
+	for i := range out {
+		out[i] /= sum
+	}
 	return out, nil
 }
