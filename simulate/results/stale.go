@@ -83,7 +83,7 @@ func (s *sources) staleMesh() string {
 }
 
 func staleTrace(homes int) string {
-	r := rand.New(rand.NewPCG(1, uint64(homes))) //nolint:gosec // a workload, made again the same
+	r := rand.New(rand.NewPCG(1, uint64(homes)))
 	var b strings.Builder
 	b.WriteString("arrival_s,duration_s,home,max_delay_s\n")
 	for k := range staleTasks {
