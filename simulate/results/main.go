@@ -35,7 +35,7 @@ func run(args []string, log io.Writer) error {
 	out := flags.String("out", "docs/results", "directory of the tables")
 	starts := flags.Int("starts", 24, "starts over the year, for the table of requests")
 	every := flags.Int("every", 1, "hours between arrivals, for the table of batch work")
-	only := flags.String("only", "", "remake one table: requests, forecast, joint or stale")
+	only := flags.String("only", "", "remake one table: requests, forecast or stale")
 	cache := flags.String("cache", "", "file that keeps what was played for the table of requests; a later run goes on from there")
 	budget := flags.Duration("for", 0, "stop the table of requests after so long, for a later run with -cache; 0 is never")
 	if err := flags.Parse(args); err != nil {
