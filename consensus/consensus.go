@@ -79,8 +79,9 @@ type Members interface {
 	Leave(ctx context.Context, id string) error
 	// Servers lists the members of the newest configuration, by id.
 	Servers() ([]Server, error)
-	// Transfer hands leadership to another voter, the most caught up one.
-	Transfer(ctx context.Context) error
+	// Transfer hands leadership to the voter of the id, or with "" to the most
+	// caught up one. Nil means that this server no longer leads.
+	Transfer(ctx context.Context, to string) error
 }
 
 // Server is one member of the log.

@@ -10,8 +10,8 @@ import (
 // clock writes a leader's two clocks as commands carry them.
 type clock struct{ mesh.Clock }
 
-func newClock(leaseMs, wallMs int64, now time.Time) clock {
-	return clock{mesh.NewClock(leaseMs, wallMs, now)}
+func newClock(leaseMs, wallMs int64, calendar, now time.Time) clock {
+	return clock{mesh.NewClock(leaseMs, wallMs, calendar, now)}
 }
 
 func (c clock) read(now time.Time) *meshv1.Clocks {

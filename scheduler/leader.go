@@ -76,7 +76,7 @@ func newLeader(ctx context.Context, s *Scheduler, term uint64, incarnation strin
 	loops, ctx := errgroup.WithContext(ctx)
 	return &leader{
 		Scheduler: s, ctx: ctx, loops: loops, term: term, incarnation: incarnation,
-		clock:    newClock(leaseMs, wallMs, time.Now()),
+		clock:    newClock(leaseMs, wallMs, s.Wall(), time.Now()),
 		kicked:   make(chan struct{}, 1),
 		waiting:  newDispatchSet(s.weight),
 		held:     newHeld(),

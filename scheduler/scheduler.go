@@ -68,6 +68,10 @@ type Options struct {
 	Tracer Tracer
 	Logger *slog.Logger
 
+	// Wall is this server's calendar. Default time.Now; only a test of bad clocks
+	// sets another.
+	Wall func() time.Time
+
 	// CellLease is how long another cell holds a task without an extend.
 	// Default 10 s: it outlasts an election (about 1 s) and four lost extends.
 	CellLease time.Duration
@@ -198,6 +202,9 @@ func New(o Options) *Scheduler {
 	o.Lifetime = defaulted(o.Lifetime, 7*24*time.Hour)
 	if o.QueueCap == nil {
 		o.QueueCap = &meshv1.QueueCap{Count: 100_000, Bytes: 1 << 30}
+	}
+	if o.Wall == nil {
+		o.Wall = time.Now
 	}
 	if o.Tracer == nil {
 		o.Tracer = noTracer{}

@@ -11,7 +11,7 @@ import (
 type meshClock struct{ mesh.Clock }
 
 func newClock(leaseMs, wallMs int64, now time.Time) meshClock {
-	return meshClock{mesh.NewClock(leaseMs, wallMs, now)}
+	return meshClock{mesh.NewClock(leaseMs, wallMs, now, now)}
 }
 
 func (c meshClock) read(now time.Time) *meshv1.Clocks {

@@ -101,15 +101,29 @@ func (l *Log) Servers() ([]consensus.Server, error) {
 	return out, nil
 }
 
-// Transfer hands leadership to the most caught up voter. Nil means that this
-// server no longer leads.
-func (l *Log) Transfer(ctx context.Context) error {
-	err := l.await(ctx, l.raft.LeadershipTransfer)
+// Transfer hands leadership to the voter of the id, or with "" to the most
+// caught up one. Nil means that this server no longer leads.
+func (l *Log) Transfer(ctx context.Context, to string) error {
+	begin := l.raft.LeadershipTransfer
+	if to != "" {
+		members, _, err := l.configuration()
+		if err != nil {
+			return wrap("transfer", err)
+		}
+		i := slices.IndexFunc(members, func(m raft.Server) bool { return string(m.ID) == to && m.Suffrage == raft.Voter })
+		if i < 0 {
+			return wrap("transfer", fmt.Errorf("to %s: %w", to, errNotVoter))
+		}
+		begin = func() raft.Future { return l.raft.LeadershipTransferToServer(members[i].ID, members[i].Address) }
+	}
+	err := l.await(ctx, begin)
 	if errors.Is(err, raft.ErrNotLeader) {
 		err = outcome(err)
 	}
 	return wrap("transfer", err)
 }
+
+var errNotVoter = errors.New("it is no voter")
 
 // Address is what the other servers dial.
 func (l *Log) Address() string { return l.stream.Addr().String() }

@@ -113,12 +113,26 @@ func TestTransfer(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, 3, memoryRecorder, nil)
 	old := c.leader()
-	if err := old.Transfer(ctxFor(t)); err != nil {
+	if err := old.Transfer(ctxFor(t), ""); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "another leads", func() bool { return c.leader() != old })
-	if err := old.Transfer(ctxFor(t)); !errors.Is(err, consensus.ErrNotLeader) {
+	if err := old.Transfer(ctxFor(t), ""); !errors.Is(err, consensus.ErrNotLeader) {
 		t.Errorf("transfer by a follower: got %v, want ErrNotLeader", err)
+	}
+	// To each of the others in turn: the most caught up one would not do.
+	for _, to := range c.others(nil) {
+		l := c.leader()
+		if err := l.Transfer(ctxFor(t), "nobody"); err == nil || errors.Is(err, consensus.ErrNotLeader) {
+			t.Errorf("transfer to nobody: %v", err)
+		}
+		if l == to {
+			continue
+		}
+		if err := l.Transfer(ctxFor(t), to.opts.ServerID); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the chosen one leads", func() bool { return c.leader() == to })
 	}
 }
 

@@ -1,74 +1,121 @@
 package server
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"slices"
+	"sync"
 	"time"
 
 	meshv1 "github.com/isobar-mesh/isobar/proto/isobar/mesh/v1"
 )
 
 const (
-	// clockEvery is how often a leader compares its clock with the voters'.
+	// clockEvery is how often a server compares its clock with the others' of its
+	// cell.
 	clockEvery = 30 * time.Second
-	// clockLimit is how far off the voters' median a leader may be: deadlines
-	// and retention follow its clock.
+	// clockLimit is how far off their median a leader may be: deadlines and
+	// retention follow its clock.
 	clockLimit = time.Minute
 )
 
-// watchClock hands leadership over when this leader's wall clock is far off the
-// median of its cell's servers.
+var errBadClock = errors.New("the clock of this server is far off; leadership was handed over")
+
+// clockWatch is what a server knows of its own calendar.
+type clockWatch struct {
+	wall  func() time.Time
+	every time.Duration
+
+	mu    sync.Mutex
+	ahead time.Duration // of the cell's median, when last compared
+	best  string        // the other server that was nearest to the median
+}
+
+// watchClock compares this server's wall clock with those of its cell, and hands
+// leadership over when it leads with a bad one. Who does not lead compares too,
+// so that it knows when it is elected.
 func (s *Server) watchClock(ctx context.Context) {
-	ticker := time.NewTicker(clockEvery)
-	defer ticker.Stop()
+	wait := min(time.Second, s.clock.every) // nobody may be known yet
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-ticker.C:
+		case <-time.After(wait):
 		}
-		if !s.sched.Leading() {
-			continue
+		others := s.clockOffsets(ctx)
+		ahead, best := medianOffset(others)
+		s.clock.mu.Lock()
+		s.clock.ahead, s.clock.best = ahead, best
+		s.clock.mu.Unlock()
+		if s.sched.Leading() {
+			s.yield(ctx)
 		}
-		off, n := s.clockOffset(ctx)
-		if n < 2 || off.Abs() <= clockLimit {
-			continue
-		}
-		s.log.Error("this leader's clock is far off its voters': handing over", "alarm", true, "ahead_by", off, "voters_asked", n)
-		if err := s.raft.Transfer(ctx); err != nil {
-			s.log.Warn("leadership not handed over", "error", err)
+		if len(others) > 0 {
+			wait = s.clock.every
 		}
 	}
 }
 
-// clockOffset is how far this server's clock is ahead of the median of the
-// other servers of its cell, half a round trip taken off, and how many answered.
-func (s *Server) clockOffset(ctx context.Context) (time.Duration, int) {
-	var offsets []time.Duration
+// yield hands leadership to the server whose clock is best if this one's is far
+// off, and reports whether it did. Where that server can't lead this one goes
+// on: a bad clock is better than no leader.
+func (s *Server) yield(ctx context.Context) bool {
+	s.clock.mu.Lock()
+	ahead, best := s.clock.ahead, s.clock.best
+	s.clock.mu.Unlock()
+	if ahead.Abs() <= clockLimit {
+		return false
+	}
+	s.log.Error("this leader's clock is far off the median of its cell: handing over", "alarm", true, "ahead_by", ahead, "to", best)
+	if err := s.raft.Transfer(ctx, best); err != nil {
+		s.log.Warn("leadership not handed over", "error", err)
+		return false
+	}
+	return true
+}
+
+// offset is how far this server's clock is ahead of another's.
+type offset struct {
+	server string
+	by     time.Duration
+}
+
+// clockOffsets compares with each other server of the cell, half a round trip
+// taken off.
+func (s *Server) clockOffsets(ctx context.Context) []offset {
+	var out []offset
 	for _, srv := range s.mesh.Servers() {
 		if srv.Cell != s.cell.ID || srv.ID == s.id || !srv.Alive {
 			continue
 		}
 		call, cancel := context.WithTimeout(ctx, 3*time.Second)
-		sent := time.Now()
+		wall, sent := s.clock.wall(), time.Now()
 		res, err := s.peers.Member(srv).Applied(call, &meshv1.AppliedRequest{})
 		cancel()
 		if err == nil {
-			offsets = append(offsets, sent.Add(time.Since(sent)/2).Sub(time.UnixMilli(res.WallMs)))
+			out = append(out, offset{srv.ID, wall.Add(time.Since(sent) / 2).Sub(time.UnixMilli(res.WallMs))})
 		}
 	}
-	return medianOffset(offsets), len(offsets)
+	return out
 }
 
-// medianOffset is the middle of the offsets, the nearer to zero of two.
-func medianOffset(offsets []time.Duration) time.Duration {
-	if len(offsets) == 0 {
-		return 0
+// medianOffset is how far a clock is ahead of the median of itself and the
+// others, of two middle ones the nearer to it, and which other is nearest to
+// that. Its own counts: of clocks that all differ the middle one must not be
+// called wrong.
+func medianOffset(others []offset) (ahead time.Duration, best string) {
+	all := append([]offset{{}}, others...)
+	slices.SortFunc(all, func(a, b offset) int { return cmp.Compare(a.by, b.by) })
+	ahead = all[(len(all)-1)/2].by
+	if b := all[len(all)/2].by; b.Abs() < ahead.Abs() {
+		ahead = b
 	}
-	slices.Sort(offsets)
-	a, b := offsets[(len(offsets)-1)/2], offsets[len(offsets)/2]
-	if b.Abs() < a.Abs() {
-		return b
+	var near time.Duration
+	for i, o := range others {
+		if i == 0 || (o.by-ahead).Abs() < near {
+			best, near = o.server, (o.by - ahead).Abs()
+		}
 	}
-	return a
+	return ahead, best
 }

@@ -76,11 +76,16 @@ type Server struct {
 	full                      atomic.Bool
 	closers                   []func() error
 	counters                  counters
+	clock                     clockWatch
 }
 
 // Run serves until ctx ends, then hands leadership over, stops and returns.
 func Run(ctx context.Context, cfg config.Server, log *slog.Logger, tel *telemetry.Telemetry) error {
-	s := &Server{cfg: cfg, log: log, tel: tel}
+	s := &Server{cfg: cfg, log: log, tel: tel, clock: clockWatch{wall: time.Now, every: clockEvery}}
+	return s.run(ctx)
+}
+
+func (s *Server) run(ctx context.Context) error {
 	defer s.close()
 	if err := s.open(); err != nil {
 		return err
@@ -318,7 +323,7 @@ func (s *Server) openScheduler() error {
 		CellLease: s.cfg.Lease.Cell, WorkerLease: s.cfg.Lease.Worker, Renew: s.cfg.Lease.Renew,
 		Retention: s.cfg.Retention.Task, Lifetime: s.cfg.Lifetime,
 		QueueCap: &meshv1.QueueCap{Count: uint64(s.cfg.Queue.Count), Bytes: uint64(s.cfg.Queue.Bytes)},
-		OnLead:   s.takeLead, OnResign: s.resign, Full: s.full.Load,
+		OnLead:   s.takeLead, OnResign: s.resign, Full: s.full.Load, Wall: s.clock.wall,
 	})
 	return nil
 }
@@ -326,6 +331,11 @@ func (s *Server) openScheduler() error {
 // takeLead begins a term. A snapshot may have brought documents that nothing was
 // told of.
 func (s *Server) takeLead(term uint64) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if s.yield(ctx) { // before anything is stamped with its time
+		return errBadClock
+	}
 	s.known.forget()
 	if err := s.broker.Lead(term); err != nil {
 		return err

@@ -125,7 +125,7 @@ func takeover(ctx context.Context, cell nodes) (time.Duration, error) {
 	}
 	defer watching.Wait()
 	defer cancel()
-	if err := old.raft.Transfer(ctx); err != nil {
+	if err := old.raft.Transfer(ctx, ""); err != nil {
 		return 0, err
 	}
 	select {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"io"
-	"time"
 
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connecthttp"
@@ -209,7 +208,7 @@ func (h *serverHandler) Applied(ctx context.Context, _ *meshv1.AppliedRequest) (
 	if err := h.own(ctx); err != nil {
 		return nil, err
 	}
-	return &meshv1.AppliedResponse{Index: h.Log.AppliedIndex(), WallMs: time.Now().UnixMilli()}, nil
+	return &meshv1.AppliedResponse{Index: h.Log.AppliedIndex(), WallMs: h.Scheduler.Wall().UnixMilli()}, nil
 }
 
 func (h *serverHandler) PutCode(ctx context.Context, r *meshv1.PutCodeRequest) (*meshv1.PutCodeResponse, error) {
