@@ -130,9 +130,13 @@ func (l *Log) Address() string { return l.stream.Addr().String() }
 
 // progress is the answer to a leader's question: how far the log is known to
 // be committed here. It is raft's index and not the machine's, since entries
-// of raft's own count.
+// of raft's own count. A peer may ask before raft runs: it dials as soon as the
+// port is open.
 func (l *Log) progress() (id string, applied uint64) {
-	return l.opts.ServerID, l.raft.AppliedIndex()
+	if r := l.asked.Load(); r != nil {
+		applied = r.AppliedIndex()
+	}
+	return l.opts.ServerID, applied
 }
 
 // round is one lap of a joiner's race against the leader's commits.

@@ -39,6 +39,7 @@ type Log struct {
 	logger *slog.Logger
 
 	raft      *raft.Raft
+	asked     atomic.Pointer[raft.Raft] // raft once it runs, for connections that come before
 	machine   *machine
 	entries   *entryStore
 	snapshots *snapshotStore
@@ -123,6 +124,7 @@ func (l *Log) start(m consensus.Machine) error {
 	if l.raft, err = raft.NewRaft(conf, l.machine, l.entries, l.entries, l.snapshots, l.transport); err != nil {
 		return fmt.Errorf("start raft: %w", err)
 	}
+	l.asked.Store(l.raft)
 	l.batch = newBatcher(l.raft, l.opts.InFlight, l.gone)
 	l.startLoops()
 	return nil
