@@ -58,6 +58,8 @@ type server struct {
 	placement isobarv1.PlacementServiceClient
 	mesh      isobarv1.MeshServiceClient
 	streams   isobarv1.StreamServiceClient
+	queues    isobarv1.QueueServiceClient
+	letters   isobarv1.DeadLetterServiceClient
 }
 
 func (s *server) taskCalls() isobarv1.TaskServiceClient           { return s.tasks }
@@ -65,6 +67,8 @@ func (s *server) functionCalls() isobarv1.FunctionServiceClient   { return s.fun
 func (s *server) placementCalls() isobarv1.PlacementServiceClient { return s.placement }
 func (s *server) meshCalls() isobarv1.MeshServiceClient           { return s.mesh }
 func (s *server) streamCalls() isobarv1.StreamServiceClient       { return s.streams }
+func (s *server) queueCalls() isobarv1.QueueServiceClient         { return s.queues }
+func (s *server) letterCalls() isobarv1.DeadLetterServiceClient   { return s.letters }
 
 // Redirect tells that a cell pointed to another one, and that the call goes
 // there.
@@ -197,6 +201,8 @@ func (c *Client) server(address string) *server {
 			placement: isobarv1.NewPlacementServiceClient(calls),
 			mesh:      isobarv1.NewMeshServiceClient(calls),
 			streams:   isobarv1.NewStreamServiceClient(calls),
+			queues:    isobarv1.NewQueueServiceClient(calls),
+			letters:   isobarv1.NewDeadLetterServiceClient(calls),
 		}
 		c.servers[address] = s
 	}

@@ -170,6 +170,59 @@ func inputs(m *devMesh) []refused {
 			code: "invalid_argument", reason: "bad_request", message: "unmarshal message…", hint: "docs/api.md shows the calls…",
 		},
 		{
+			name: "queue of no function", call: "QueueService/Pause", body: `{"function": "ecko"}`,
+			code: "not_found", reason: "unknown_queue", message: `tenant default has no function "ecko" and no task of one here`,
+			hint: "isobar queue list shows the queues of a cell", field: "function",
+		},
+		{
+			name: "queue without a function", call: "QueueService/Purge", body: `{}`,
+			code: "invalid_argument", reason: "bad_request", message: "no function is named", hint: "a queue is a function's tasks in one lane", field: "function",
+		},
+		{
+			name: "queue in no lane", call: "QueueService/Resume", body: `{"function": "echo", "lane": "fast"}`,
+			code: "invalid_argument", reason: "unknown_lane", message: `there is no lane "fast"`, hint: "use critical, interactive, standard or batch…", field: "lane",
+		},
+		{
+			name: "queue paused twice", call: "QueueService/Pause", body: `{"function": "paused", "lane": "batch", "reason": "second"}`,
+			before: func(t *testing.T) string {
+				t.Helper()
+				m.deploy(t, "paused", `"runtime": "exec", "command": ["cat"]`, "")
+				m.must(t, "QueueService/Pause", `{"function": "paused", "lane": "batch", "reason": "first"}`)
+				return ""
+			},
+			answer: `{"queues": [{"function": "paused", "lane": "batch", "pause": {"reason": "first"}}]}`, // nothing changed
+		},
+		{
+			name: "peek of too many", call: "QueueService/Peek", body: `{"function": "echo", "limit": 101}`,
+			code: "invalid_argument", reason: "bad_request", message: "a limit of 101 is not between 1 and 100", hint: "page with nextPageToken", field: "limit",
+		},
+		{
+			name: "token of no purge", call: "QueueService/Purge", body: `{"function": "echo", "token": "x"}`,
+			code: "invalid_argument", reason: "bad_request", message: "not the token of a purge", hint: "leave it out to begin one", field: "token",
+		},
+		{
+			name: "redrive of a task that is not dead", call: "DeadLetterService/Redrive", body: `{"taskIds": ["$TASK"]}`, before: func(t *testing.T) string {
+				t.Helper()
+				id := homed(t)
+				m.wait(t, id)
+				return id
+			},
+			code: "failed_precondition", reason: "not_dead", message: "the task is completed, and only a dead one can be redriven",
+			hint: "isobar dlq list shows those that are", task: "$TASK",
+		},
+		{
+			name: "redrive of an unknown task", call: "DeadLetterService/Redrive", body: `{"taskIds": ["x"]}`,
+			code: "invalid_argument", reason: "bad_request", message: `"x" is not a task id`, hint: "an id looks like…", field: "taskId",
+		},
+		{
+			name: "redrive of nothing", call: "DeadLetterService/Redrive", body: `{}`,
+			code: "invalid_argument", reason: "bad_request", message: "neither task ids nor a filter", hint: `an empty filter, {"filter": {}}, means all`, field: "taskIds",
+		},
+		{
+			name: "redrive by ids and filter", call: "DeadLetterService/Redrive", body: `{"taskIds": ["x"], "filter": {}}`,
+			code: "invalid_argument", reason: "bad_request", message: "both task ids and a filter", hint: "give one of them", field: "filter",
+		},
+		{
 			name: "retry policy out of bounds", call: "TaskService/Submit", body: `{"tasks": [{"function": "echo", "retry": {"maxAttempts": 101}}]}`,
 			code: "invalid_argument", reason: "bad_request", message: "retry.max_attempts must be 1 to 100, not 101", hint: "leave it out for the function's own policy",
 			field: "tasks[0].retry.max_attempts",

@@ -93,6 +93,10 @@ func (l *leader) placeHead(q *queue, now time.Time) outcome {
 	if q.key.guest {
 		return l.placeGuest(q.items[0], now)
 	}
+	if why, ok := l.paused[q.key.Queue]; ok {
+		q.why = pausedWhy(why)
+		return noRoom
+	}
 	if q.why = l.capped(q.key.Queue); q.why != "" {
 		return noRoom
 	}
@@ -416,7 +420,7 @@ func (l *leader) refusedNow(rec *meshv1.TaskRecord) bool {
 func (l *leader) parkRefused(key queueKey, rec *meshv1.TaskRecord, now time.Time, why string) outcome {
 	did := l.park(key, ref{task: rec.Id}, now, why)
 	if p := l.parked[rec.Id]; p != nil {
-		n := max(int64(rec.Attempt)-int64(rec.Counted), 1)
+		n := max(int64(rec.Attempt-rec.RedrivenAttempt)-int64(rec.Counted), 1)
 		p.after, p.pause = rec.Attempt, min(refusedFirst<<min(n-1, 10), refusedMost)
 		p.until = now.Add(p.pause)
 	}

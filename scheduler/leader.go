@@ -44,6 +44,7 @@ type leader struct {
 	mu       sync.Mutex
 	closed   bool                      // the term is over; nothing new may wait for it
 	waiting  dispatchSet               // ready tasks and confirmed guests
+	paused   map[fsm.Queue]string      // queues that wait for Resume, and why
 	held     held                      // what runs, by tenant and function
 	granting map[string]bool           // tasks whose grant is being committed
 	guests   map[ref]*guest            // guests this cell holds
@@ -80,6 +81,7 @@ func newLeader(ctx context.Context, s *Scheduler, term uint64, incarnation strin
 		kicked:   make(chan struct{}, 1),
 		waiting:  newDispatchSet(s.weight),
 		held:     newHeld(),
+		paused:   map[fsm.Queue]string{},
 		granting: map[string]bool{},
 		avoid:    map[string][]mesh.CellID{},
 		guests:   map[ref]*guest{},
@@ -135,6 +137,9 @@ func (l *leader) rebuild() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for q, counts := range fsm.Queues(l.State) {
+		if counts.Pause != nil {
+			l.paused[q] = counts.Pause.Reason
+		}
 		if counts.Ready > 0 {
 			l.waiting.queue(queueKey{Queue: q}).more = true
 		}
@@ -295,6 +300,10 @@ func (l *leader) effect(e fsm.Effect) {
 		delete(l.waiters, e.TaskID)
 	case fsm.LeaseGone:
 		l.leaseGone(r, e)
+	case fsm.QueuePaused:
+		l.paused[e.Queue] = fsm.QueueCounts(l.State, e.Queue).GetPause().GetReason()
+	case fsm.QueueResumed:
+		delete(l.paused, e.Queue)
 	case fsm.GuestReady:
 		// Dispatched once its home has confirmed the lease. One whose offer was
 		// given up before its commit is not known yet.

@@ -17,7 +17,7 @@ import (
 
 // Get answers from the home, with leadership verified: never stale. Of a task
 // that has ended nothing needs to be verified: its end was committed and stays
-// true, whoever leads.
+// true, whoever leads. A dead one may have been redriven since.
 func (s *Scheduler) Get(ctx context.Context, id string) (*meshv1.TaskRecord, error) {
 	l, err := s.leading()
 	if err != nil {
@@ -26,7 +26,7 @@ func (s *Scheduler) Get(ctx context.Context, id string) (*meshv1.TaskRecord, err
 	if err := l.own(id); err != nil {
 		return nil, err
 	}
-	if rec, ok := fsm.Task(l.State, id); ok && fsm.Ended(fsm.State(rec)) {
+	if rec, ok := fsm.Task(l.State, id); ok && fsm.Ended(fsm.State(rec)) && fsm.State(rec) != isobarv1.TaskState_TASK_STATE_DEAD {
 		return rec, nil
 	}
 	if err := l.Log.Verify(ctx); err != nil {

@@ -34,6 +34,8 @@ func cannedCell() http.Handler {
 	isobarv1.RegisterPlacementServiceHandler(server, cannedPlacement{})
 	isobarv1.RegisterMeshServiceHandler(server, cannedMesh{})
 	isobarv1.RegisterStreamServiceHandler(server, cannedStreams{})
+	isobarv1.RegisterQueueServiceHandler(server, cannedQueues{})
+	isobarv1.RegisterDeadLetterServiceHandler(server, cannedLetters{})
 	connecthttp.Mount(mux, server)
 	return mux
 }

@@ -82,7 +82,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not reachable,
 	}
 	add(groupMesh, local(newDev(a)), local(newServer(a)), local(newWorker(a)))
 	add(groupWork, newDeploy(a), newFunction(a), newSubmit(a), newInvoke(a), newGet(a), newWait(a), newList(a), newCancel(a),
-		newLogs(a), newExplain(a), newMesh(a), newStream(a))
+		newLogs(a), newExplain(a), newQueue(a), newDLQ(a), newMesh(a), newStream(a))
 	add(groupOther, local(newSimulate(a)), local(newConfig(a)), newVersion(a))
 	root.PersistentPreRunE = func(*cobra.Command, []string) error { return a.check() }
 	return root

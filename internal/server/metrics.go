@@ -77,23 +77,44 @@ func (s *Server) count(r *fsm.Result) {
 	}
 }
 
-// queueCollector reports tasks by lane and state, read when scraped.
+// queueCollector reports tasks by lane and state, dead letters and paused queues,
+// read when scraped.
 type queueCollector struct{ s *Server }
 
 func queueDesc() *prometheus.Desc {
 	return prometheus.NewDesc("isobar_tasks", "Tasks not ended, by lane and state.", []string{"lane", "state"}, nil)
 }
 
-func (c *queueCollector) Describe(ch chan<- *prometheus.Desc) { ch <- queueDesc() }
+func deadDesc() *prometheus.Desc {
+	return prometheus.NewDesc("isobar_dead_letters", "Dead tasks that are kept, by lane.", []string{"lane"}, nil)
+}
+
+func pausedDesc() *prometheus.Desc {
+	return prometheus.NewDesc("isobar_queues_paused", "Queues that are paused.", nil, nil)
+}
+
+func (c *queueCollector) Describe(ch chan<- *prometheus.Desc) {
+	ch <- queueDesc()
+	ch <- deadDesc()
+	ch <- pausedDesc()
+}
 
 func (c *queueCollector) Collect(ch chan<- prometheus.Metric) {
 	var counts [4][3]uint64
+	var dead [4]uint64
+	paused := 0
 	for q, r := range fsm.Queues(c.s.state.Reader(state.SchedulerMachine)) {
 		counts[q.Lane][0] += r.Ready
 		counts[q.Lane][1] += r.Deferred
 		counts[q.Lane][2] += r.Leased
+		dead[q.Lane] += r.Dead
+		if r.Pause != nil {
+			paused++
+		}
 	}
+	ch <- prometheus.MustNewConstMetric(pausedDesc(), prometheus.GaugeValue, float64(paused))
 	for _, lane := range mesh.Lanes() {
+		ch <- prometheus.MustNewConstMetric(deadDesc(), prometheus.GaugeValue, float64(dead[lane]), lane.String())
 		for i, name := range []string{"ready", "deferred", "leased"} {
 			ch <- prometheus.MustNewConstMetric(queueDesc(), prometheus.GaugeValue, float64(counts[lane][i]), lane.String(), name)
 		}

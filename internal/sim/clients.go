@@ -24,11 +24,14 @@ type client struct {
 	settled bool
 }
 
+// poison is a function that never ends.
+const poison = "poison"
+
 func (w *world) startClients(seed uint64) {
 	rng := rand.New(rand.NewPCG(seed, 2))
 	for n := range w.cfg.Tasks {
 		c := &client{w: w, rng: rng, n: n, home: w.cells[rng.IntN(len(w.cells))]}
-		if n%6 == 5 {
+		if n%6 == 5 && !w.cfg.Poison {
 			// Every second of these is another's submit of the same work: a key's
 			// home is the same for both.
 			c.key = fmt.Sprintf("k%d", n/12)
@@ -63,7 +66,12 @@ func (c *client) submit() {
 	if c.n%5 == 0 {
 		rec.NotBeforeMs = wallBase + c.w.now + between(c.rng, 100, 5_000)
 	}
-	if c.n%9 == 0 {
+	if c.w.cfg.Poison {
+		rec.MaxAttempts = 100
+		if c.n%10 == 7 {
+			rec.Function, rec.MaxAttempts = poison, 3
+		}
+	} else if c.n%9 == 0 {
 		rec.DeadlineMs = wallBase + c.w.now + between(c.rng, 1_000, 20_000)
 	}
 	c.w.near(c.home, func() {
@@ -99,7 +107,7 @@ func (c *client) accepted(id string) {
 	c.settled, c.id = true, id
 	c.w.note("client %d has %s", c.n, name(id))
 	c.w.promised(id, c.home, c.key)
-	if c.n%8 != 3 {
+	if c.n%8 != 3 || c.w.cfg.Poison {
 		return
 	}
 	told := false

@@ -2,6 +2,8 @@ package sim
 
 import (
 	"math/rand/v2"
+
+	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
 )
 
 // Terms of the leases, in milliseconds. They are short, so that a run of
@@ -38,6 +40,10 @@ type Config struct {
 	SkewMs       int64   // of a server's wall clock, either way
 	Abroad       float64 // share of placements at another cell
 	Stubborn     float64 // workers that run on when their lease is over
+
+	// Poison: every tenth task never ends an attempt, or takes its worker with
+	// it; the others end well whenever their worker lives. No seed draws it.
+	Poison bool
 
 	Break Break // no seed draws one
 }
@@ -86,6 +92,8 @@ type Report struct {
 	Steps, Lines int
 	// Seen counts what must happen now and then for the runs to mean anything.
 	Seen map[string]int
+	// Dead and Completed are tasks by how they ended.
+	Dead, Completed int
 	// Tail is the end of the trace.
 	Tail []string
 	// Err is the first oracle that did not hold.
@@ -107,6 +115,9 @@ const (
 	SawLateDone    = "completion after its lease was given up"
 	SawAdopted     = "guest ended under a later leader than it started under"
 	SawCancelled   = "cancelled while leased"
+	SawRedriven    = "dead letter redriven"
+	SawRevived     = "dead letter redriven and completed"
+	SawRedrivenTwo = "redrive repeated"
 )
 
 // Sights lists them all.
@@ -114,6 +125,7 @@ func Sights() []string {
 	return []string{
 		SawLeaderLost, SawFenced, SawRetry, SawRefused, SawIsolated, SawRegionDown, SawUnknown, SawRepeatOffer,
 		SawRepeatLease, SawUndelivered, SawLateDone, SawAdopted, SawCancelled,
+		SawRedriven, SawRevived, SawRedrivenTwo,
 	}
 }
 
@@ -129,12 +141,24 @@ func Run(seed uint64, cfg Config) Report {
 	}
 	w.startClients(seed)
 	w.startFaults()
+	w.startOperator(seed)
 	w.every(renewEvery, w.inspect)
 	w.run(cfg.FaultsMs)
 	w.heal()
 	w.run(cfg.FaultsMs + cfg.SettleMs)
 	w.conclude()
+	dead, completed := 0, 0
+	for _, s := range w.truth.ended { // any order
+		switch s {
+		case isobarv1.TaskState_TASK_STATE_DEAD:
+			dead++
+		case isobarv1.TaskState_TASK_STATE_COMPLETED:
+			completed++
+		default:
+		}
+	}
 	return Report{
+		Dead: dead, Completed: completed,
 		Seed: seed, Config: cfg, Hash: w.digest.Sum64(), Steps: w.steps, Lines: w.lines, Seen: w.seen, Tail: w.tail, Err: w.err,
 	}
 }

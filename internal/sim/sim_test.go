@@ -39,6 +39,29 @@ func TestSeeds(t *testing.T) {
 	}
 }
 
+// TestDeadLettersAreExact: 200 tasks, of which every tenth never ends an attempt or
+// takes its worker with it, while leaders fall and regions go down. In the end
+// exactly those 20 are dead letters, each with its attempts used up and none over,
+// and all others are completed.
+func TestDeadLettersAreExact(t *testing.T) {
+	t.Parallel()
+	for seed := *seedFlag; seed < *seedFlag+max(*seedsFlag/3, 1); seed++ {
+		cfg := Draw(seed)
+		cfg.Tasks, cfg.Poison, cfg.Workers, cfg.Slots, cfg.Abroad = 200, true, 3, 3, 0.3
+		cfg.Fall, cfg.FaultEveryMs, cfg.SettleMs = max(cfg.Fall, 0.004), 2_500, 240_000
+		r := Run(seed, cfg)
+		if r.Err != nil {
+			t.Fatal(failure(r))
+		}
+		if r.Dead != 20 || r.Completed != 180 {
+			t.Fatalf("seed %d: %d dead letters and %d completed, want 20 and 180\n%s", seed, r.Dead, r.Completed, failure(r))
+		}
+		if r.Seen[SawLeaderLost] == 0 || r.Seen[SawRetry] < 40 {
+			t.Errorf("seed %d: %v: too tame to mean anything", seed, r.Seen)
+		}
+	}
+}
+
 // TestSameSeedSameTrace: a seed that does not reproduce is worth nothing.
 func TestSameSeedSameTrace(t *testing.T) {
 	t.Parallel()

@@ -52,6 +52,8 @@ type truth struct {
 	granted  map[numbered]string
 	ended    map[string]isobarv1.TaskState
 	accepted map[string]*cell // promised to a client
+	poison   map[string]bool  // never end
+	redriven map[string]bool
 	keys     map[string]string
 }
 
@@ -59,6 +61,7 @@ func newTruth() truth {
 	return truth{
 		started: map[numbered]string{}, finished: map[numbered]bool{}, granted: map[numbered]string{},
 		ended: map[string]isobarv1.TaskState{}, accepted: map[string]*cell{}, keys: map[string]string{},
+		poison: map[string]bool{}, redriven: map[string]bool{},
 	}
 }
 
@@ -86,6 +89,12 @@ func (w *world) promised(id string, home *cell, key string) {
 // committed sees every command that took effect in a cell.
 func (w *world) committed(c *cell, cmd *meshv1.SchedulerCommand, res *fsm.Result) {
 	switch m := cmd.Command.(type) {
+	case *meshv1.SchedulerCommand_Accept:
+		if m.Accept.Task.Function == poison {
+			w.truth.poison[m.Accept.Task.Id] = true
+		}
+	case *meshv1.SchedulerCommand_Redrive:
+		w.redrives(m.Redrive.TaskId, res)
 	case *meshv1.SchedulerCommand_Grant:
 		w.grants(numbered{m.Grant.TaskId, m.Grant.Attempt}, m.Grant.Holder)
 	case *meshv1.SchedulerCommand_Complete:
@@ -104,6 +113,20 @@ func (w *world) committed(c *cell, cmd *meshv1.SchedulerCommand, res *fsm.Result
 		}
 		w.truth.ended[e.TaskID] = e.State
 	}
+}
+
+// redrives lets a task that was dead end once more.
+func (w *world) redrives(id string, res *fsm.Result) {
+	if len(res.Effects) == 0 {
+		w.saw(SawRedrivenTwo)
+		return
+	}
+	if was := w.truth.ended[id]; was != isobarv1.TaskState_TASK_STATE_DEAD {
+		w.violate("task %s is redriven, but had ended as %s", id, was)
+	}
+	delete(w.truth.ended, id)
+	w.truth.redriven[id] = true
+	w.saw(SawRedriven)
 }
 
 func (w *world) grants(at numbered, holder *meshv1.Holder) {
@@ -129,6 +152,9 @@ func (w *world) completes(c *cell, m *meshv1.Complete, res *fsm.Result) {
 		result, _ := fsm.TaskResult(c.reader(), m.TaskId)
 		if want := (numbered{m.TaskId, res.Task.FinalAttempt}).String(); string(result) != want || res.Task.FinalAttempt != m.Attempt {
 			w.violate("task %s keeps result %q of attempt %d, accepted was %s", m.TaskId, result, res.Task.FinalAttempt, at)
+		}
+		if w.truth.redriven[m.TaskId] && len(res.Effects) > 0 {
+			w.saw(SawRevived)
 		}
 		late := true // a lease given up closes no lease now
 		for _, e := range res.Effects {
@@ -159,18 +185,22 @@ func (c *cell) count() {
 	want := map[fsm.Queue]*meshv1.QueueRecord{}
 	for rec := range fsm.Tasks(r, "") {
 		q := fsm.QueueOf(rec)
-		if fsm.Ended(fsm.State(rec)) {
+		if fsm.Ended(fsm.State(rec)) && fsm.State(rec) != isobarv1.TaskState_TASK_STATE_DEAD {
 			continue
 		}
 		if want[q] == nil {
 			want[q] = &meshv1.QueueRecord{}
 		}
-		want[q].Bytes += rec.PayloadBytes
+		if fsm.Kept(rec) {
+			want[q].Bytes += rec.PayloadBytes
+		}
 		switch fsm.State(rec) {
 		case isobarv1.TaskState_TASK_STATE_DEFERRED:
 			want[q].Deferred++
 		case isobarv1.TaskState_TASK_STATE_READY:
 			want[q].Ready++
+		case isobarv1.TaskState_TASK_STATE_DEAD:
+			want[q].Dead++
 		default:
 			want[q].Leased++
 		}
@@ -201,6 +231,7 @@ func (w *world) conclude() {
 				w.violate("task %s is %s, but ended as %s", rec.Id, fsm.State(rec), w.truth.ended[rec.Id])
 			}
 		}
+		c.letters()
 		for g := range fsm.Guests(c.reader()) {
 			w.violate("cell %s still keeps guest %s attempt %d: %v", c.id, g.TaskId, g.Attempt, g)
 		}
@@ -208,5 +239,29 @@ func (w *world) conclude() {
 	}
 	if got := len(w.truth.accepted); w.err == nil && got == 0 {
 		w.violate("no task was accepted")
+	}
+}
+
+// letters compares the dead letters with the tasks: none missing, none too many,
+// and of those that never end an attempt each with its attempts exactly used up.
+func (c *cell) letters() {
+	listed := map[string]bool{}
+	for q := range fsm.Queues(c.reader()) {
+		for id := range fsm.DeadLetters(c.reader(), q, "") {
+			listed[id] = true
+		}
+	}
+	for rec := range fsm.Tasks(c.reader(), "") {
+		if dead := fsm.State(rec) == isobarv1.TaskState_TASK_STATE_DEAD; dead != listed[rec.Id] {
+			c.w.violate("task %s is %s, among the dead letters: %t", rec.Id, fsm.State(rec), listed[rec.Id])
+		}
+		if !c.w.truth.poison[rec.Id] {
+			continue
+		}
+		// A task whose offers are refused without end ends too, before its attempts.
+		refused := rec.Attempt >= 64*uint64(rec.MaxAttempts)
+		if fsm.State(rec) != isobarv1.TaskState_TASK_STATE_DEAD || (rec.Counted != rec.MaxAttempts && !refused) {
+			c.w.violate("task %s never ends an attempt, and is %s after %d of %d", rec.Id, fsm.State(rec), rec.Counted, rec.MaxAttempts)
+		}
 	}
 }

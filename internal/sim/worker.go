@@ -73,6 +73,19 @@ func (w *worker) assigned(session string, at numbered) {
 		length = between(rng, 2_500, runTimeout)
 	}
 	ended := &meshv1.Ended{Worker: w.name, Started: true}
+	if w.c.w.cfg.Poison {
+		if w.c.w.truth.poison[at.task] {
+			// Never acknowledged: it hangs until its lease can't be extended, or
+			// takes its worker with it.
+			if chance(rng, 0.5) {
+				w.c.w.after(length, func() { w.crashBy(session) })
+			}
+			return
+		}
+		ended.Status, ended.Result = "done", []byte(at.String())
+		w.c.w.after(length, func() { w.endRun(session, at, r, ended) })
+		return
+	}
 	switch p := rng.Float64(); {
 	case p < 0.80:
 		ended.Status, ended.Result = "done", []byte(at.String())
@@ -86,11 +99,14 @@ func (w *worker) assigned(session string, at numbered) {
 		w.c.w.after(length, func() { w.crashBy(session) })
 		return
 	}
-	w.c.w.after(length, func() {
-		if w.up && w.session == session && w.runs[at] == r && r.ended == nil {
-			w.finish(at, r, ended)
-		}
-	})
+	w.c.w.after(length, func() { w.endRun(session, at, r, ended) })
+}
+
+// endRun ends an attempt that this process still runs.
+func (w *worker) endRun(session string, at numbered, r *run, ended *meshv1.Ended) {
+	if w.up && w.session == session && w.runs[at] == r && r.ended == nil {
+		w.finish(at, r, ended)
+	}
 }
 
 // crashBy is an attempt that takes its worker with it.

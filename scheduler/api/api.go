@@ -103,6 +103,8 @@ func (s *Services) Register(server *connect.Server) {
 	isobarv1.RegisterPlacementServiceHandler(server, &decisions{Services: s})
 	isobarv1.RegisterMeshServiceHandler(server, &meshes{Services: s})
 	isobarv1.RegisterStreamServiceHandler(server, &streams{Services: s})
+	isobarv1.RegisterQueueServiceHandler(server, &queues{Services: s})
+	isobarv1.RegisterDeadLetterServiceHandler(server, &letters{Services: s})
 }
 
 // forwarded reports whether another server passed this request on.

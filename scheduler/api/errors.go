@@ -23,11 +23,11 @@ func codeOf(r scheduler.Reason) connect.Code {
 	case scheduler.BadRequest, scheduler.UnknownLane, scheduler.UnknownRegion, scheduler.PayloadTooLarge, scheduler.ResultTooLarge,
 		scheduler.DeadlinePast, scheduler.BadFunction, scheduler.BadModule, scheduler.UnknownPartition:
 		return connect.CodeInvalidArgument
-	case scheduler.UnknownFunction, scheduler.UnknownTenant, scheduler.UnknownTask, scheduler.UnknownModule,
+	case scheduler.UnknownFunction, scheduler.UnknownTenant, scheduler.UnknownTask, scheduler.UnknownModule, scheduler.UnknownQueue,
 		scheduler.UnknownStream, scheduler.UnknownGroup:
 		return connect.CodeNotFound
 	case scheduler.Infeasible, scheduler.ResidencyForbids, scheduler.WrongCell, scheduler.NotHolder, scheduler.HomesDiffer, scheduler.NotLeader,
-		scheduler.DeliveryMoved:
+		scheduler.DeliveryMoved, scheduler.NotDead, scheduler.PayloadLost:
 		return connect.CodeFailedPrecondition
 	case scheduler.BeforeRetention, scheduler.BehindEnd:
 		return connect.CodeOutOfRange

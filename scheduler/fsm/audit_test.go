@@ -27,10 +27,16 @@ func audit(r state.Reader) error {
 		}
 	}
 	for q, n := range queues {
-		if n.Ready+n.Deferred+n.Leased+n.Bytes > 0 {
-			if got := QueueCounts(r, q); !proto.Equal(got, n) {
+		if n.Ready+n.Deferred+n.Leased+n.Bytes+n.Dead > 0 {
+			got := QueueCounts(r, q)
+			if got.Pause = nil; !proto.Equal(got, n) {
 				return fmt.Errorf("queue %s counts %v, its tasks say %v", q, got, n)
 			}
+			want[string(queueKey(q))] = nil
+		}
+	}
+	for q, got := range Queues(r) {
+		if got.Pause != nil { // it is there without tasks too
 			want[string(queueKey(q))] = nil
 		}
 	}
@@ -59,7 +65,7 @@ func auditTopics(r state.Reader) error {
 	lowest, highest := map[string][]byte{}, map[string][]byte{}
 	for rec := range Tasks(r, "") {
 		topic, ref := QueueOf(rec).String(), rec.PayloadRef
-		if Ended(State(rec)) || len(ref) == 0 {
+		if !Kept(rec) || len(ref) == 0 {
 			continue
 		}
 		if low, ok := lowest[topic]; !ok || bytes.Compare(ref, low) < 0 {
@@ -113,6 +119,9 @@ func auditTask(rec *meshv1.TaskRecord, want map[string][]byte, queues map[Queue]
 	if uint64(rec.Counted) > rec.Attempt {
 		return fmt.Errorf("%d attempts counted of %d granted", rec.Counted, rec.Attempt)
 	}
+	if (rec.Redrives > 0) != (len(rec.Deaths) > 0) || (rec.Redrives == 0 && rec.RedrivenAttempt != 0) || rec.RedrivenAttempt > rec.Attempt {
+		return fmt.Errorf("%d redrives, %d deaths, the last at attempt %d of %d", rec.Redrives, len(rec.Deaths), rec.RedrivenAttempt, rec.Attempt)
+	}
 	last := uint64(0)
 	for _, a := range rec.Attempts {
 		if a.Number <= last || a.Number > rec.Attempt {
@@ -125,13 +134,21 @@ func auditTask(rec *meshv1.TaskRecord, want map[string][]byte, queues map[Queue]
 		if State(rec) == completed {
 			want[string(resultKey(id))] = nil
 		}
+		if State(rec) == dead {
+			n.Dead++
+			want[string(deadKey(q, id))] = nil
+		}
+	}
+	if Kept(rec) {
+		n.Bytes += rec.PayloadBytes
+		if len(rec.PayloadRef) > 0 {
+			want[string(payloadKey(q.String(), rec.PayloadRef))] = []byte(id)
+		}
+	}
+	if Ended(State(rec)) {
 		return nil
 	}
-	if len(rec.PayloadRef) > 0 {
-		want[string(payloadKey(q.String(), rec.PayloadRef))] = []byte(id)
-	}
 	want[string(calendarKey(expiry(rec), kindExpire, id))] = nil
-	n.Bytes += rec.PayloadBytes
 	if rec.PutOff && State(rec) != deferred {
 		return fmt.Errorf("put off and %s", State(rec))
 	}
@@ -145,6 +162,7 @@ func auditTask(rec *meshv1.TaskRecord, want map[string][]byte, queues map[Queue]
 				return fmt.Errorf("put off until %d, planned %d, allowed %d, %d attempts started", rec.NextMs, rec.PlanMs, StartBy(rec), rec.Counted)
 			}
 		}
+		want[string(deferredKey(q, id))] = nil
 	case ready:
 		n.Ready++
 		want[string(readyKey(q, id))] = nil
@@ -175,6 +193,13 @@ func auditGuest(g *meshv1.GuestRecord, want map[string][]byte) error {
 	return nil
 }
 
+// moved reports whether nothing but the payload's place is another.
+func moved(old, rec *meshv1.TaskRecord) bool {
+	old = proto.CloneOf(old)
+	old.PayloadRef, old.AppendedMs = rec.PayloadRef, rec.AppendedMs
+	return proto.Equal(old, rec)
+}
+
 // watch is what was seen of each task before; it says what may not change from
 // one command to the next.
 type watch map[string]*meshv1.TaskRecord
@@ -197,6 +222,14 @@ func (w watch) see(r state.Reader) error {
 			return fmt.Errorf("task %s: leased while it is put off", rec.Id)
 		case rec.Attempt == old.Attempt+1 && State(old) != ready:
 			return fmt.Errorf("task %s: attempt %d granted while %s", rec.Id, rec.Attempt, State(old))
+		case rec.Redrives == old.Redrives+1:
+			if State(old) != dead || State(rec) != ready || rec.RedrivenAttempt != old.Attempt || rec.Counted != 0 {
+				return fmt.Errorf("task %s: redriven while %s, now %v", rec.Id, State(old), rec)
+			}
+		case rec.Redrives != old.Redrives:
+			return fmt.Errorf("task %s: %d redrives after %d", rec.Id, rec.Redrives, old.Redrives)
+		case Ended(State(old)) && State(old) == dead && moved(old, rec):
+			// its payload was appended again
 		case Ended(State(old)) && !proto.Equal(old, rec):
 			return fmt.Errorf("task %s: changed after it was %s", rec.Id, State(old))
 		case State(old) == leased && State(rec) == leased && (rec.Attempt != old.Attempt || !sameHolder(old.Lease.Holder, rec.Lease.Holder)):

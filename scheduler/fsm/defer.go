@@ -19,8 +19,10 @@ func StartBy(rec *meshv1.TaskRecord) int64 {
 }
 
 // MayPutOff reports whether the start of a task may still be put off by choice:
-// it was asked for, and no attempt has started.
-func MayPutOff(rec *meshv1.TaskRecord) bool { return rec.MaxDelayMs > 0 && rec.Counted == 0 }
+// it was asked for, no attempt has started, and nobody redrove it.
+func MayPutOff(rec *meshv1.TaskRecord) bool {
+	return rec.MaxDelayMs > 0 && rec.Counted == 0 && rec.Redrives == 0
+}
 
 // putOff puts the start of a ready task off, or moves the start of one that is
 // put off. Once its time has come by the calendar, or when the new time is not

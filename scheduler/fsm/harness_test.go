@@ -292,6 +292,12 @@ func envelope(command proto.Message) *meshv1.SchedulerCommand {
 		return &meshv1.SchedulerCommand{Command: &meshv1.SchedulerCommand_Block{Block: c}}
 	case *meshv1.Defer:
 		return &meshv1.SchedulerCommand{Command: &meshv1.SchedulerCommand_Defer{Defer: c}}
+	case *meshv1.Redrive:
+		return &meshv1.SchedulerCommand{Command: &meshv1.SchedulerCommand_Redrive{Redrive: c}}
+	case *meshv1.PauseQueue:
+		return &meshv1.SchedulerCommand{Command: &meshv1.SchedulerCommand_PauseQueue{PauseQueue: c}}
+	case *meshv1.Purge:
+		return &meshv1.SchedulerCommand{Command: &meshv1.SchedulerCommand_Purge{Purge: c}}
 	default:
 		panic(fmt.Sprintf("no envelope for %T", command))
 	}

@@ -29,6 +29,8 @@ import (
 //	G queue id attempt     guests that wait for a worker
 //	e id attempt           guests that ended and are not acknowledged
 //	m lease-ms id attempt  guests by the lease time they must start by
+//	f queue id             deferred tasks of a queue
+//	D queue id             dead letters of a queue
 const (
 	kindNext      = 'n' // a deferred task becomes ready
 	kindExpire    = 'd' // deadline or lifetime
@@ -69,6 +71,9 @@ func putOffKey(id string) []byte         { return []byte("d" + id) }
 func trimKey(topic string) []byte        { return []byte("T" + topic) }
 func highKey(topic string) []byte        { return []byte("n" + topic) }
 func tellKey(topic string) []byte        { return []byte("o" + topic) }
+
+func deferredKey(q Queue, id string) []byte { return []byte("f" + q.key() + id) }
+func deadKey(q Queue, id string) []byte     { return []byte("D" + q.key() + id) }
 
 // Client-made names are told apart by tenant: one tenant's submit never answers
 // with another's task.

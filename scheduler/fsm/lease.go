@@ -21,6 +21,9 @@ func (a *apply) grant(c *meshv1.Grant) error {
 	if State(rec) != ready || c.Attempt != rec.Attempt+1 {
 		return fmt.Errorf("fsm: grant attempt %d of %s: %w", c.Attempt, rec.Id, ErrStale)
 	}
+	if a.queue(QueueOf(rec)).Pause != nil {
+		return fmt.Errorf("fsm: grant attempt %d of %s: %w", c.Attempt, rec.Id, ErrPaused)
+	}
 	a.leave(rec)
 	now := a.clocks.LeaseMs
 	lease := &meshv1.Lease{
@@ -153,7 +156,7 @@ func (a *apply) reopen(rec *meshv1.TaskRecord) {
 	if State(rec) == leased || n == 0 || rec.Attempts[n-1].Number != rec.Attempt {
 		return
 	}
-	if rec.Attempts[n-1].Counted {
+	if rec.Attempts[n-1].Counted && rec.Attempt > rec.RedrivenAttempt {
 		rec.Counted--
 	}
 }
@@ -195,11 +198,12 @@ func (a *apply) failed(rec *meshv1.TaskRecord, ended *meshv1.Ended) {
 	counted := a.closeAttempt(rec, ended)
 	switch {
 	case ended.Status == "failed" || ended.Status == "payload_lost":
+		rec.PayloadLost = ended.Status == "payload_lost"
 		a.end(rec, dead, cmp.Or(ended.Message, ended.Status))
 	case counted && rec.Counted >= rec.MaxAttempts:
 		a.end(rec, dead, fmt.Sprintf("%d attempts used up, the last: %s", rec.Counted, cmp.Or(ended.Message, ended.Status)))
-	case rec.Attempt >= uint64(max(rec.MaxAttempts, 1))*grantsPerAttempt:
-		a.end(rec, dead, fmt.Sprintf("granted %d times and started %d times, the last: %s", rec.Attempt, rec.Counted, cmp.Or(ended.Message, ended.Status)))
+	case rec.Attempt-rec.RedrivenAttempt >= uint64(max(rec.MaxAttempts, 1))*grantsPerAttempt:
+		a.end(rec, dead, fmt.Sprintf("granted %d times and started %d times, the last: %s", rec.Attempt-rec.RedrivenAttempt, rec.Counted, cmp.Or(ended.Message, ended.Status)))
 	case counted:
 		a.toDeferred(rec, a.clocks.WallMs+max(backoff(rec), min(ended.RetryAfterMs, maxMs), 1))
 	default:

@@ -49,6 +49,12 @@ var (
 	ErrDeadlinePast = errors.New("deadline is in the past")
 	// ErrBadCommand: the command does not parse or names nothing.
 	ErrBadCommand = errors.New("bad command")
+	// ErrNotDead: only a dead task can be given new attempts.
+	ErrNotDead = errors.New("the task is not dead")
+	// ErrPayloadLost: nothing is left to run.
+	ErrPayloadLost = errors.New("the payload is lost")
+	// ErrPaused: nothing of the queue is granted now.
+	ErrPaused = errors.New("the queue is paused")
 	// ErrNotBootstrapped: the cell has no incarnation yet.
 	ErrNotBootstrapped = errors.New("cell is not bootstrapped")
 )
@@ -112,6 +118,10 @@ const (
 	GuestEnded
 	// GuestGone: the guest record was dropped.
 	GuestGone
+	// QueuePaused: nothing of the queue is granted until QueueResumed.
+	QueuePaused
+	// QueueResumed: its ready tasks may be granted again.
+	QueueResumed
 )
 
 // Effect is a hint for the leader.
@@ -134,8 +144,12 @@ type Result struct {
 	// Items, for Extend, in the order of the command.
 	Items   []ExtendVerdict
 	Effects []Effect
-	// More: a Tick stopped at its limit.
+	// More: a Tick or a Purge stopped at its limit.
 	More bool
+	// Count of the tasks a Purge cancelled.
+	Count int
+	// Pause after a PauseQueue; nil when the queue is not paused.
+	Pause *meshv1.Pause
 }
 
 // ExtendVerdict is what became of one extend.
@@ -218,6 +232,12 @@ func (a *apply) command(cmd *meshv1.SchedulerCommand) error {
 		return a.block(c.Block)
 	case *meshv1.SchedulerCommand_Defer:
 		return a.putOff(c.Defer)
+	case *meshv1.SchedulerCommand_Redrive:
+		return a.redrive(c.Redrive)
+	case *meshv1.SchedulerCommand_PauseQueue:
+		return a.pauseQueue(c.PauseQueue)
+	case *meshv1.SchedulerCommand_Purge:
+		return a.purge(c.Purge)
 	default:
 		return fmt.Errorf("fsm: apply %T: %w", cmd.Command, ErrBadCommand)
 	}

@@ -65,7 +65,8 @@ func Tasks(r state.Reader, afterID string) iter.Seq[*meshv1.TaskRecord] {
 	}
 }
 
-// Queues yields every queue that has a task not ended, with its counts. Its keys
+// Queues yields every queue that has a task not ended or a dead letter, or is
+// paused, with its counts. Its keys
 // are few and written with each command, so each is sought anew: a scan would
 // walk over all the versions that the store has not dropped yet.
 func Queues(r state.Reader) iter.Seq2[Queue, *meshv1.QueueRecord] {
@@ -96,18 +97,7 @@ func QueueCounts(r state.Reader, q Queue) *meshv1.QueueRecord {
 
 // Ready yields ids of the queue's ready tasks in order, those after the id.
 func Ready(r state.Reader, q Queue, afterID string) iter.Seq[string] {
-	return func(yield func(string) bool) {
-		prefix := readyKey(q, "")
-		from := prefix
-		if afterID != "" {
-			from = append(readyKey(q, afterID), 0)
-		}
-		for k := range r.Scan(from, after(prefix)) {
-			if !yield(string(k[len(prefix):])) {
-				return
-			}
-		}
-	}
+	return idsOf(r, readyKey, q, afterID)
 }
 
 // Leases yields the records of every leased task, the earliest to end first.

@@ -49,12 +49,8 @@ func (a *apply) accept(c *meshv1.Accept) error {
 	if err := a.freeRef(q.String(), rec.PayloadRef); err != nil {
 		return fmt.Errorf("fsm: accept task %s: %w", rec.Id, err)
 	}
-	counts := a.queue(q)
-	n := counts.Ready + counts.Deferred + counts.Leased
-	if limit := c.Cap; limit != nil {
-		if (limit.Count > 0 && n >= limit.Count) || (limit.Bytes > 0 && counts.Bytes+rec.PayloadBytes > limit.Bytes) {
-			return fmt.Errorf("fsm: accept task %s: %w", rec.Id, &QueueFullError{Queue: q, Count: n, Bytes: counts.Bytes, Cap: limit})
-		}
+	if err := a.room(q, c.Cap, rec.PayloadBytes); err != nil {
+		return fmt.Errorf("fsm: accept task %s: %w", rec.Id, err)
 	}
 	a.queueAdd(q, func(r *meshv1.QueueRecord) { r.Bytes += rec.PayloadBytes })
 	if rec.RequestId != "" {
@@ -79,6 +75,16 @@ func (a *apply) accept(c *meshv1.Accept) error {
 	return nil
 }
 
+// room reports whether one task more may be in the queue, with so many bytes more.
+func (a *apply) room(q Queue, limit *meshv1.QueueCap, more uint64) error {
+	counts := a.queue(q)
+	n := counts.Ready + counts.Deferred + counts.Leased
+	if limit == nil || (limit.Count == 0 || n < limit.Count) && (limit.Bytes == 0 || more == 0 || counts.Bytes+more <= limit.Bytes) {
+		return nil
+	}
+	return &QueueFullError{Queue: q, Count: n, Bytes: counts.Bytes, Cap: limit}
+}
+
 // acceptable reports whether the record of a new task can be stored: its names
 // keep the keys apart, its numbers cannot overflow.
 func acceptable(rec *meshv1.TaskRecord) bool {
@@ -95,6 +101,7 @@ func (a *apply) fresh(rec *meshv1.TaskRecord) {
 	rec.NextMs, rec.EndedMs, rec.Reason, rec.FinalAttempt, rec.Blocked = 0, 0, "", 0, ""
 	rec.ResultBytes, rec.ResultSha256 = 0, nil
 	rec.PutOff, rec.Plans, rec.Plan, rec.PlanMs = false, 0, nil, 0
+	rec.Redrives, rec.RedrivenAttempt, rec.Deaths, rec.PayloadLost = 0, 0, nil, false
 	rec.Decisions = rec.Decisions[max(0, len(rec.Decisions)-keepDecisions):]
 }
 
@@ -153,6 +160,7 @@ func (a *apply) leave(rec *meshv1.TaskRecord) {
 	switch State(rec) {
 	case deferred:
 		a.Delete(calendarKey(rec.NextMs, kindNext, rec.Id))
+		a.Delete(deferredKey(q, rec.Id))
 		a.queueAdd(q, func(r *meshv1.QueueRecord) { r.Deferred-- })
 		if rec.PutOff {
 			a.Delete(putOffKey(rec.Id))
@@ -174,6 +182,7 @@ func (a *apply) toDeferred(rec *meshv1.TaskRecord, at int64) {
 	a.leave(rec)
 	rec.State, rec.NextMs = uint32(deferred), at
 	a.Set(calendarKey(at, kindNext, rec.Id), nil)
+	a.Set(deferredKey(QueueOf(rec), rec.Id), nil)
 	a.queueAdd(QueueOf(rec), func(r *meshv1.QueueRecord) { r.Deferred++ })
 }
 
@@ -196,15 +205,40 @@ func (a *apply) end(rec *meshv1.TaskRecord, s isobarv1.TaskState, reason string)
 	rec.State, rec.Reason, rec.EndedMs = uint32(s), reason, a.clocks.WallMs
 	a.Delete(calendarKey(expiry(rec), kindExpire, rec.Id))
 	a.Set(calendarKey(rec.EndedMs+rec.RetentionMs, kindRetention, rec.Id), nil)
+	if s == dead {
+		a.Set(deadKey(q, rec.Id), nil)
+		a.queueAdd(q, func(r *meshv1.QueueRecord) { r.Dead++ })
+	}
+	if !Kept(rec) {
+		a.dropPayload(rec)
+	}
+	a.effect(Effect{Kind: TaskEnded, TaskID: rec.Id, Queue: q, State: s})
+}
+
+// Kept reports whether the record's payload is kept: until the task has ended,
+// and of a dead letter until it is forgotten, so that it can be redriven.
+func Kept(rec *meshv1.TaskRecord) bool {
+	return !Ended(State(rec)) || (State(rec) == dead && !rec.PayloadLost)
+}
+
+// dropPayload lets the broker trim the record's payload.
+func (a *apply) dropPayload(rec *meshv1.TaskRecord) {
+	q := QueueOf(rec)
 	if len(rec.PayloadRef) > 0 {
 		a.Delete(payloadKey(q.String(), rec.PayloadRef))
 	}
 	a.queueAdd(q, func(r *meshv1.QueueRecord) { r.Bytes -= rec.PayloadBytes })
-	a.effect(Effect{Kind: TaskEnded, TaskID: rec.Id, Queue: q, State: s})
 }
 
 // forget drops all that is kept of an ended task.
 func (a *apply) forget(rec *meshv1.TaskRecord) {
+	if State(rec) == dead {
+		a.Delete(deadKey(QueueOf(rec), rec.Id))
+		a.queueAdd(QueueOf(rec), func(r *meshv1.QueueRecord) { r.Dead-- })
+		if Kept(rec) {
+			a.dropPayload(rec)
+		}
+	}
 	a.Delete(taskKey(rec.Id))
 	a.Delete(resultKey(rec.Id))
 	if rec.RequestId != "" {
@@ -299,7 +333,7 @@ func (a *apply) moved(c *meshv1.Moved) error {
 	if err != nil {
 		return err
 	}
-	if Ended(State(rec)) || len(c.OldRef) == 0 || !bytes.Equal(rec.PayloadRef, c.OldRef) {
+	if !Kept(rec) || len(c.OldRef) == 0 || !bytes.Equal(rec.PayloadRef, c.OldRef) {
 		return fmt.Errorf("fsm: move payload of %s: %w", rec.Id, ErrStale)
 	}
 	topic := QueueOf(rec).String()
@@ -338,7 +372,7 @@ func (a *apply) storeQueue() {
 		return
 	}
 	a.queueDirty = false
-	if r := a.counts; r.Ready == 0 && r.Deferred == 0 && r.Leased == 0 && r.Bytes == 0 {
+	if r := a.counts; r.Ready == 0 && r.Deferred == 0 && r.Leased == 0 && r.Bytes == 0 && r.Dead == 0 && r.Pause == nil {
 		a.Delete(queueKey(a.queueOf))
 		return
 	}

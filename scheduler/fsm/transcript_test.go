@@ -56,6 +56,7 @@ func verbs() map[string]func(*story, args) string {
 		"guest-accept": (*story).guestAccept, "guest-start": (*story).guestStart,
 		"guest-end": (*story).guestEnd, "guest-forget": (*story).guestForget,
 		"dump": (*story).dump, "queues": (*story).queues, "leases": (*story).leases, "guests": (*story).guests,
+		"redrive": (*story).redrive, "pause": (*story).pause, "resume": (*story).resume, "purge": (*story).purge, "letters": (*story).letters,
 		"task": (*story).show, "refuse": (*story).refuse,
 	}
 }
@@ -276,6 +277,10 @@ func effectLine(e Effect) string {
 		return who + " is to be reported"
 	case GuestGone:
 		return who + " is dropped"
+	case QueuePaused:
+		return e.Queue.String() + " is paused"
+	case QueueResumed:
+		return e.Queue.String() + " goes on"
 	default:
 		return fmt.Sprintf("effect %d of %s", e.Kind, who)
 	}

@@ -19,6 +19,12 @@ func (s *story) queues(args) string {
 	var b strings.Builder
 	for q, n := range Queues(s.reader()) {
 		fmt.Fprintf(&b, "%s ready=%d deferred=%d leased=%d bytes=%d", q, n.Ready, n.Deferred, n.Leased, n.Bytes)
+		if n.Dead > 0 {
+			fmt.Fprintf(&b, " dead=%d", n.Dead)
+		}
+		if n.Pause != nil {
+			b.WriteString(" paused")
+		}
 		for id := range Ready(s.reader(), q, "") {
 			fmt.Fprintf(&b, " %s", id)
 		}

@@ -45,6 +45,9 @@ type SchedulerCommand struct {
 	//	*SchedulerCommand_Block
 	//	*SchedulerCommand_TrimTold
 	//	*SchedulerCommand_Defer
+	//	*SchedulerCommand_Redrive
+	//	*SchedulerCommand_PauseQueue
+	//	*SchedulerCommand_Purge
 	Command       isSchedulerCommand_Command `protobuf_oneof:"command"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -247,6 +250,33 @@ func (x *SchedulerCommand) GetDefer() *Defer {
 	return nil
 }
 
+func (x *SchedulerCommand) GetRedrive() *Redrive {
+	if x != nil {
+		if x, ok := x.Command.(*SchedulerCommand_Redrive); ok {
+			return x.Redrive
+		}
+	}
+	return nil
+}
+
+func (x *SchedulerCommand) GetPauseQueue() *PauseQueue {
+	if x != nil {
+		if x, ok := x.Command.(*SchedulerCommand_PauseQueue); ok {
+			return x.PauseQueue
+		}
+	}
+	return nil
+}
+
+func (x *SchedulerCommand) GetPurge() *Purge {
+	if x != nil {
+		if x, ok := x.Command.(*SchedulerCommand_Purge); ok {
+			return x.Purge
+		}
+	}
+	return nil
+}
+
 type isSchedulerCommand_Command interface {
 	isSchedulerCommand_Command()
 }
@@ -319,6 +349,18 @@ type SchedulerCommand_Defer struct {
 	Defer *Defer `protobuf:"bytes,20,opt,name=defer,proto3,oneof"`
 }
 
+type SchedulerCommand_Redrive struct {
+	Redrive *Redrive `protobuf:"bytes,18,opt,name=redrive,proto3,oneof"`
+}
+
+type SchedulerCommand_PauseQueue struct {
+	PauseQueue *PauseQueue `protobuf:"bytes,19,opt,name=pause_queue,json=pauseQueue,proto3,oneof"`
+}
+
+type SchedulerCommand_Purge struct {
+	Purge *Purge `protobuf:"bytes,21,opt,name=purge,proto3,oneof"`
+}
+
 func (*SchedulerCommand_Accept) isSchedulerCommand_Command() {}
 
 func (*SchedulerCommand_Grant) isSchedulerCommand_Command() {}
@@ -352,6 +394,12 @@ func (*SchedulerCommand_Block) isSchedulerCommand_Command() {}
 func (*SchedulerCommand_TrimTold) isSchedulerCommand_Command() {}
 
 func (*SchedulerCommand_Defer) isSchedulerCommand_Command() {}
+
+func (*SchedulerCommand_Redrive) isSchedulerCommand_Command() {}
+
+func (*SchedulerCommand_PauseQueue) isSchedulerCommand_Command() {}
+
+func (*SchedulerCommand_Purge) isSchedulerCommand_Command() {}
 
 type Clocks struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1788,6 +1836,231 @@ func (x *Defer) GetDecision() []byte {
 	return nil
 }
 
+// Redrive gives a dead task new attempts. Refused when the task is not dead.
+type Redrive struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	TaskId string                 `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	// The highest attempt granted when it was decided on.
+	Attempt       uint64    `protobuf:"varint,2,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	Cap           *QueueCap `protobuf:"bytes,3,opt,name=cap,proto3" json:"cap,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Redrive) Reset() {
+	*x = Redrive{}
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Redrive) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Redrive) ProtoMessage() {}
+
+func (x *Redrive) ProtoReflect() protoreflect.Message {
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Redrive.ProtoReflect.Descriptor instead.
+func (*Redrive) Descriptor() ([]byte, []int) {
+	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *Redrive) GetTaskId() string {
+	if x != nil {
+		return x.TaskId
+	}
+	return ""
+}
+
+func (x *Redrive) GetAttempt() uint64 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *Redrive) GetCap() *QueueCap {
+	if x != nil {
+		return x.Cap
+	}
+	return nil
+}
+
+// PauseQueue stops a queue's grants, or lets them go on. What is leased goes on.
+type PauseQueue struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tenant        string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Function      string                 `protobuf:"bytes,2,opt,name=function,proto3" json:"function,omitempty"`
+	Lane          uint32                 `protobuf:"varint,3,opt,name=lane,proto3" json:"lane,omitempty"`
+	Paused        bool                   `protobuf:"varint,4,opt,name=paused,proto3" json:"paused,omitempty"`
+	Reason        string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PauseQueue) Reset() {
+	*x = PauseQueue{}
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseQueue) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseQueue) ProtoMessage() {}
+
+func (x *PauseQueue) ProtoReflect() protoreflect.Message {
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseQueue.ProtoReflect.Descriptor instead.
+func (*PauseQueue) Descriptor() ([]byte, []int) {
+	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *PauseQueue) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *PauseQueue) GetFunction() string {
+	if x != nil {
+		return x.Function
+	}
+	return ""
+}
+
+func (x *PauseQueue) GetLane() uint32 {
+	if x != nil {
+		return x.Lane
+	}
+	return 0
+}
+
+func (x *PauseQueue) GetPaused() bool {
+	if x != nil {
+		return x.Paused
+	}
+	return false
+}
+
+func (x *PauseQueue) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// Purge cancels the queue's ready and deferred tasks, at most limit of them.
+type Purge struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Tenant   string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Function string                 `protobuf:"bytes,2,opt,name=function,proto3" json:"function,omitempty"`
+	Lane     uint32                 `protobuf:"varint,3,opt,name=lane,proto3" json:"lane,omitempty"`
+	// Only tasks whose ids sort before it: those accepted before the purge began.
+	BeforeId      string `protobuf:"bytes,4,opt,name=before_id,json=beforeId,proto3" json:"before_id,omitempty"`
+	Limit         uint32 `protobuf:"varint,5,opt,name=limit,proto3" json:"limit,omitempty"`
+	Reason        string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Purge) Reset() {
+	*x = Purge{}
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Purge) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Purge) ProtoMessage() {}
+
+func (x *Purge) ProtoReflect() protoreflect.Message {
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Purge.ProtoReflect.Descriptor instead.
+func (*Purge) Descriptor() ([]byte, []int) {
+	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *Purge) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *Purge) GetFunction() string {
+	if x != nil {
+		return x.Function
+	}
+	return ""
+}
+
+func (x *Purge) GetLane() uint32 {
+	if x != nil {
+		return x.Lane
+	}
+	return 0
+}
+
+func (x *Purge) GetBeforeId() string {
+	if x != nil {
+		return x.BeforeId
+	}
+	return ""
+}
+
+func (x *Purge) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *Purge) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 // TaskRecord is a task at home.
 type TaskRecord struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
@@ -1821,31 +2094,36 @@ type TaskRecord struct {
 	MaxDelayMs      int64    `protobuf:"varint,27,opt,name=max_delay_ms,json=maxDelayMs,proto3" json:"max_delay_ms,omitempty"` // how long its start may be put off by choice
 	MaxRttUs        int64    `protobuf:"varint,28,opt,name=max_rtt_us,json=maxRttUs,proto3" json:"max_rtt_us,omitempty"`       // 0 any
 	// What the machine itself changes.
-	State         uint32           `protobuf:"varint,40,opt,name=state,proto3" json:"state,omitempty"`                 // isobar.v1.TaskState
-	Attempt       uint64           `protobuf:"varint,41,opt,name=attempt,proto3" json:"attempt,omitempty"`             // highest granted
-	Counted       uint32           `protobuf:"varint,42,opt,name=counted,proto3" json:"counted,omitempty"`             // started attempts
-	Lease         *Lease           `protobuf:"bytes,43,opt,name=lease,proto3" json:"lease,omitempty"`                  // while leased
-	Attempts      []*AttemptRecord `protobuf:"bytes,44,rep,name=attempts,proto3" json:"attempts,omitempty"`            // newest 16
-	Decisions     [][]byte         `protobuf:"bytes,45,rep,name=decisions,proto3" json:"decisions,omitempty"`          // newest 3, isobar.v1.Decision
-	NextMs        int64            `protobuf:"varint,46,opt,name=next_ms,json=nextMs,proto3" json:"next_ms,omitempty"` // while deferred
-	EndedMs       int64            `protobuf:"varint,47,opt,name=ended_ms,json=endedMs,proto3" json:"ended_ms,omitempty"`
-	Reason        string           `protobuf:"bytes,48,opt,name=reason,proto3" json:"reason,omitempty"`
-	ResultBytes   uint64           `protobuf:"varint,49,opt,name=result_bytes,json=resultBytes,proto3" json:"result_bytes,omitempty"`
-	ResultSha256  []byte           `protobuf:"bytes,50,opt,name=result_sha256,json=resultSha256,proto3" json:"result_sha256,omitempty"`
-	FinalAttempt  uint64           `protobuf:"varint,51,opt,name=final_attempt,json=finalAttempt,proto3" json:"final_attempt,omitempty"` // the attempt that completed it
-	Blocked       string           `protobuf:"bytes,52,opt,name=blocked,proto3" json:"blocked,omitempty"`
-	AppendedMs    int64            `protobuf:"varint,53,opt,name=appended_ms,json=appendedMs,proto3" json:"appended_ms,omitempty"` // when the payload was last appended
-	PutOff        bool             `protobuf:"varint,54,opt,name=put_off,json=putOff,proto3" json:"put_off,omitempty"`             // deferred by choice, until next_ms
-	Plans         uint32           `protobuf:"varint,55,opt,name=plans,proto3" json:"plans,omitempty"`                             // how often its start was planned
-	Plan          []byte           `protobuf:"bytes,56,opt,name=plan,proto3" json:"plan,omitempty"`                                // isobar.v1.Decision of the newest
-	PlanMs        int64            `protobuf:"varint,57,opt,name=plan_ms,json=planMs,proto3" json:"plan_ms,omitempty"`             // until when the newest put it off
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	State        uint32           `protobuf:"varint,40,opt,name=state,proto3" json:"state,omitempty"`                 // isobar.v1.TaskState
+	Attempt      uint64           `protobuf:"varint,41,opt,name=attempt,proto3" json:"attempt,omitempty"`             // highest granted
+	Counted      uint32           `protobuf:"varint,42,opt,name=counted,proto3" json:"counted,omitempty"`             // started attempts
+	Lease        *Lease           `protobuf:"bytes,43,opt,name=lease,proto3" json:"lease,omitempty"`                  // while leased
+	Attempts     []*AttemptRecord `protobuf:"bytes,44,rep,name=attempts,proto3" json:"attempts,omitempty"`            // newest 16
+	Decisions    [][]byte         `protobuf:"bytes,45,rep,name=decisions,proto3" json:"decisions,omitempty"`          // newest 3, isobar.v1.Decision
+	NextMs       int64            `protobuf:"varint,46,opt,name=next_ms,json=nextMs,proto3" json:"next_ms,omitempty"` // while deferred
+	EndedMs      int64            `protobuf:"varint,47,opt,name=ended_ms,json=endedMs,proto3" json:"ended_ms,omitempty"`
+	Reason       string           `protobuf:"bytes,48,opt,name=reason,proto3" json:"reason,omitempty"`
+	ResultBytes  uint64           `protobuf:"varint,49,opt,name=result_bytes,json=resultBytes,proto3" json:"result_bytes,omitempty"`
+	ResultSha256 []byte           `protobuf:"bytes,50,opt,name=result_sha256,json=resultSha256,proto3" json:"result_sha256,omitempty"`
+	FinalAttempt uint64           `protobuf:"varint,51,opt,name=final_attempt,json=finalAttempt,proto3" json:"final_attempt,omitempty"` // the attempt that completed it
+	Blocked      string           `protobuf:"bytes,52,opt,name=blocked,proto3" json:"blocked,omitempty"`
+	AppendedMs   int64            `protobuf:"varint,53,opt,name=appended_ms,json=appendedMs,proto3" json:"appended_ms,omitempty"` // when the payload was last appended
+	PutOff       bool             `protobuf:"varint,54,opt,name=put_off,json=putOff,proto3" json:"put_off,omitempty"`             // deferred by choice, until next_ms
+	Plans        uint32           `protobuf:"varint,55,opt,name=plans,proto3" json:"plans,omitempty"`                             // how often its start was planned
+	Plan         []byte           `protobuf:"bytes,56,opt,name=plan,proto3" json:"plan,omitempty"`                                // isobar.v1.Decision of the newest
+	PlanMs       int64            `protobuf:"varint,57,opt,name=plan_ms,json=planMs,proto3" json:"plan_ms,omitempty"`             // until when the newest put it off
+	// Of a task that died and was given new attempts.
+	Redrives        uint32   `protobuf:"varint,60,opt,name=redrives,proto3" json:"redrives,omitempty"`
+	RedrivenAttempt uint64   `protobuf:"varint,61,opt,name=redriven_attempt,json=redrivenAttempt,proto3" json:"redriven_attempt,omitempty"` // highest granted at the last redrive
+	Deaths          []*Death `protobuf:"bytes,62,rep,name=deaths,proto3" json:"deaths,omitempty"`                                           // newest 8, but for the present one
+	PayloadLost     bool     `protobuf:"varint,63,opt,name=payload_lost,json=payloadLost,proto3" json:"payload_lost,omitempty"`             // it cannot be given new attempts
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *TaskRecord) Reset() {
 	*x = TaskRecord{}
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[23]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1857,7 +2135,7 @@ func (x *TaskRecord) String() string {
 func (*TaskRecord) ProtoMessage() {}
 
 func (x *TaskRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[23]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1870,7 +2148,7 @@ func (x *TaskRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskRecord.ProtoReflect.Descriptor instead.
 func (*TaskRecord) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{23}
+	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *TaskRecord) GetId() string {
@@ -2195,6 +2473,119 @@ func (x *TaskRecord) GetPlanMs() int64 {
 	return 0
 }
 
+func (x *TaskRecord) GetRedrives() uint32 {
+	if x != nil {
+		return x.Redrives
+	}
+	return 0
+}
+
+func (x *TaskRecord) GetRedrivenAttempt() uint64 {
+	if x != nil {
+		return x.RedrivenAttempt
+	}
+	return 0
+}
+
+func (x *TaskRecord) GetDeaths() []*Death {
+	if x != nil {
+		return x.Deaths
+	}
+	return nil
+}
+
+func (x *TaskRecord) GetPayloadLost() bool {
+	if x != nil {
+		return x.PayloadLost
+	}
+	return false
+}
+
+// Death is how a task ended before it was given new attempts.
+type Death struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	EndedMs       int64                  `protobuf:"varint,1,opt,name=ended_ms,json=endedMs,proto3" json:"ended_ms,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	Cause         string                 `protobuf:"bytes,3,opt,name=cause,proto3" json:"cause,omitempty"`      // outcome of the last attempt
+	Attempt       uint64                 `protobuf:"varint,4,opt,name=attempt,proto3" json:"attempt,omitempty"` // highest granted
+	Counted       uint32                 `protobuf:"varint,5,opt,name=counted,proto3" json:"counted,omitempty"`
+	RedrivenMs    int64                  `protobuf:"varint,6,opt,name=redriven_ms,json=redrivenMs,proto3" json:"redriven_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Death) Reset() {
+	*x = Death{}
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Death) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Death) ProtoMessage() {}
+
+func (x *Death) ProtoReflect() protoreflect.Message {
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Death.ProtoReflect.Descriptor instead.
+func (*Death) Descriptor() ([]byte, []int) {
+	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *Death) GetEndedMs() int64 {
+	if x != nil {
+		return x.EndedMs
+	}
+	return 0
+}
+
+func (x *Death) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Death) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
+}
+
+func (x *Death) GetAttempt() uint64 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *Death) GetCounted() uint32 {
+	if x != nil {
+		return x.Counted
+	}
+	return 0
+}
+
+func (x *Death) GetRedrivenMs() int64 {
+	if x != nil {
+		return x.RedrivenMs
+	}
+	return 0
+}
+
 type Lease struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Holder         *Holder                `protobuf:"bytes,1,opt,name=holder,proto3" json:"holder,omitempty"`
@@ -2214,7 +2605,7 @@ type Lease struct {
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[24]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2226,7 +2617,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[24]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2239,7 +2630,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{24}
+	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Lease) GetHolder() *Holder {
@@ -2328,7 +2719,7 @@ type AttemptRecord struct {
 
 func (x *AttemptRecord) Reset() {
 	*x = AttemptRecord{}
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[25]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2340,7 +2731,7 @@ func (x *AttemptRecord) String() string {
 func (*AttemptRecord) ProtoMessage() {}
 
 func (x *AttemptRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[25]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2353,7 +2744,7 @@ func (x *AttemptRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttemptRecord.ProtoReflect.Descriptor instead.
 func (*AttemptRecord) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{25}
+	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *AttemptRecord) GetNumber() uint64 {
@@ -2494,7 +2885,7 @@ type GuestRecord struct {
 
 func (x *GuestRecord) Reset() {
 	*x = GuestRecord{}
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[26]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2506,7 +2897,7 @@ func (x *GuestRecord) String() string {
 func (*GuestRecord) ProtoMessage() {}
 
 func (x *GuestRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[26]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2519,7 +2910,7 @@ func (x *GuestRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestRecord.ProtoReflect.Descriptor instead.
 func (*GuestRecord) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{26}
+	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *GuestRecord) GetTaskId() string {
@@ -2696,14 +3087,16 @@ type QueueRecord struct {
 	Ready         uint64                 `protobuf:"varint,1,opt,name=ready,proto3" json:"ready,omitempty"`
 	Deferred      uint64                 `protobuf:"varint,2,opt,name=deferred,proto3" json:"deferred,omitempty"`
 	Leased        uint64                 `protobuf:"varint,3,opt,name=leased,proto3" json:"leased,omitempty"`
-	Bytes         uint64                 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"` // payloads of tasks not ended
+	Bytes         uint64                 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"` // payloads of tasks not ended and of dead letters
+	Dead          uint64                 `protobuf:"varint,5,opt,name=dead,proto3" json:"dead,omitempty"`
+	Pause         *Pause                 `protobuf:"bytes,6,opt,name=pause,proto3" json:"pause,omitempty"` // while it is paused
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *QueueRecord) Reset() {
 	*x = QueueRecord{}
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[27]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2715,7 +3108,7 @@ func (x *QueueRecord) String() string {
 func (*QueueRecord) ProtoMessage() {}
 
 func (x *QueueRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[27]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2728,7 +3121,7 @@ func (x *QueueRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueueRecord.ProtoReflect.Descriptor instead.
 func (*QueueRecord) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{27}
+	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *QueueRecord) GetReady() uint64 {
@@ -2759,11 +3152,77 @@ func (x *QueueRecord) GetBytes() uint64 {
 	return 0
 }
 
+func (x *QueueRecord) GetDead() uint64 {
+	if x != nil {
+		return x.Dead
+	}
+	return 0
+}
+
+func (x *QueueRecord) GetPause() *Pause {
+	if x != nil {
+		return x.Pause
+	}
+	return nil
+}
+
+type Pause struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SinceMs       int64                  `protobuf:"varint,1,opt,name=since_ms,json=sinceMs,proto3" json:"since_ms,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Pause) Reset() {
+	*x = Pause{}
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Pause) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Pause) ProtoMessage() {}
+
+func (x *Pause) ProtoReflect() protoreflect.Message {
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Pause.ProtoReflect.Descriptor instead.
+func (*Pause) Descriptor() ([]byte, []int) {
+	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *Pause) GetSinceMs() int64 {
+	if x != nil {
+		return x.SinceMs
+	}
+	return 0
+}
+
+func (x *Pause) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 var File_isobar_mesh_v1_log_proto protoreflect.FileDescriptor
 
 const file_isobar_mesh_v1_log_proto_rawDesc = "" +
 	"\n" +
-	"\x18isobar/mesh/v1/log.proto\x12\x0eisobar.mesh.v1\"\xcb\a\n" +
+	"\x18isobar/mesh/v1/log.proto\x12\x0eisobar.mesh.v1\"\xee\b\n" +
 	"\x10SchedulerCommand\x12.\n" +
 	"\x06clocks\x18\x01 \x01(\v2\x16.isobar.mesh.v1.ClocksR\x06clocks\x120\n" +
 	"\x06accept\x18\x02 \x01(\v2\x16.isobar.mesh.v1.AcceptH\x00R\x06accept\x12-\n" +
@@ -2784,7 +3243,11 @@ const file_isobar_mesh_v1_log_proto_rawDesc = "" +
 	"\tbootstrap\x18\x0f \x01(\v2\x19.isobar.mesh.v1.BootstrapH\x00R\tbootstrap\x12-\n" +
 	"\x05block\x18\x10 \x01(\v2\x15.isobar.mesh.v1.BlockH\x00R\x05block\x127\n" +
 	"\ttrim_told\x18\x11 \x01(\v2\x18.isobar.mesh.v1.TrimToldH\x00R\btrimTold\x12-\n" +
-	"\x05defer\x18\x14 \x01(\v2\x15.isobar.mesh.v1.DeferH\x00R\x05deferB\t\n" +
+	"\x05defer\x18\x14 \x01(\v2\x15.isobar.mesh.v1.DeferH\x00R\x05defer\x123\n" +
+	"\aredrive\x18\x12 \x01(\v2\x17.isobar.mesh.v1.RedriveH\x00R\aredrive\x12=\n" +
+	"\vpause_queue\x18\x13 \x01(\v2\x1a.isobar.mesh.v1.PauseQueueH\x00R\n" +
+	"pauseQueue\x12-\n" +
+	"\x05purge\x18\x15 \x01(\v2\x15.isobar.mesh.v1.PurgeH\x00R\x05purgeB\t\n" +
 	"\acommand\"<\n" +
 	"\x06Clocks\x12\x19\n" +
 	"\blease_ms\x18\x01 \x01(\x03R\aleaseMs\x12\x17\n" +
@@ -2891,7 +3354,25 @@ const file_isobar_mesh_v1_log_proto_rawDesc = "" +
 	"\aattempt\x18\x02 \x01(\x04R\aattempt\x12\x14\n" +
 	"\x05plans\x18\x03 \x01(\rR\x05plans\x12\x19\n" +
 	"\buntil_ms\x18\x04 \x01(\x03R\auntilMs\x12\x1a\n" +
-	"\bdecision\x18\x05 \x01(\fR\bdecision\"\xb0\v\n" +
+	"\bdecision\x18\x05 \x01(\fR\bdecision\"h\n" +
+	"\aRedrive\x12\x17\n" +
+	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x18\n" +
+	"\aattempt\x18\x02 \x01(\x04R\aattempt\x12*\n" +
+	"\x03cap\x18\x03 \x01(\v2\x18.isobar.mesh.v1.QueueCapR\x03cap\"\x84\x01\n" +
+	"\n" +
+	"PauseQueue\x12\x16\n" +
+	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x1a\n" +
+	"\bfunction\x18\x02 \x01(\tR\bfunction\x12\x12\n" +
+	"\x04lane\x18\x03 \x01(\rR\x04lane\x12\x16\n" +
+	"\x06paused\x18\x04 \x01(\bR\x06paused\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\"\x9a\x01\n" +
+	"\x05Purge\x12\x16\n" +
+	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x1a\n" +
+	"\bfunction\x18\x02 \x01(\tR\bfunction\x12\x12\n" +
+	"\x04lane\x18\x03 \x01(\rR\x04lane\x12\x1b\n" +
+	"\tbefore_id\x18\x04 \x01(\tR\bbeforeId\x12\x14\n" +
+	"\x05limit\x18\x05 \x01(\rR\x05limit\x12\x16\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\"\xc9\f\n" +
 	"\n" +
 	"TaskRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
@@ -2950,7 +3431,19 @@ const file_isobar_mesh_v1_log_proto_rawDesc = "" +
 	"\aput_off\x186 \x01(\bR\x06putOff\x12\x14\n" +
 	"\x05plans\x187 \x01(\rR\x05plans\x12\x12\n" +
 	"\x04plan\x188 \x01(\fR\x04plan\x12\x17\n" +
-	"\aplan_ms\x189 \x01(\x03R\x06planMs\"\xc3\x02\n" +
+	"\aplan_ms\x189 \x01(\x03R\x06planMs\x12\x1a\n" +
+	"\bredrives\x18< \x01(\rR\bredrives\x12)\n" +
+	"\x10redriven_attempt\x18= \x01(\x04R\x0fredrivenAttempt\x12-\n" +
+	"\x06deaths\x18> \x03(\v2\x15.isobar.mesh.v1.DeathR\x06deaths\x12!\n" +
+	"\fpayload_lost\x18? \x01(\bR\vpayloadLost\"\xa5\x01\n" +
+	"\x05Death\x12\x19\n" +
+	"\bended_ms\x18\x01 \x01(\x03R\aendedMs\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05cause\x18\x03 \x01(\tR\x05cause\x12\x18\n" +
+	"\aattempt\x18\x04 \x01(\x04R\aattempt\x12\x18\n" +
+	"\acounted\x18\x05 \x01(\rR\acounted\x12\x1f\n" +
+	"\vredriven_ms\x18\x06 \x01(\x03R\n" +
+	"redrivenMs\"\xc3\x02\n" +
 	"\x05Lease\x12.\n" +
 	"\x06holder\x18\x01 \x01(\v2\x16.isobar.mesh.v1.HolderR\x06holder\x12$\n" +
 	"\x0euntil_lease_ms\x18\x02 \x01(\x03R\funtilLeaseMs\x12(\n" +
@@ -3009,12 +3502,17 @@ const file_isobar_mesh_v1_log_proto_rawDesc = "" +
 	"\x06worker\x18* \x01(\tR\x06worker\x12\x18\n" +
 	"\asession\x18+ \x01(\tR\asession\x12+\n" +
 	"\x05ended\x18, \x01(\v2\x15.isobar.mesh.v1.EndedR\x05ended\x12)\n" +
-	"\x11start_by_lease_ms\x18- \x01(\x03R\x0estartByLeaseMs\"m\n" +
+	"\x11start_by_lease_ms\x18- \x01(\x03R\x0estartByLeaseMs\"\xae\x01\n" +
 	"\vQueueRecord\x12\x14\n" +
 	"\x05ready\x18\x01 \x01(\x04R\x05ready\x12\x1a\n" +
 	"\bdeferred\x18\x02 \x01(\x04R\bdeferred\x12\x16\n" +
 	"\x06leased\x18\x03 \x01(\x04R\x06leased\x12\x14\n" +
-	"\x05bytes\x18\x04 \x01(\x04R\x05bytesB;Z9github.com/isobar-mesh/isobar/proto/isobar/mesh/v1;meshv1b\x06proto3"
+	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\x12\x12\n" +
+	"\x04dead\x18\x05 \x01(\x04R\x04dead\x12+\n" +
+	"\x05pause\x18\x06 \x01(\v2\x15.isobar.mesh.v1.PauseR\x05pause\":\n" +
+	"\x05Pause\x12\x19\n" +
+	"\bsince_ms\x18\x01 \x01(\x03R\asinceMs\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reasonB;Z9github.com/isobar-mesh/isobar/proto/isobar/mesh/v1;meshv1b\x06proto3"
 
 var (
 	file_isobar_mesh_v1_log_proto_rawDescOnce sync.Once
@@ -3028,7 +3526,7 @@ func file_isobar_mesh_v1_log_proto_rawDescGZIP() []byte {
 	return file_isobar_mesh_v1_log_proto_rawDescData
 }
 
-var file_isobar_mesh_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_isobar_mesh_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_isobar_mesh_v1_log_proto_goTypes = []any{
 	(*SchedulerCommand)(nil), // 0: isobar.mesh.v1.SchedulerCommand
 	(*Clocks)(nil),           // 1: isobar.mesh.v1.Clocks
@@ -3053,11 +3551,16 @@ var file_isobar_mesh_v1_log_proto_goTypes = []any{
 	(*Moved)(nil),            // 20: isobar.mesh.v1.Moved
 	(*Block)(nil),            // 21: isobar.mesh.v1.Block
 	(*Defer)(nil),            // 22: isobar.mesh.v1.Defer
-	(*TaskRecord)(nil),       // 23: isobar.mesh.v1.TaskRecord
-	(*Lease)(nil),            // 24: isobar.mesh.v1.Lease
-	(*AttemptRecord)(nil),    // 25: isobar.mesh.v1.AttemptRecord
-	(*GuestRecord)(nil),      // 26: isobar.mesh.v1.GuestRecord
-	(*QueueRecord)(nil),      // 27: isobar.mesh.v1.QueueRecord
+	(*Redrive)(nil),          // 23: isobar.mesh.v1.Redrive
+	(*PauseQueue)(nil),       // 24: isobar.mesh.v1.PauseQueue
+	(*Purge)(nil),            // 25: isobar.mesh.v1.Purge
+	(*TaskRecord)(nil),       // 26: isobar.mesh.v1.TaskRecord
+	(*Death)(nil),            // 27: isobar.mesh.v1.Death
+	(*Lease)(nil),            // 28: isobar.mesh.v1.Lease
+	(*AttemptRecord)(nil),    // 29: isobar.mesh.v1.AttemptRecord
+	(*GuestRecord)(nil),      // 30: isobar.mesh.v1.GuestRecord
+	(*QueueRecord)(nil),      // 31: isobar.mesh.v1.QueueRecord
+	(*Pause)(nil),            // 32: isobar.mesh.v1.Pause
 }
 var file_isobar_mesh_v1_log_proto_depIdxs = []int32{
 	1,  // 0: isobar.mesh.v1.SchedulerCommand.clocks:type_name -> isobar.mesh.v1.Clocks
@@ -3078,24 +3581,30 @@ var file_isobar_mesh_v1_log_proto_depIdxs = []int32{
 	21, // 15: isobar.mesh.v1.SchedulerCommand.block:type_name -> isobar.mesh.v1.Block
 	19, // 16: isobar.mesh.v1.SchedulerCommand.trim_told:type_name -> isobar.mesh.v1.TrimTold
 	22, // 17: isobar.mesh.v1.SchedulerCommand.defer:type_name -> isobar.mesh.v1.Defer
-	23, // 18: isobar.mesh.v1.Accept.task:type_name -> isobar.mesh.v1.TaskRecord
-	4,  // 19: isobar.mesh.v1.Accept.cap:type_name -> isobar.mesh.v1.QueueCap
-	6,  // 20: isobar.mesh.v1.Grant.holder:type_name -> isobar.mesh.v1.Holder
-	8,  // 21: isobar.mesh.v1.Extend.items:type_name -> isobar.mesh.v1.ExtendItem
-	6,  // 22: isobar.mesh.v1.ExtendItem.holder:type_name -> isobar.mesh.v1.Holder
-	11, // 23: isobar.mesh.v1.Complete.ended:type_name -> isobar.mesh.v1.Ended
-	11, // 24: isobar.mesh.v1.Fail.ended:type_name -> isobar.mesh.v1.Ended
-	26, // 25: isobar.mesh.v1.GuestAccept.guest:type_name -> isobar.mesh.v1.GuestRecord
-	11, // 26: isobar.mesh.v1.GuestEnd.ended:type_name -> isobar.mesh.v1.Ended
-	24, // 27: isobar.mesh.v1.TaskRecord.lease:type_name -> isobar.mesh.v1.Lease
-	25, // 28: isobar.mesh.v1.TaskRecord.attempts:type_name -> isobar.mesh.v1.AttemptRecord
-	6,  // 29: isobar.mesh.v1.Lease.holder:type_name -> isobar.mesh.v1.Holder
-	11, // 30: isobar.mesh.v1.GuestRecord.ended:type_name -> isobar.mesh.v1.Ended
-	31, // [31:31] is the sub-list for method output_type
-	31, // [31:31] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	23, // 18: isobar.mesh.v1.SchedulerCommand.redrive:type_name -> isobar.mesh.v1.Redrive
+	24, // 19: isobar.mesh.v1.SchedulerCommand.pause_queue:type_name -> isobar.mesh.v1.PauseQueue
+	25, // 20: isobar.mesh.v1.SchedulerCommand.purge:type_name -> isobar.mesh.v1.Purge
+	26, // 21: isobar.mesh.v1.Accept.task:type_name -> isobar.mesh.v1.TaskRecord
+	4,  // 22: isobar.mesh.v1.Accept.cap:type_name -> isobar.mesh.v1.QueueCap
+	6,  // 23: isobar.mesh.v1.Grant.holder:type_name -> isobar.mesh.v1.Holder
+	8,  // 24: isobar.mesh.v1.Extend.items:type_name -> isobar.mesh.v1.ExtendItem
+	6,  // 25: isobar.mesh.v1.ExtendItem.holder:type_name -> isobar.mesh.v1.Holder
+	11, // 26: isobar.mesh.v1.Complete.ended:type_name -> isobar.mesh.v1.Ended
+	11, // 27: isobar.mesh.v1.Fail.ended:type_name -> isobar.mesh.v1.Ended
+	30, // 28: isobar.mesh.v1.GuestAccept.guest:type_name -> isobar.mesh.v1.GuestRecord
+	11, // 29: isobar.mesh.v1.GuestEnd.ended:type_name -> isobar.mesh.v1.Ended
+	4,  // 30: isobar.mesh.v1.Redrive.cap:type_name -> isobar.mesh.v1.QueueCap
+	28, // 31: isobar.mesh.v1.TaskRecord.lease:type_name -> isobar.mesh.v1.Lease
+	29, // 32: isobar.mesh.v1.TaskRecord.attempts:type_name -> isobar.mesh.v1.AttemptRecord
+	27, // 33: isobar.mesh.v1.TaskRecord.deaths:type_name -> isobar.mesh.v1.Death
+	6,  // 34: isobar.mesh.v1.Lease.holder:type_name -> isobar.mesh.v1.Holder
+	11, // 35: isobar.mesh.v1.GuestRecord.ended:type_name -> isobar.mesh.v1.Ended
+	32, // 36: isobar.mesh.v1.QueueRecord.pause:type_name -> isobar.mesh.v1.Pause
+	37, // [37:37] is the sub-list for method output_type
+	37, // [37:37] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_isobar_mesh_v1_log_proto_init() }
@@ -3121,6 +3630,9 @@ func file_isobar_mesh_v1_log_proto_init() {
 		(*SchedulerCommand_Block)(nil),
 		(*SchedulerCommand_TrimTold)(nil),
 		(*SchedulerCommand_Defer)(nil),
+		(*SchedulerCommand_Redrive)(nil),
+		(*SchedulerCommand_PauseQueue)(nil),
+		(*SchedulerCommand_Purge)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -3128,7 +3640,7 @@ func file_isobar_mesh_v1_log_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isobar_mesh_v1_log_proto_rawDesc), len(file_isobar_mesh_v1_log_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   28,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
