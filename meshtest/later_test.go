@@ -19,7 +19,7 @@ import (
 // eighth hour is clean in eu-north.
 const (
 	feedSpeed  = 1200
-	feedHour   = time.Hour / feedSpeed
+	feedStep   = time.Hour / feedSpeed
 	cleanEvery = 8
 )
 
@@ -86,13 +86,13 @@ func (m *mesh) putOff(t *testing.T, region string) (string, *isobarv1.Task) {
 	t.Helper()
 	for range 20 {
 		id := m.submit(t, region, &isobarv1.TaskSpec{
-			Function: "ledger", Input: &isobarv1.TaskSpec_Text{Text: "200"}, MaxDelay: durationpb.New(cleanEvery*feedHour + 10*time.Second),
+			Function: "ledger", Input: &isobarv1.TaskSpec_Text{Text: "200"}, MaxDelay: durationpb.New(cleanEvery*feedStep + 10*time.Second),
 		})
 		task := m.awaitTask(t, id, "a decision", func(task *isobarv1.Task) bool { return task.GetPlan() != nil || task.GetAttempt() > 0 })
 		if p := task.GetPlan(); p.GetWaits() && p.GetRegion() == "eu-north" && time.Until(p.GetStart().AsTime()) > 10*time.Second {
 			return id, task
 		}
-		time.Sleep(2 * feedHour)
+		time.Sleep(2 * feedStep)
 	}
 	t.Fatal("no task was put off for long enough")
 	return "", nil
