@@ -189,7 +189,7 @@ type Policy struct {
 	// DelayUSDPerS prices instead each second that a start is put off, or work
 	// suspended, by choice: a task that allows it has nobody who waits for it.
 	DelayUSDPerS float64
-	QualityUSD        float64 // per task and 1.0 of quality below the best variant's
+	QualityUSD   float64 // per task and 1.0 of quality below the best variant's
 	// UnpaidUSD leaves compute and egress out of the score: they break ties only.
 	UnpaidUSD bool
 	// UnpricedRun leaves the run itself out of what LatencyUSDPerS prices.
