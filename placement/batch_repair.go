@@ -54,9 +54,10 @@ func (b *Batch) repair() {
 	}
 	slices.SortFunc(order, func(x, y regret) int { return cmp.Or(-cmp.Compare(x.loss, y.loss), cmp.Compare(x.task, y.task)) })
 	for _, r := range order {
-		best, cost := b.best[r.task].way, 0.0
+		best := b.best[r.task].way
 		if best < 0 || !b.fits(best) {
-			best, cost = -1, b.refuse[r.task]
+			best = -1
+			cost := b.refuse[r.task]
 			for i := b.first[r.task]; i < b.first[r.task+1]; i++ {
 				if c := b.reduced(&b.ways[i]); c < cost && b.fits(i) {
 					best, cost = i, c

@@ -308,7 +308,6 @@ func TestManyPayloadsAreMoved(t *testing.T) {
 	})
 }
 
-
 // What the leader's memory is asked, it answers within its bound.
 func TestPayloadsInMemory(t *testing.T) {
 	t.Parallel()
@@ -375,6 +374,5 @@ func TestPayloadsInMemory(t *testing.T) {
 		time.Sleep(time.Second) // the reader ends
 	})
 }
-
 
 func hashOf(b []byte) []byte { s := sha256.Sum256(b); return s[:] }

@@ -40,7 +40,7 @@ func (w *world) refine(s []placing, relaxed []placed) {
 	l := &local{
 		w: w, s: s, books: w.newCalendars(), relaxed: relaxed, cost: make([]float64, len(s)),
 		late: make([]time.Duration, len(s)), members: make([][]int, len(w.regions)),
-		rng: rand.New(rand.NewPCG(uint64(len(s)), 1)), //nolint:gosec // the same search every time
+		rng: rand.New(rand.NewPCG(uint64(len(s)), 1)),
 	}
 	for i := range s {
 		if s[i].option != nil {
