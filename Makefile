@@ -46,10 +46,10 @@ examples: ## Build the example functions to bin/examples, ready to deploy
 
 RUN_FLAGS = $(if $(filter-out 0,$(ONCE)),--once) $(if $(TRACE),--trace $(TRACE)) $(if $(CARBON),--carbon $(CARBON)) \
 	$(if $(PORTS),--ports $(PORTS)) $(if $(REQUESTS),--requests $(REQUESTS)) $(if $(PLAY),--play $(PLAY)) \
-	$(if $(SEED),--seed $(SEED)) $(if $(REPORT),--report $(REPORT))
+	$(if $(SEED),--seed $(SEED)) $(if $(BROKER),--broker "$(BROKER)") $(if $(REPORT),--report $(REPORT))
 
 .PHONY: run
-run: build examples ## Play a workload on a mesh of three regions [ONCE=1 TRACE=a.csv,b.csv CARBON=c.csv PORTS=auto REQUESTS=n PLAY=50s SEED=n REPORT=r.json]
+run: build examples ## Play a workload on a mesh of three regions [ONCE=1 TRACE=a.csv,b.csv CARBON=c.csv PORTS=auto REQUESTS=n PLAY=50s SEED=n BROKER=REGION=URL REPORT=r.json]
 	@echo "==> building $(BIN)/demo"
 	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/demo ./cmd/demo
 	@exec $(BIN)/demo $(RUN_FLAGS)

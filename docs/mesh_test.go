@@ -78,7 +78,7 @@ func testMesh(t *testing.T) *devMesh {
 	return shared.mesh
 }
 
-func (s *started) start() (*devMesh, error) {
+func (s *started) start(more ...string) (*devMesh, error) {
 	var err error
 	if s.dir, err = os.MkdirTemp("", "isobar-docs-"); err != nil {
 		return nil, err
@@ -94,6 +94,7 @@ func (s *started) start() (*devMesh, error) {
 		return nil, err
 	}
 	m.cmd = exec.Command(m.isobar(), "dev", "--ports", "auto", "--mesh", "testdata/mesh.yaml", "--carbon", carbon, "--data", data)
+	m.cmd.Args = append(m.cmd.Args, more...)
 	m.cmd.Env = clean(os.Environ())
 	var log bytes.Buffer
 	m.cmd.Stderr = &log

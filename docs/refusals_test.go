@@ -469,6 +469,42 @@ func wasmFunction(name string, module []byte, more string) string {
 		name, hex.EncodeToString(sum[:]), more, base64.StdEncoding.EncodeToString(module))
 }
 
+// TestBadBroker holds the rows of regions that keep payloads in a Pulsar which
+// cannot be reached, and which two of them share.
+func TestBadBroker(t *testing.T) {
+	if testing.Short() {
+		t.Skip("a mesh of processes is not started with -short")
+	}
+	var own started
+	nowhere := "pulsar://127.0.0.1:1,http://127.0.0.1:1"
+	m, err := own.start("--broker", "us-east="+nowhere, "--broker", "ap-south="+nowhere)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own.mesh = m
+	t.Cleanup(func() {
+		if err := own.stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	m.deploy(t, "echo", `"runtime": "exec", "command": ["cat"], "resources": {"cpu": 0.1, "memoryMib": 64}`, "")
+	for _, row := range []refused{
+		{
+			name: "residency on a shared broker", region: "us-east", call: "TaskService/Submit", body: `{"tasks": [{"function": "echo", "text": "a", "residency": {"allowed": ["us"]}}]}`,
+			code: "failed_precondition", reason: "broker_shared", message: "us-east-1 shares its broker with ap-south, which lies in [in], and the residency leaves that out",
+			hint: "submit it to a cell whose broker is its own, or give this region one", field: "tasks[0].residency",
+		},
+		{
+			name: "broker that cannot be reached", region: "us-east", call: "TaskService/Submit", body: `{"tasks": [{"function": "echo", "text": "a"}]}`,
+			code: "unavailable", reason: "unavailable", message: "the task was not accepted", hint: "try again", retryAfter: true,
+		},
+	} {
+		t.Run(row.name, func(t *testing.T) { row.check(t, m) })
+	}
+	// The others do their work.
+	m.wait(t, m.submit(t, `{"function": "echo", "text": "a", "residency": {"allowed": ["eu"]}}`))
+}
+
 // TestQueueAtItsCap is the row that needs a server of its own, whose cap is
 // small: another function, or another lane, is another queue.
 func TestQueueAtItsCap(t *testing.T) {

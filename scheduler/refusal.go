@@ -29,6 +29,7 @@ const (
 	DeadlinePast     Reason = "deadline_past"
 	Infeasible       Reason = "infeasible"
 	ResidencyForbids Reason = "residency"
+	BrokerShared     Reason = "broker_shared"
 	KeyConflict      Reason = "idempotency_key_reused"
 	UnknownQueue     Reason = "unknown_queue"
 	NotDead          Reason = "not_dead"

@@ -50,6 +50,9 @@ type Options struct {
 	// between accept and lease, for a broker that is slow to fetch one. 0 keeps
 	// none.
 	PayloadCache int
+	// BrokerShared are the other regions, with their jurisdictions, whose cells
+	// keep payloads in the same broker.
+	BrokerShared []mesh.Cell
 	// Functions and tenants.
 	Registry Registry
 	// Neighbours are the other cells as gossip and certificates show them.

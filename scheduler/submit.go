@@ -139,6 +139,9 @@ func (l *leader) record(sub Submission) (*meshv1.TaskRecord, *isobarv1.Function,
 	if !l.Cell.Within(res) {
 		return nil, nil, l.elsewhere(res)
 	}
+	if err := l.brokerWithin(res); err != nil {
+		return nil, nil, err
+	}
 	sum := sha256.Sum256(sub.Payload)
 	rec := &meshv1.TaskRecord{
 		Id:     string(mesh.NewTaskID(newULID(), l.Cell.ID, l.incarnation)),
@@ -378,6 +381,21 @@ func (s *Scheduler) elsewhere(res mesh.Residency) *Refusal {
 		}
 	}
 	return r
+}
+
+// brokerWithin refuses a task whose payload would lie in a broker that a region
+// outside its residency uses too.
+func (s *Scheduler) brokerWithin(res mesh.Residency) error {
+	for _, other := range s.BrokerShared {
+		if !other.Within(res) {
+			return &Refusal{
+				Reason: BrokerShared, Field: "residency",
+				Message: fmt.Sprintf("%s shares its broker with %s, which lies in %v, and the residency leaves that out", s.Cell.ID, other.Region, other.Jurisdictions),
+				Hint:    "submit it to a cell whose broker is its own, or give this region one",
+			}
+		}
+	}
+	return nil
 }
 
 // Residency is what bounds a task: its own residency and its tenant's, the

@@ -27,7 +27,9 @@ func TestWhatSubmitRefuses(t *testing.T) {
 	inWorld(t, func(w *world) {
 		c := w.cell("eu-1")
 		c.worker("w1", offering(1, "wasm"), nil)
-		w.cell("us-1").worker("w2", offering(1, "wasm"), nil)
+		w.cell("us-1", func(o *Options) {
+			o.BrokerShared = []mesh.Cell{{Region: "ap", Jurisdictions: []string{"in"}}}
+		}).worker("w2", offering(1, "wasm"), nil)
 		w.meet()
 		w.registry.tenant("bound", mesh.Residency{Allowed: []string{"us"}})
 		w.registry.add("poor", variant("only", "wasm", func(v *isobarv1.Variant) { v.Quality = 0.5 }))
@@ -56,6 +58,17 @@ func TestWhatSubmitRefuses(t *testing.T) {
 			if r := wantRefusal(t, tc.name, err, tc.reason); r.Field != tc.field {
 				t.Errorf("%s: field %q", tc.name, r.Field)
 			}
+		}
+		// A broker that regions of two jurisdictions share is as both.
+		us := w.all()["us-1"]
+		for _, res := range []*isobarv1.Residency{{Allowed: []string{"us"}}, {Denied: []string{"in"}}} {
+			_, err := us.trySubmit("poor", func(s *isobarv1.TaskSpec) { s.Residency = res })
+			if r := wantRefusal(t, "shared broker", err, BrokerShared); r.Field != "residency" {
+				t.Errorf("shared broker: field %q", r.Field)
+			}
+		}
+		if _, err := us.trySubmit("poor", func(s *isobarv1.TaskSpec) { s.Residency = &isobarv1.Residency{Allowed: []string{"us", "in"}} }); err != nil {
+			t.Errorf("a residency that allows all who share: %v", err)
 		}
 		if _, err := c.trySubmit("none"); !errors.Is(err, errNoFunction) {
 			t.Errorf("unknown function: %v", err)

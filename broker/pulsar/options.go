@@ -107,6 +107,12 @@ func (a Auth) provider() (auth.Provider, error) {
 			kinds++
 		}
 	}
+	// The client would read them at its first call only.
+	for _, file := range []string{a.TokenFile, a.KeyFile} {
+		if _, err := os.Stat(file); file != "" && err != nil {
+			return nil, fmt.Errorf("read credentials: %w", err)
+		}
+	}
 	switch {
 	case kinds > 1:
 		return nil, errors.New("a token, a token's file and OAuth2 exclude each other")

@@ -115,6 +115,9 @@ func (m *mesh) args(o options, p *plan) ([]string, error) {
 	if o.carbon != "" {
 		args = append(args, "--carbon", o.carbon)
 	}
+	for _, b := range o.brokers {
+		args = append(args, "--broker", b)
+	}
 	return args, nil
 }
 

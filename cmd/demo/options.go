@@ -30,6 +30,8 @@ type options struct {
 	quality float64
 	// ports is fixed or auto; data the mesh's directory, "" a temporary one.
 	ports, data string
+	// brokers are what dev is told by --broker.
+	brokers []string
 	// once ends after the table. report is a file for its JSON.
 	once   bool
 	report string
@@ -59,6 +61,15 @@ func parseOptions(args []string, stderr io.Writer) (options, error) {
 	flags.Float64Var(&o.quality, "quality-price", 1e-6, "USD for 1.0 of quality lost, to placement")
 	flags.StringVar(&o.ports, "ports", "fixed", "fixed: APIs on 7101, 7201, 7301; auto: free ones")
 	flags.StringVar(&o.data, "data", "", "keep the mesh's data in this folder (default: a temporary one)")
+	flags.Func("broker", "REGION=URL: the region keeps payloads in this Apache Pulsar; repeatable; a URL alone is eu-north's", func(s string) error {
+		for entry := range strings.FieldsSeq(s) {
+			if strings.HasPrefix(entry, "pulsar://") {
+				entry = "eu-north=" + entry
+			}
+			o.brokers = append(o.brokers, entry)
+		}
+		return nil
+	})
 	flags.BoolVar(&o.once, "once", false, "end after the table")
 	flags.StringVar(&o.report, "report", "", "write the table as JSON to this file too")
 	if err := flags.Parse(args); err != nil {

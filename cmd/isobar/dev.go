@@ -28,6 +28,7 @@ type devFlags struct {
 	carbon, carbonClock, otlp string
 	carbonSpeed               float64
 	policy                    config.Policy
+	brokers                   []string
 	readyTimeout              time.Duration
 }
 
@@ -60,6 +61,7 @@ Without --data everything lies in a temporary directory that is removed at the e
 	flags.Float64Var(&f.policy.DelayPrice, "delay-price", policy.DelayPrice, "USD for a second that a start is put off by choice, to placement")
 	flags.Float64Var(&f.policy.LatencyPrice, "latency-price", policy.LatencyPrice, "USD for a second until the answer, to placement")
 	flags.Float64Var(&f.policy.QualityPrice, "quality-price", policy.QualityPrice, "USD for 1.0 of quality lost, to placement")
+	flags.StringArrayVar(&f.brokers, "broker", nil, "REGION=URL: keep the region's payloads in an Apache Pulsar; repeatable (`make pulsar` starts one)")
 	flags.StringVar(&f.otlp, "otlp", "", "send all traces to this URL, such as http://127.0.0.1:4318")
 	flags.DurationVar(&f.readyTimeout, "ready-timeout", time.Minute, "how long the mesh may take to get ready")
 	c.RunE = func(cmd *cobra.Command, _ []string) error { return a.runDev(cmd.Context(), f) }
@@ -113,6 +115,9 @@ func (f devFlags) options() (devmesh.Options, error) {
 		return opts, usage(fmt.Sprintf("unknown --ports %q", f.ports), "use --ports fixed or --ports auto")
 	}
 	var err error
+	if opts.Brokers, err = brokersOf(f.brokers); err != nil {
+		return opts, err
+	}
 	if f.mesh == "" {
 		opts.Mesh, err = meshfile.Default()
 	} else {
@@ -133,6 +138,29 @@ func (f devFlags) options() (devmesh.Options, error) {
 	opts.CPU = max(float64(host.CPUMilli)/1000, 1)
 	opts.MemoryMiB = max(host.MemoryMiB/2/int64(len(opts.Mesh.Regions)), 256)
 	return opts, f.feed(&opts)
+}
+
+// brokersOf reads REGION=pulsar://host:port, with ",http://host:port" behind it
+// where the admin API is not at the host's port 8080.
+func brokersOf(list []string) (map[string]devmesh.Broker, error) {
+	out := map[string]devmesh.Broker{}
+	for _, entry := range list {
+		region, url, ok := strings.Cut(entry, "=")
+		service, admin, has := strings.Cut(url, ",")
+		rest, known := strings.CutPrefix(service, "pulsar://")
+		host, _, port := strings.Cut(rest, ":")
+		if !ok || region == "" || !known || !port {
+			return nil, usage(fmt.Sprintf("--broker %q is not REGION=pulsar://host:port", entry), "write --broker eu-north=pulsar://127.0.0.1:6650,http://127.0.0.1:8080")
+		}
+		if !has {
+			admin = "http://" + host + ":8080"
+		}
+		if _, twice := out[region]; twice {
+			return nil, usage(fmt.Sprintf("--broker gives %s two brokers", region), "give each region one")
+		}
+		out[region] = devmesh.Broker{Service: service, Admin: admin}
+	}
+	return out, nil
 }
 
 func (f devFlags) feed(opts *devmesh.Options) error {

@@ -112,7 +112,7 @@ func rooms() map[string]room {
 		"internal/strictyaml": {never: "net os"},
 		"internal/telemetry":  {},
 		"internal/testsum":    {never: "net"},
-		"internal/server": {may: "broker/embedded carbon consensus consensus/raftlog gossip/pool internal/config internal/delay internal/identity " +
+		"internal/server": {may: "broker broker/embedded broker/pulsar carbon consensus consensus/raftlog gossip/pool internal/config internal/delay internal/identity " +
 			"internal/mesh internal/telemetry placement registry registry/code registry/exchange scheduler scheduler/api scheduler/fsm " +
 			"scheduler/peers state state/pebblestore stream stream/groups worker/attempt/wasm " + meshV1 + " " + v1},
 

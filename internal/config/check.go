@@ -57,9 +57,7 @@ func checkServer(s *Server, src source) []error {
 	c.homes(s.Homes)
 	c.money(s)
 	c.carbon(s.Carbon)
-	if s.Broker != "embedded" {
-		c.failf("broker", "must be embedded, got %q", s.Broker)
-	}
+	c.broker(&s.Broker)
 	c.otlp(s.OTLP)
 	c.log(s.Log)
 	return c.errs
@@ -310,6 +308,47 @@ func (c *checker) carbon(b Carbon) {
 	}
 	if !(b.Speed > 0) || b.Speed > 1e6 {
 		c.failf("carbon.speed", "must be above 0 and at most 1000000, got %v", b.Speed)
+	}
+}
+
+func (c *checker) broker(b *Broker) {
+	switch b.Kind {
+	case "embedded":
+		if b.Service != "" || b.Admin != "" {
+			c.failf("broker.kind", "must be pulsar for a broker with a service and an admin API")
+		}
+		return
+	case "pulsar":
+	default:
+		c.failf("broker.kind", "must be embedded or pulsar, got %q", b.Kind)
+		return
+	}
+	if !strings.HasPrefix(b.Service, "pulsar://") && !strings.HasPrefix(b.Service, "pulsar+ssl://") {
+		c.failf("broker.service", "must be pulsar://host:port or pulsar+ssl://host:port, got %q", b.Service)
+	}
+	if b.Admin == "" {
+		c.failf("broker.admin", "is required: the URL of Pulsar's admin API, such as http://host:8080")
+	} else {
+		c.url("broker.admin", b.Admin)
+	}
+	for _, region := range slices.Sorted(maps.Keys(b.SharedWith)) {
+		c.name("broker.shared_with."+region, region)
+		for _, j := range b.SharedWith[region] {
+			c.name("broker.shared_with."+region, j)
+		}
+	}
+	if b.Quota < mesh.MaxPayload {
+		c.failf("broker.quota", "must hold one payload of 1MiB, got %s", b.Quota)
+	}
+	c.within("broker.timeout", b.Timeout, 100*time.Millisecond, time.Minute)
+	if b.TokenFile != "" && b.OAuth2.Issuer != "" {
+		c.failf("broker.token_file", "and oauth2 exclude each other")
+	}
+	if o := b.OAuth2; o.Issuer != "" && o.KeyFile == "" {
+		c.failf("broker.oauth2.key_file", "is required with an issuer")
+	}
+	if (b.TLS.Cert == "") != (b.TLS.Key == "") {
+		c.failf("broker.tls.cert", "and key come together")
 	}
 }
 

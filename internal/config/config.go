@@ -62,9 +62,11 @@ func DefaultServer() Server {
 		ReturnUSDPerGiB: map[string]float64{},
 		RTTMs:           map[string]float64{},
 		Homes:           []string{},
-		Broker:          "embedded",
-		OTLP:            OTLP{Protocol: "http"},
-		Log:             Log{Level: "info", Format: "text"},
+		Broker: Broker{
+			Kind: "embedded", Quota: 10 << 30, Cache: 256 << 20, Timeout: 5 * time.Second, SharedWith: map[string][]string{},
+		},
+		OTLP: OTLP{Protocol: "http"},
+		Log:  Log{Level: "info", Format: "text"},
 	}
 }
 

@@ -86,8 +86,8 @@ type Server struct {
 	// on every server of the mesh and must not change while keys are kept.
 	// Empty: the cell that is asked owns the key.
 	Homes []string `yaml:"homes"`
-	// Broker keeps the payloads: embedded, which needs nothing installed.
-	Broker string `yaml:"broker"`
+	// Broker keeps the payloads.
+	Broker Broker `yaml:"broker"`
 	// OTLP is where traces go.
 	OTLP OTLP `yaml:"otlp"`
 	// Log of the process, on standard error.
@@ -264,6 +264,62 @@ type Policy struct {
 	// No published price fits all; the default, 0.001, makes a tenth of quality
 	// worth 7.5 seconds of waiting.
 	QualityPrice float64 `yaml:"quality_price"`
+}
+
+// Broker keeps the payloads of a cell's tasks.
+type Broker struct {
+	// Kind is embedded, which needs nothing installed and keeps payloads in the
+	// cell's log, or pulsar, which keeps them in the region's Apache Pulsar. The
+	// other fields are for pulsar.
+	Kind string `yaml:"kind"`
+	// Service is the cluster's binary protocol: pulsar://host:6650 or
+	// pulsar+ssl://host:6651, several hosts with commas between.
+	Service string `yaml:"service"`
+	// Admin is the cluster's admin API: http://host:8080 or https://host:8443.
+	Admin string `yaml:"admin"`
+	// Cluster is the cluster's name. Default: the only one that Pulsar knows.
+	Cluster string `yaml:"cluster"`
+	// SharedWith names other regions whose cells keep payloads in the same
+	// cluster, with their jurisdictions. A task whose residency leaves one of them
+	// out is refused: who reaches the cluster there reaches its payload.
+	SharedWith map[string][]string `yaml:"shared_with"`
+	// Quota is what one topic may keep. It is set when a namespace is made; above
+	// it a Submit is answered with RESOURCE_EXHAUSTED.
+	Quota Size `yaml:"quota"`
+	// Cache is how much memory the cell's leader takes for payloads between accept
+	// and lease.
+	Cache Size `yaml:"cache"`
+	// Timeout bounds each call to the cluster.
+	Timeout time.Duration `yaml:"timeout"`
+	// TokenFile holds a token (JWT), read again whenever it is needed.
+	TokenFile string `yaml:"token_file"`
+	// OAuth2 gets tokens from an issuer instead.
+	OAuth2 OAuth2 `yaml:"oauth2"`
+	// TLS for pulsar+ssl and https.
+	TLS BrokerTLS `yaml:"tls"`
+}
+
+// OAuth2 are client credentials.
+type OAuth2 struct {
+	// Issuer is its URL.
+	Issuer string `yaml:"issuer"`
+	// Audience of the token.
+	Audience string `yaml:"audience"`
+	// KeyFile is the JSON file of the credentials: type, client_id,
+	// client_secret.
+	KeyFile string `yaml:"key_file"`
+	// Scope to ask for. May be empty.
+	Scope string `yaml:"scope"`
+}
+
+// BrokerTLS is a client's identity towards the broker, as PEM files.
+type BrokerTLS struct {
+	// CA holds the authorities to trust. Default: the system's.
+	CA string `yaml:"ca"`
+	// Cert is a client certificate, if the cluster asks for one.
+	Cert string `yaml:"cert"`
+	// Key is its private key.
+	Key string `yaml:"key"`
 }
 
 // OTLP is where traces are exported. OTEL_EXPORTER_OTLP_ENDPOINT and the other

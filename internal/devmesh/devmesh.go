@@ -18,7 +18,9 @@ package devmesh
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -54,6 +56,9 @@ type Options struct {
 	CarbonSpeed float64
 	// Policy prices what is not money in every cell; nil is the servers' default.
 	Policy *config.Policy
+	// Brokers are the Pulsar clusters of regions; the others keep payloads in
+	// their cell's log.
+	Brokers map[string]Broker
 	// OTLP is where all processes send traces; "" is nowhere.
 	OTLP string
 	// CPU in cores and MemoryMiB that each region's workers offer together
@@ -67,6 +72,9 @@ type Options struct {
 	ReadyTimeout time.Duration
 }
 
+// Broker is a Pulsar cluster: its service and admin URLs.
+type Broker struct{ Service, Admin string }
+
 // ErrOptions is wrapped by the error for options that make no mesh.
 var ErrOptions = errors.New("bad options")
 
@@ -78,6 +86,11 @@ func (o Options) check() error {
 		return fmt.Errorf("devmesh: check workers: must be 1 to 20 in a cell, got %d: %w", o.Workers, ErrOptions)
 	case !(o.CarbonSpeed > 0):
 		return fmt.Errorf("devmesh: check carbon speed: must be above 0, got %v: %w", o.CarbonSpeed, ErrOptions)
+	}
+	for _, name := range slices.Sorted(maps.Keys(o.Brokers)) {
+		if !slices.ContainsFunc(o.Mesh.Regions, func(r meshfile.Region) bool { return r.Name == name }) {
+			return fmt.Errorf("devmesh: check brokers: the mesh has no region %q: %w", name, ErrOptions)
+		}
 	}
 	if p := o.Policy; p != nil && !(p.CarbonPrice >= 0 && p.LatencyPrice >= 0 && p.DelayPrice >= 0 && p.QualityPrice >= 0) {
 		return fmt.Errorf("devmesh: check policy: prices must be 0 or more, got %+v: %w", *p, ErrOptions)

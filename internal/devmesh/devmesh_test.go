@@ -121,6 +121,35 @@ func TestEveryFileIsValid(t *testing.T) {
 	}
 }
 
+// Regions whose brokers are one cluster know of each other.
+func TestBrokers(t *testing.T) {
+	t.Parallel()
+	o := options(t, "")
+	one, two := Broker{"pulsar://127.0.0.1:1", "http://127.0.0.1:2"}, Broker{"pulsar://127.0.0.1:3", "http://127.0.0.1:4"}
+	o.Brokers = map[string]Broker{"eu-north": one, "us-east": one, "ap-south": two}
+	l, err := plan(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := writeFiles(o, l); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{"eu-north": "pulsar pulsar://127.0.0.1:1 map[us-east:[us]]", "us-east": "pulsar pulsar://127.0.0.1:1 map[eu-north:[eu se]]", "ap-south": "pulsar pulsar://127.0.0.1:3 map[]"}
+	for _, s := range l.servers {
+		cfg, err := config.LoadServer(filepath.Join(s.dir, "server.yaml"), none, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := fmt.Sprint(cfg.Broker.Kind, " ", cfg.Broker.Service, " ", cfg.Broker.SharedWith); got != want[s.region.Name] {
+			t.Errorf("%s: broker %s, want %s", s.id(), got, want[s.region.Name])
+		}
+	}
+	o.Brokers["mars"] = one
+	if err := o.check(); !errors.Is(err, ErrOptions) {
+		t.Errorf("a broker of no region: %v", err)
+	}
+}
+
 func TestPricesAndTripsComeFromTheMesh(t *testing.T) {
 	t.Parallel()
 	o := options(t, "")

@@ -176,6 +176,14 @@ func serverConfig(o Options, l layout, s server, gossipKey string) config.Server
 	if o.Policy != nil {
 		c.Policy = *o.Policy
 	}
+	if b, ok := o.Brokers[s.region.Name]; ok {
+		c.Broker.Kind, c.Broker.Service, c.Broker.Admin = "pulsar", b.Service, b.Admin
+		for _, r := range o.Mesh.Regions {
+			if other, ok := o.Brokers[r.Name]; ok && r.Name != s.region.Name && other == b {
+				c.Broker.SharedWith[r.Name] = r.Jurisdictions
+			}
+		}
+	}
 	c.EmulateRTT = len(c.RTTMs) > 0
 	c.OTLP.Endpoint = o.OTLP
 	return c

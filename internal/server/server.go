@@ -59,7 +59,7 @@ type Server struct {
 	store   *pebblestore.Store
 	state   *state.Replica
 	raft    *raftlog.Log
-	broker  *embedded.Broker
+	broker  payloads
 	pool    *pool.Pool
 	mesh    *peers.Mesh
 	peers   *peers.Client
@@ -308,13 +308,16 @@ func (s *Server) openScheduler() error {
 		return err
 	}
 	s.energy = s.energyOf(feed)
-	s.broker = embedded.New(s.state.Reader(state.BrokerMachine), embedded.Options{})
+	cache, err := s.openBroker()
+	if err != nil {
+		return err
+	}
 	s.streams = stream.New(stream.Options{
 		Log: (*lateLog)(s), State: s.state.Reader(state.StreamMachine), Logger: s.log.With("part", "stream"),
 		Messages: embedded.NewStreams(s.state.Reader(state.BrokerMachine), embedded.Options{}),
 	})
 	s.sched = scheduler.New(scheduler.Options{
-		Cell: s.cell, Log: (*lateLog)(s), State: s.state.Reader(state.SchedulerMachine), Broker: s.broker,
+		Cell: s.cell, Log: (*lateLog)(s), State: s.state.Reader(state.SchedulerMachine), Broker: s.broker, PayloadCache: cache, BrokerShared: sharers(s.cfg.Broker.SharedWith),
 		Registry: s.known, Neighbours: s.mesh, Peers: s.peers, Carbon: s.energy, Prices: pricesOf(s.cfg.Prices),
 		Policy: placement.Policy{
 			CarbonUSDPerTonne: s.cfg.Policy.CarbonPrice, LatencyUSDPerS: s.cfg.Policy.LatencyPrice, DelayUSDPerS: s.cfg.Policy.DelayPrice, QualityUSD: s.cfg.Policy.QualityPrice,

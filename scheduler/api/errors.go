@@ -26,7 +26,7 @@ func codeOf(r scheduler.Reason) connect.Code {
 	case scheduler.UnknownFunction, scheduler.UnknownTenant, scheduler.UnknownTask, scheduler.UnknownModule, scheduler.UnknownQueue,
 		scheduler.UnknownStream, scheduler.UnknownGroup:
 		return connect.CodeNotFound
-	case scheduler.Infeasible, scheduler.ResidencyForbids, scheduler.WrongCell, scheduler.NotHolder, scheduler.HomesDiffer, scheduler.NotLeader,
+	case scheduler.Infeasible, scheduler.ResidencyForbids, scheduler.BrokerShared, scheduler.WrongCell, scheduler.NotHolder, scheduler.HomesDiffer, scheduler.NotLeader,
 		scheduler.DeliveryMoved, scheduler.NotDead, scheduler.PayloadLost:
 		return connect.CodeFailedPrecondition
 	case scheduler.BeforeRetention, scheduler.BehindEnd:

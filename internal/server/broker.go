@@ -1,0 +1,60 @@
+package server
+
+import (
+	"maps"
+	"slices"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/isobar-mesh/isobar/broker"
+	"github.com/isobar-mesh/isobar/broker/embedded"
+	"github.com/isobar-mesh/isobar/broker/pulsar"
+	"github.com/isobar-mesh/isobar/internal/mesh"
+	"github.com/isobar-mesh/isobar/state"
+)
+
+// payloads is a broker as the terms of leadership come and go.
+type payloads interface {
+	broker.Broker
+	Lead(term uint64) error
+	Resign()
+}
+
+// openBroker opens the configured broker and returns how much memory the leader
+// takes for payloads. A cluster that cannot be reached is no error: the server
+// starts, and accepts nothing until it is there.
+func (s *Server) openBroker() (cache int, err error) {
+	c := s.cfg.Broker
+	if c.Kind != "pulsar" {
+		s.broker = embedded.New(s.state.Reader(state.BrokerMachine), embedded.Options{})
+		return 0, nil
+	}
+	p, err := pulsar.Open(pulsar.Options{
+		Service: c.Service, Admin: c.Admin, Cluster: c.Cluster, Cell: string(s.cell.ID), Server: s.cfg.Name, Quota: int64(c.Quota), Timeout: c.Timeout,
+		Auth: pulsar.Auth{TokenFile: c.TokenFile, Issuer: c.OAuth2.Issuer, Audience: c.OAuth2.Audience, KeyFile: c.OAuth2.KeyFile, Scope: c.OAuth2.Scope},
+		TLS:  pulsar.TLS(c.TLS), Logger: s.log.With("part", "broker"),
+	})
+	if err != nil {
+		return 0, err
+	}
+	s.later(p.Close)
+	s.broker = p
+	gauge := func(name, help string, f func(pulsar.Stats) float64) prometheus.Collector {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return f(p.Stats()) })
+	}
+	s.tel.Registry().MustRegister(
+		gauge("isobar_pulsar_producers", "Topics of the region's Pulsar this server has open to append.", func(st pulsar.Stats) float64 { return float64(st.Producers) }),
+		gauge("isobar_pulsar_foreign_messages", "Messages met in our topics that we did not write; they are never run.", func(st pulsar.Stats) float64 { return float64(st.Foreign) }),
+		gauge("isobar_pulsar_changed_policies", "Policies of our namespaces that are not as they must be: an alarm.", func(st pulsar.Stats) float64 { return float64(st.Alarms) }),
+	)
+	return int(c.Cache), nil
+}
+
+// sharers are the regions that use the same cluster.
+func sharers(regions map[string][]string) []mesh.Cell {
+	var out []mesh.Cell
+	for _, name := range slices.Sorted(maps.Keys(regions)) {
+		out = append(out, mesh.Cell{Region: name, Jurisdictions: regions[name]})
+	}
+	return out
+}
