@@ -10,6 +10,7 @@ import (
 	"iter"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -180,14 +181,16 @@ func TestTrimsAreToldOnceCommitted(t *testing.T) {
 	inWorld(t, func(w *world) {
 		b := newFarBroker()
 		c := w.cell("eu-1", far(b))
-		told, away := 0, true
+		var told atomic.Int64
+		var away atomic.Bool
+		away.Store(true)
 		b.told = func(topic broker.Topic, ref broker.Reference) error {
 			q := fsm.Queue{Tenant: topic.Tenant, Function: topic.Function, Lane: topic.Lane}
 			if at := fsm.TrimPosition(c.State, q.String()); bytes.Compare(ref, at) > 0 {
 				t.Errorf("told of a trim to %x, committed is %x", ref, at)
 			}
-			told++
-			if away {
+			told.Add(1)
+			if away.Load() {
 				return broker.ErrUnavailable
 			}
 			return nil
@@ -195,12 +198,12 @@ func TestTrimsAreToldOnceCommitted(t *testing.T) {
 		c.worker("w1", offering(1, "wasm"), completes)
 		id := c.submit("work")
 		c.awaitState(time.Minute, id, completed)
-		w.await(time.Minute, "told", func() bool { return told > 0 })
+		w.await(time.Minute, "told", func() bool { return told.Load() > 0 })
 		if b.kept() != 1 {
 			t.Error("a broker that did not answer dropped the payload")
 		}
 		c.changeLeader()
-		away = false
+		away.Store(false)
 		w.await(time.Minute, "told by the next leader", func() bool { return b.kept() == 0 })
 		w.await(time.Minute, "closed", func() bool {
 			for range fsm.TrimsToTell(c.State) {
@@ -208,11 +211,11 @@ func TestTrimsAreToldOnceCommitted(t *testing.T) {
 			}
 			return true
 		})
-		was := told
+		was := told.Load()
 		time.Sleep(3 * trimEvery)
 		synctest.Wait()
-		if told != was {
-			t.Errorf("told %d times more after it had answered", told-was)
+		if now := told.Load(); now != was {
+			t.Errorf("told %d times more after it had answered", now-was)
 		}
 	})
 }
@@ -334,8 +337,11 @@ func TestPayloadsInMemory(t *testing.T) {
 			if err != nil || len(got) != 1000 || got[0] != byte(i) {
 				t.Fatalf("payload %d: %d bytes, %v", i, len(got), err)
 			}
-			if p.bytes > most {
-				t.Fatalf("%d bytes are kept, at most %d", p.bytes, most)
+			p.mu.Lock()
+			kept := p.bytes
+			p.mu.Unlock()
+			if kept > most {
+				t.Fatalf("%d bytes are kept, at most %d", kept, most)
 			}
 		}
 		synctest.Wait()
