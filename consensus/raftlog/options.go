@@ -49,6 +49,10 @@ type Options struct {
 	// with any state ignores it. Exactly one server of a cell may have it set
 	// when Dir is new: the others Join.
 	Bootstrap bool
+	// MayBootstrap, when set, is asked before a new cell is made; its error
+	// ends Open and makes none. A cell that lives elsewhere must not be made
+	// again by a server whose directory was emptied.
+	MayBootstrap func() error
 
 	// HeartbeatTimeout is how long a follower waits for the leader before it
 	// asks for an election; actual waits are drawn from one to two times it.
@@ -191,6 +195,14 @@ func LoadServerID(dir string) (string, error) {
 	}
 	if err := writeFile(path, []byte(id.String()+"\n")); err != nil {
 		return "", fmt.Errorf("raftlog: keep server id: %w", err)
+	}
+	// dir itself must outlive a power cut too, and the data directory above it;
+	// what this user may not open it has not made.
+	data := filepath.Dir(dir)
+	for _, up := range []string{data, filepath.Dir(data)} {
+		if err := syncDir(up); err != nil && !errors.Is(err, os.ErrPermission) {
+			return "", fmt.Errorf("raftlog: keep server id: %w", err)
+		}
 	}
 	return id.String(), nil
 }

@@ -111,13 +111,7 @@ func (l *Log) start(m consensus.Machine) error {
 	}
 	conf := l.raftConfig()
 	if l.opts.Bootstrap {
-		err := raft.BootstrapCluster(conf, l.entries, l.entries, l.snapshots, l.transport, raft.Configuration{
-			Servers: []raft.Server{{
-				ID:      raft.ServerID(l.opts.ServerID),
-				Address: raft.ServerAddress(l.Address()),
-			}},
-		})
-		if err != nil && !errors.Is(err, raft.ErrCantBootstrap) {
+		if err := l.bootstrap(conf); err != nil {
 			return fmt.Errorf("bootstrap: %w", err)
 		}
 	}
@@ -128,6 +122,23 @@ func (l *Log) start(m consensus.Machine) error {
 	l.batch = newBatcher(l.raft, l.opts.InFlight, l.gone)
 	l.startLoops()
 	return nil
+}
+
+// bootstrap makes a cell of this server, unless it has any state: it was then
+// bootstrapped before, or has joined.
+func (l *Log) bootstrap(conf *raft.Config) error {
+	old, err := raft.HasExistingState(l.entries, l.entries, l.snapshots)
+	if err != nil || old {
+		return err
+	}
+	if l.opts.MayBootstrap != nil {
+		if err := l.opts.MayBootstrap(); err != nil {
+			return err
+		}
+	}
+	return raft.BootstrapCluster(conf, l.entries, l.entries, l.snapshots, l.transport, raft.Configuration{
+		Servers: []raft.Server{{ID: raft.ServerID(l.opts.ServerID), Address: raft.ServerAddress(l.Address())}},
+	})
 }
 
 // requirePreVote refuses a transport that hides the pre-vote RPC: raft would

@@ -25,6 +25,7 @@ const (
 func (p *Pool) maintain() {
 	defer close(p.done)
 	p.join(p.opt.Seeds...)
+	close(p.tried)
 	tick := time.NewTicker(p.opt.Timing.RejoinInterval)
 	defer tick.Stop()
 	var reported uint64

@@ -63,6 +63,7 @@ type Pool struct {
 	counts    counters
 
 	stopping chan struct{} // closed by Close
+	tried    chan struct{} // closed when every seed has been tried once
 	kick     chan struct{} // capacity 1: a member came or went
 	done     chan struct{} // closed when the maintenance has ended
 
@@ -90,7 +91,7 @@ func New(opt Options) (*Pool, error) {
 	}
 	p := &Pool{
 		opt: opt, log: opt.Logger,
-		stopping: make(chan struct{}), kick: make(chan struct{}, 1), done: make(chan struct{}),
+		stopping: make(chan struct{}), tried: make(chan struct{}), kick: make(chan struct{}, 1), done: make(chan struct{}),
 		view:     gossip.NewView(),
 		members:  map[string]*peer{},
 		byAddr:   map[string]string{},
@@ -144,6 +145,9 @@ func (p *Pool) config(ring *memberlist.Keyring) (*memberlist.Config, error) {
 
 // Address is the gossip address that others reach this server by, host:port.
 func (p *Pool) Address() string { return p.address }
+
+// Self is this server as the others know it.
+func (p *Pool) Self() Member { return p.opt.Self }
 
 // Publish spreads this cell's digest. Only the cell's leader calls it, with a
 // sequence that grows within its term. The digest's incarnation is accepted as
@@ -233,6 +237,10 @@ func (p *Pool) View() gossip.Snapshot {
 	}
 	return *p.snapshot
 }
+
+// Tried is closed once every seed has been asked for what it knows, or could not
+// be reached, and when the pool is closed.
+func (p *Pool) Tried() <-chan struct{} { return p.tried }
 
 // Members lists every server that is or was there, this one included, sorted by
 // cell, then name, then id. Those that left or failed stay for a day.

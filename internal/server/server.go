@@ -399,7 +399,7 @@ func (s *Server) openLog() error {
 	var err error
 	s.raft, err = raftlog.Open(raftlog.Options{
 		Dir: filepath.Join(s.cfg.Data, "raft"), ServerID: s.id, Bind: s.cfg.Raft.Address, Advertise: s.cfg.Raft.Advertise,
-		TLS: tls, Bootstrap: s.cfg.Bootstrap, Logger: s.log.With("part", "raft"),
+		TLS: tls, Bootstrap: s.cfg.Bootstrap, MayBootstrap: s.mayBootstrap, Logger: s.log.With("part", "raft"),
 		VerifyPeer: s.creds.VerifyLeaf(identity.InCell(s.cell.ID)),
 	}, s.state)
 	if err != nil {
@@ -407,6 +407,24 @@ func (s *Server) openLog() error {
 	}
 	s.later(s.raft.Close)
 	return nil
+}
+
+// mayBootstrap refuses to make a cell that lives: a server whose directory was
+// emptied would begin a second one of the same name, with none of its tasks. It
+// asks who can be reached: the cell that is wholly down is not found.
+func (s *Server) mayBootstrap() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+	defer cancel()
+	select {
+	case <-s.pool.Tried():
+	case <-ctx.Done():
+	}
+	incarnation, at := s.mesh.OwnCell(ctx)
+	if incarnation == "" {
+		return nil
+	}
+	return fmt.Errorf("cell %s lives as %s, says its server %s: "+
+		"a server with an empty directory joins it: replace bootstrap by join: [%s]", s.cell.ID, incarnation, at.Name, at.Peer)
 }
 
 func (s *Server) openServices() error {

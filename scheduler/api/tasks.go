@@ -117,6 +117,9 @@ func (h *tasks) submit(ctx context.Context, spec *isobarv1.TaskSpec) (*isobarv1.
 		if err != nil {
 			return nil, err
 		}
+		if len(res.Results) != 1 {
+			return nil, h.unavailable(cell, fmt.Errorf("api: submit to %s: %d results for one task", cell, len(res.Results)), true)
+		}
 		return res.Results[0], nil
 	})
 	return res, h.withAddress(err)

@@ -83,6 +83,24 @@ func (m *Mesh) All() []scheduler.Neighbour {
 	return out
 }
 
+// OwnCell asks the living servers of this cell for its incarnation, and returns
+// the first that is told and who told it; empty when none can tell.
+func (m *Mesh) OwnCell(ctx context.Context) (incarnation string, by Server) {
+	self := m.pool.Self()
+	for _, s := range m.Servers() {
+		if s.Cell != m.self || !s.Alive || s.ID == self.ID || s.Peer == self.PeerAddress {
+			continue
+		}
+		call, cancel := context.WithTimeout(ctx, 2*time.Second)
+		res, err := m.client.Greet(call, s)
+		cancel()
+		if err == nil && res.Cell == string(m.self) && res.Incarnation != "" {
+			return res.Incarnation, s
+		}
+	}
+	return "", Server{}
+}
+
 // Greet reaches each cell whose certificate was not seen yet, and accepts the
 // incarnation that its servers name, until ctx ends. Gossip's word about an
 // incarnation is not taken.
