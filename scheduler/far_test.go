@@ -15,6 +15,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/isobar-mesh/isobar/broker"
 	"github.com/isobar-mesh/isobar/internal/mesh"
 	meshv1 "github.com/isobar-mesh/isobar/proto/isobar/mesh/v1"
@@ -362,7 +364,10 @@ func TestPayloadsInMemory(t *testing.T) {
 		// Another's message, and none.
 		wrong := &meshv1.TaskRecord{Id: "other", Tenant: "default", Function: "f", Lane: uint32(mesh.Standard), PayloadRef: recs[3].PayloadRef}
 		none := &meshv1.TaskRecord{Id: "none", Tenant: "default", Function: "f", Lane: uint32(mesh.Standard), PayloadRef: []byte{0xff}}
-		for _, rec := range []*meshv1.TaskRecord{wrong, none} {
+		changed := proto.CloneOf(recs[7]) // the place holds another payload than was accepted
+		changed.PayloadSha256 = hashOf([]byte("another"))
+		p.forget(changed.Id)
+		for _, rec := range []*meshv1.TaskRecord{wrong, none, changed} {
 			if _, err := p.get(t.Context(), rec); !errors.Is(err, broker.ErrLost) {
 				t.Errorf("payload of %s: %v, want ErrLost", rec.Id, err)
 			}

@@ -1,11 +1,14 @@
 package scheduler
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"google.golang.org/protobuf/proto"
 
 	"github.com/isobar-mesh/isobar/internal/mesh"
 	meshv1 "github.com/isobar-mesh/isobar/proto/isobar/mesh/v1"
@@ -358,6 +361,50 @@ func TestAGuestsPayloadIsFetchedAgain(t *testing.T) {
 		w.forgotten(other)
 		other.wantIdle()
 	})
+}
+
+// What home sends later is held against the record as the offer was.
+func TestAGuestsDamagedPayloadNeverRuns(t *testing.T) {
+	t.Parallel()
+	inWorld(t, func(w *world) {
+		home := w.cell("eu-1")
+		other := w.cell("us-1", func(o *Options) { o.Peers = damagingPeers{o.Peers} })
+		wk := other.worker("w1", offering(1, "wasm"), completes)
+		w.meet()
+		w.faults(func(call string, _, _ mesh.CellID) fault {
+			if call == "extend" {
+				return lostBefore
+			}
+			return passes
+		})
+		id := home.submit("work")
+		w.await(time.Second, "the guest", func() bool { return other.guests() == 1 })
+		other.changeLeader() // it forgets the bytes of the offer
+		w.faults(func(string, mesh.CellID, mesh.CellID) fault { return passes })
+		wk.connect()
+		w.await(10*time.Second, "given back", func() bool { return len(home.record(id).Attempts) > 0 })
+		if a := home.record(id).Attempts[0]; a.Outcome != "refused" || a.Counted || w.count("payload") == 0 {
+			t.Errorf("attempt %v, %d payloads fetched", a, w.count("payload"))
+		}
+		for _, a := range wk.all() {
+			if string(a.Payload) != "payload of work" {
+				t.Errorf("it ran on %q", a.Payload)
+			}
+		}
+	})
+}
+
+// damagingPeers change every payload that is fetched.
+type damagingPeers struct{ Peers }
+
+func (p damagingPeers) Payload(ctx context.Context, to mesh.CellID, r *meshv1.PayloadRequest) (*meshv1.PayloadResponse, error) {
+	res, err := p.Peers.Payload(ctx, to, r)
+	if err != nil {
+		return nil, err
+	}
+	res = proto.CloneOf(res)
+	res.Payload[0] ^= 1
+	return res, nil
 }
 
 func TestOffersAreSentAgainByTheNextLeader(t *testing.T) {

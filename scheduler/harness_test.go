@@ -163,6 +163,28 @@ type lateTestLog struct {
 	rng  *rand.Rand
 	lost int
 	late time.Duration // of each answer
+	hold chan struct{} // barriers wait for it, when set
+}
+
+// behind makes every barrier wait until hold is closed.
+func (l *lateTestLog) behind(hold chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.hold = hold
+}
+
+func (l *lateTestLog) Barrier(ctx context.Context) error {
+	l.mu.Lock()
+	hold := l.hold
+	l.mu.Unlock()
+	if hold != nil {
+		select {
+		case <-hold:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return l.Log.Barrier(ctx)
 }
 
 // slow makes every commit take that long.

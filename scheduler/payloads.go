@@ -55,6 +55,7 @@ type payloads struct {
 type keptPayload struct {
 	task    string
 	ref     []byte
+	sum     [32]byte // as accepted; a record with another is of another payload
 	payload []byte
 	in      *list.List
 	at      *list.Element
@@ -85,11 +86,11 @@ func newPayloads(ctx context.Context, b broker.Broker, most int, live func(strin
 
 // keep keeps a payload that was just appended, if there is room: those before it
 // are needed sooner.
-func (p *payloads) keep(task string, ref, payload []byte) {
+func (p *payloads) keep(task string, ref, sum, payload []byte) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.bytes+len(payload) <= p.most {
-		p.put(task, ref, payload)
+		p.put(task, ref, [32]byte(sum), payload)
 	}
 }
 
@@ -105,14 +106,14 @@ func (p *payloads) forget(task string) {
 // overhead of a kept payload, roughly: an empty one is not free.
 const overhead = 256
 
-func (p *payloads) put(task string, ref, payload []byte) {
+func (p *payloads) put(task string, ref []byte, sum [32]byte, payload []byte) {
 	if p.most == 0 {
 		return
 	}
 	if k := p.tasks[task]; k != nil {
 		p.drop(k)
 	}
-	k := &keptPayload{task: task, ref: bytes.Clone(ref), payload: payload, in: &p.waiting}
+	k := &keptPayload{task: task, ref: bytes.Clone(ref), sum: sum, payload: payload, in: &p.waiting}
 	k.at = k.in.PushBack(k)
 	p.tasks[task] = k
 	p.bytes += len(payload) + overhead
@@ -142,7 +143,7 @@ func (p *payloads) room(n int) {
 // find returns the payload if it is kept. p.mu is held.
 func (p *payloads) find(rec *meshv1.TaskRecord) ([]byte, bool) {
 	k := p.tasks[rec.Id]
-	if k == nil || !bytes.Equal(k.ref, rec.PayloadRef) {
+	if k == nil || !bytes.Equal(k.ref, rec.PayloadRef) || !bytes.Equal(k.sum[:], rec.PayloadSha256) {
 		return nil, false
 	}
 	k.in.Remove(k.at)
@@ -266,7 +267,7 @@ func (p *payloads) readAhead(task string, m broker.Stored) {
 		return
 	}
 	p.room(len(m.Payload) + overhead)
-	p.put(task, m.Ref, m.Payload)
+	p.put(task, m.Ref, m.SHA256, m.Payload)
 }
 
 // take returns the question about a reference, once.

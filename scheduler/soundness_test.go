@@ -11,6 +11,7 @@ import (
 	"github.com/isobar-mesh/isobar/internal/mesh"
 	meshv1 "github.com/isobar-mesh/isobar/proto/isobar/mesh/v1"
 	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
+	"github.com/isobar-mesh/isobar/scheduler/fsm"
 )
 
 // The tests here hold rules that the code could break with every other test
@@ -66,6 +67,82 @@ func TestAGuestsWorkerEndsBeforeItsHome(t *testing.T) {
 				check("while home is away", r.Duration.AsDuration())
 			}
 		}
+	})
+}
+
+// A guest whose confirmation has run out is not started: not by a dispatcher that
+// found room too late, nor by a start that took too long to commit.
+func TestAGuestIsNotStartedOnAnOldConfirmation(t *testing.T) {
+	t.Parallel()
+	lose := func(call string, _, _ mesh.CellID) fault {
+		if call == "extend" {
+			return lostBefore
+		}
+		return passes
+	}
+	all := func(string, mesh.CellID, mesh.CellID) fault { return passes }
+	confirmed := func(c *testCell) (left time.Duration) {
+		l := c.current()
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		for _, g := range l.guests {
+			left = time.Until(g.until)
+		}
+		return left
+	}
+	t.Run("the room came late", func(t *testing.T) {
+		t.Parallel()
+		inWorld(t, func(w *world) {
+			t := w.t
+			home, other := twoCells(w)
+			wk := other.worker("w1", offering(1, "wasm"), nil)
+			w.meet()
+			w.faults(lose)
+			id := home.submit("work")
+			w.await(time.Second, "the guest", func() bool { return other.guests() == 1 })
+			other.submit("work")
+			local := wk.assigned(0) // the place that the guest was promised
+			w.faults(all)
+			w.await(5*time.Second, "confirmed", func() bool { return confirmed(other) > 5*time.Second })
+			w.faults(lose)
+			w.await(15*time.Second, "nearly over", func() bool { return confirmed(other) < guestMargin-100*time.Millisecond })
+			wk.finish(local, "done")
+			synctest.Wait()
+			if g, ok := fsm.Guest(other.State, id, 1); !ok || g.Started || g.Ended != nil {
+				t.Fatalf("the guest is %v", g)
+			}
+			w.faults(all)
+			a := wk.assigned(1)
+			if a.TaskId != id || a.Attempt != 1 {
+				t.Fatalf("assigned %v", a)
+			}
+			wk.finish(a, "done")
+			home.awaitState(5*time.Second, id, completed)
+		})
+	})
+	t.Run("the start came late", func(t *testing.T) {
+		t.Parallel()
+		inWorld(t, func(w *world) {
+			t := w.t
+			home, other := twoCells(w)
+			wk := other.worker("w1", offering(1, "wasm"), nil)
+			w.meet()
+			w.faults(lose)
+			id := home.submit("work")
+			w.await(time.Second, "the guest", func() bool { return other.guests() == 1 })
+			other.late.slow(other.CellLease - guestMargin/2) // home still keeps the lease, the worker may not
+			w.faults(all)
+			w.await(5*time.Second, "confirmed", func() bool { return confirmed(other) > 5*time.Second })
+			w.faults(lose)
+			w.await(20*time.Second, "the next attempt", func() bool { return home.record(id).Attempt > 1 || len(home.record(id).Attempts) > 0 })
+			other.late.slow(0)
+			time.Sleep(15 * time.Second) // what was under way has ended
+			for _, a := range wk.all() {
+				if a.Attempt == 1 {
+					t.Errorf("attempt 1 was handed over %s after its lease", a.Lease.AsDuration())
+				}
+			}
+		})
 	})
 }
 

@@ -292,7 +292,7 @@ func (l *leader) accept(ctx context.Context, rec *meshv1.TaskRecord, payload []b
 	}
 	res, err := l.propose(ctx, cmd, before...)
 	if err == nil {
-		l.payloads.keep(rec.Id, rec.PayloadRef, payload)
+		l.payloads.keep(rec.Id, rec.PayloadRef, rec.PayloadSha256, payload)
 	}
 	return res, err
 }

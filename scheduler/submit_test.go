@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -173,6 +174,12 @@ func TestIdsThatAreNotHere(t *testing.T) {
 			wantRefusal(t, "wait "+id, wait, reason)
 			_, _, cancel := c.Cancel(w.ctx, id, "")
 			wantRefusal(t, "cancel "+id, cancel, reason)
+		}
+		// One of before a restore is told apart from one that was dropped: it
+		// will not come back.
+		_, err := c.Get(w.ctx, string(mesh.NewTaskID("01jd0000000000000000000000", "eu-1", "abcdef")))
+		if !strings.Contains(err.Error(), "incarnation abcdef of eu-1, which is gone") {
+			t.Errorf("of another incarnation: %v", err)
 		}
 	})
 }

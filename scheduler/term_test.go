@@ -48,3 +48,39 @@ func (b *slowBroker) Prepare(ctx context.Context, msgs []broker.Message) ([]brok
 	<-b.hold
 	return b.Broker.Prepare(ctx, msgs)
 }
+
+// A server that was elected holds old state until its barrier: before, it leads
+// nothing, answers nothing and hands out nothing.
+func TestNothingIsDoneBeforeTheBarrier(t *testing.T) {
+	t.Parallel()
+	inWorld(t, func(w *world) {
+		t := w.t
+		c := w.cell("eu-1")
+		wk := c.worker("w1", offering(1, "wasm"), nil)
+		wk.vanish()
+		id := c.submit("work")
+		hold := make(chan struct{})
+		c.late.behind(hold)
+		c.log.Depose()
+		synctest.Wait()
+		c.log.Elect()
+		time.Sleep(time.Minute)
+		if c.Leading() {
+			t.Error("it leads")
+		}
+		if _, err := c.trySubmit("work"); !errors.Is(err, ErrNotLeader) {
+			t.Errorf("submit: %v", err)
+		}
+		if _, err := c.Get(w.ctx, id); !errors.Is(err, ErrNotLeader) {
+			t.Errorf("get: %v", err)
+		}
+		if rec := c.record(id); rec.Attempt != 0 {
+			t.Errorf("attempt %d was granted", rec.Attempt)
+		}
+		close(hold)
+		synctest.Wait()
+		if !c.Leading() {
+			t.Error("it does not lead after its barrier")
+		}
+	})
+}

@@ -157,7 +157,7 @@ func (l *leader) move(ctx context.Context, q fsm.Queue, rec *meshv1.TaskRecord) 
 		before = append(before, state.Command{Machine: state.BrokerMachine, Body: prepared[0].Command})
 	}
 	if _, err = l.propose(ctx, cmd, before...); err == nil {
-		l.payloads.keep(rec.Id, prepared[0].Ref, payload)
+		l.payloads.keep(rec.Id, prepared[0].Ref, rec.PayloadSha256, payload)
 	}
 	return err
 }

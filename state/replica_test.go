@@ -135,6 +135,34 @@ func TestGroupsAreAllOrNothing(t *testing.T) {
 	})
 }
 
+// commits counts the batches of a store, and those without the position.
+type commits struct {
+	state.Store
+	n, without int
+}
+
+func (c *commits) Commit(w []state.Write) error {
+	c.n++
+	if !slices.ContainsFunc(w, func(w state.Write) bool { return bytes.HasSuffix(w.Key, []byte("position")) }) {
+		c.without++
+	}
+	return c.Store.Commit(w)
+}
+
+// An entry and its position are one batch: between two, a crash would leave an
+// entry that is applied again, or one that never is.
+func TestAnEntryIsOneBatchWithItsPosition(t *testing.T) {
+	stores(t, func(t *testing.T, open func(testing.TB) state.Store) {
+		c := &commits{Store: open(t)}
+		r := replica(t, c, state.Options{})
+		r.Apply(at(1), [][]byte{group(command('a', "set k 1"), command('b', "set k 2")), group(command('a', "set l 1"))})
+		r.Apply(at(2), [][]byte{group(command('a', "fail"))})
+		if c.n != 2 || c.without != 0 {
+			t.Errorf("2 entries are %d batches, %d without a position", c.n, c.without)
+		}
+	})
+}
+
 func TestOnApplySeesCommittedState(t *testing.T) {
 	stores(t, func(t *testing.T, open func(testing.TB) state.Store) {
 		var r *state.Replica

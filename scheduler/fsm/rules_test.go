@@ -3,6 +3,7 @@ package fsm
 import (
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"testing"
 
@@ -225,6 +226,13 @@ func TestRule05NothingWaitsForEver(t *testing.T) {
 	b.must(&meshv1.GuestStart{TaskId: "runs", Attempt: 1, Worker: "w1"})
 	b.must(visitor("ended", 1))
 	b.must(&meshv1.GuestEnd{TaskId: "ended", Attempt: 1, Ended: ended("refused")})
+
+	// No lease is granted for a span that is none.
+	b.must(submit("long", nil))
+	for _, span := range []int64{-1, maxMs + 1, math.MaxInt64, math.MinInt64} {
+		b.refused(&meshv1.Grant{TaskId: "long", Attempt: 1, Holder: worker("w1"), TtlMs: span, Started: true}, ErrBadCommand)
+		b.refused(&meshv1.Grant{TaskId: "long", Attempt: 1, Holder: cell("us-east-1"), TtlMs: second, StartWithinMs: span}, ErrBadCommand)
+	}
 
 	// A holder that extends for ever comes to the function's timeout.
 	for range 100 {
