@@ -36,6 +36,7 @@ func (s *Scheduler) Lease(ctx context.Context, r *isobarv1.LeaseRequest) (*isoba
 		wait = min(max(r.Wait.AsDuration(), 0), 30*time.Second)
 	}
 	p := &poll{request: r.RequestId, want: int(min(max(r.Max, 1), maxLeases)), ready: make(chan struct{})}
+	found := l.leasedPayloads(ctx, r)
 	l.mu.Lock()
 	if l.closed {
 		l.mu.Unlock()
@@ -44,7 +45,7 @@ func (s *Scheduler) Lease(ctx context.Context, r *isobarv1.LeaseRequest) (*isoba
 	known := l.sessions[r.Session] != nil
 	ses := l.session(r.Session, r.Worker, r.Offer)
 	ses.polls = true
-	if again := l.leasedBefore(ses, r.RequestId, known); len(again) > 0 {
+	if again := l.leasedBefore(ses, r.RequestId, known, found); len(again) > 0 {
 		l.mu.Unlock()
 		return &isobarv1.LeaseResponse{Assignments: again}, nil
 	}
@@ -79,9 +80,45 @@ func (s *Scheduler) Lease(ctx context.Context, r *isobarv1.LeaseRequest) (*isoba
 // maxLeases bounds one answer to Lease: each brings a payload.
 const maxLeases = 64
 
+// leasedPayloads reads, for a session that this leader does not know yet, the
+// payloads of what an earlier leader may have answered this request with: a
+// broker may be slow, so this is done without the lock and within a bound. What
+// was not read is not told again, and returns to ready when its lease ends.
+func (l *leader) leasedPayloads(ctx context.Context, r *isobarv1.LeaseRequest) map[ref][]byte {
+	l.mu.Lock()
+	known := l.sessions[r.Session] != nil
+	l.mu.Unlock()
+	if known {
+		return nil
+	}
+	var told []*meshv1.TaskRecord
+	for rec := range fsm.Leases(l.State) {
+		if answered(rec, r.Session, r.RequestId) {
+			told = append(told, rec)
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, l.WorkerLease/2)
+	defer cancel()
+	found := map[ref][]byte{}
+	for _, rec := range told {
+		if payload, err := l.payload(ctx, rec); err == nil {
+			found[ref{rec.Id, rec.Attempt}] = payload
+		}
+	}
+	return found
+}
+
+// answered reports whether the record's lease is of an earlier answer to the
+// request, and not confirmed.
+func answered(rec *meshv1.TaskRecord, session, request string) bool {
+	h := rec.Lease.Holder
+	return h.Session == session && h.RequestId == request && !rec.Lease.Started
+}
+
 // leasedBefore finds the unconfirmed leases of an earlier answer to this
-// request. After a change of leader they are found in the state.
-func (l *leader) leasedBefore(ses *session, request string, known bool) []*isobarv1.Assignment {
+// request. After a change of leader they are found in the state, and their
+// payloads in found.
+func (l *leader) leasedBefore(ses *session, request string, known bool, found map[ref][]byte) []*isobarv1.Assignment {
 	var again []*isobarv1.Assignment
 	for _, run := range l.running {
 		if run.session != ses || run.request != request || run.assigned == nil {
@@ -95,16 +132,12 @@ func (l *leader) leasedBefore(ses *session, request string, known bool) []*isoba
 		return again
 	}
 	for rec := range fsm.Leases(l.State) {
-		h := rec.Lease.Holder
-		if h.Session != ses.id || h.RequestId != request || rec.Lease.Started {
+		payload, ok := found[ref{rec.Id, rec.Attempt}]
+		if !ok || !answered(rec, ses.id, request) {
 			continue
 		}
 		fn, err := l.Registry.Version(rec.Version)
-		if err != nil {
-			continue
-		}
 		v := variantOf(fn, rec.Lease.Variant)
-		payload, err := l.payload(l.ctx, rec)
 		if err != nil || v == nil {
 			continue
 		}

@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/isobar-mesh/isobar/broker"
 	"github.com/isobar-mesh/isobar/internal/mesh"
 	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
 )
@@ -82,6 +84,52 @@ func TestPollerRepeatsItsQuestion(t *testing.T) {
 		c.wantState(id, completed)
 		c.wantIdle()
 	})
+}
+
+// A poller that comes back to a new leader while the broker hangs waits alone.
+func TestAHungBrokerHoldsUpOnePollerOnly(t *testing.T) {
+	t.Parallel()
+	inWorld(t, func(w *world) {
+		t := w.t
+		hung := &hungBroker{}
+		c := w.cell("eu-1", func(o *Options) { hung.Broker = o.Broker; o.Broker = hung })
+		id := c.submit("work")
+		if got := c.lease(question("r1", 1)); len(got) != 1 {
+			t.Fatalf("leased %v", got)
+		}
+		hung.hangs.Store(true)
+		c.changeLeader()
+		var got []*isobarv1.Assignment
+		began, took := time.Now(), time.Duration(0)
+		w.go_(func() { got, took = c.lease(question("r1", 1)), time.Since(began) })
+		synctest.Wait()
+		if _, err := c.Get(w.ctx, id); err != nil {
+			t.Errorf("get: %v", err)
+		}
+		c.submit("work")
+		if since := time.Since(began); since > 0 {
+			t.Errorf("the others were held up for %s", since)
+		}
+		c.awaitState(10*time.Second, id, ready) // never confirmed
+		time.Sleep(time.Minute)
+		if len(got) != 0 || took == 0 {
+			t.Errorf("told %v after %s", got, took)
+		}
+	})
+}
+
+// hungBroker answers no Fetch while it hangs.
+type hungBroker struct {
+	broker.Broker
+	hangs atomic.Bool
+}
+
+func (b *hungBroker) Fetch(ctx context.Context, t broker.Topic, r broker.Reference) (broker.Stored, error) {
+	if b.hangs.Load() {
+		<-ctx.Done()
+		return broker.Stored{}, broker.ErrUnavailable
+	}
+	return b.Broker.Fetch(ctx, t, r)
 }
 
 func TestPolledLeaseThatIsNeverConfirmedIsNotCounted(t *testing.T) {
