@@ -3,11 +3,14 @@ package server
 import (
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/isobar-mesh/isobar/internal/mesh"
 	"github.com/isobar-mesh/isobar/internal/telemetry"
+	"github.com/isobar-mesh/isobar/scheduler"
 )
 
 // TestAnEmptiedServerDoesNotMakeItsCellAgain: a cell's first server whose
@@ -34,5 +37,14 @@ func TestAnEmptiedServerDoesNotMakeItsCellAgain(t *testing.T) {
 		if !strings.Contains(err.Error(), part) {
 			t.Errorf("refused with %q, want %q in it", err, part)
 		}
+	}
+}
+
+// A cell that gossip has forgotten is still one whose word a tombstone waits for.
+func TestCellsThatAreAwayForLongAreMembers(t *testing.T) {
+	t.Parallel()
+	got := cellsOf("b-1", []mesh.CellID{"a-1", "b-1", "c-1"}, []scheduler.Neighbour{{Cell: mesh.Cell{ID: "d-1"}}, {Cell: mesh.Cell{ID: "a-1"}}})
+	if want := []mesh.CellID{"a-1", "b-1", "c-1", "d-1"}; !slices.Equal(got, want) {
+		t.Errorf("members are %v, want %v", got, want)
 	}
 }

@@ -294,12 +294,19 @@ func (s *Server) hashes() map[mesh.CellID]uint64 {
 
 // cells lists every cell known, reachable or not.
 func (s *Server) cells() []mesh.CellID {
-	out := []mesh.CellID{s.cell.ID}
-	for _, n := range s.mesh.All() {
+	return cellsOf(s.cell.ID, homesOf(s.cfg.Homes), s.mesh.All())
+}
+
+// cellsOf joins what gossip knows, which forgets a cell that was away for a day,
+// with the homes, which are written down: a cell that comes back later would
+// bring documents back whose tombstones were dropped without it.
+func cellsOf(self mesh.CellID, homes []mesh.CellID, known []scheduler.Neighbour) []mesh.CellID {
+	out := append([]mesh.CellID{self}, homes...)
+	for _, n := range known {
 		out = append(out, n.ID)
 	}
 	slices.Sort(out)
-	return out
+	return slices.Compact(out)
 }
 
 func (s *Server) openScheduler() error {
