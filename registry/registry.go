@@ -3,6 +3,7 @@ package registry
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -224,31 +225,46 @@ func (r *Registry) version(digest string) (*isobarv1.FunctionSpec, error) {
 	return f.GetSpec(), nil
 }
 
-// Modules lists, sorted, the digests of all modules that some version names:
-// the code this cell must have, and must keep.
-func (r *Registry) Modules() ([]string, error) {
-	set := map[string]struct{}{}
-	err := r.each(KindVersion, "", func(d *meshv1.Document) error {
-		var f isobarv1.Function
-		if err := proto.Unmarshal(d.GetContent(), &f); err != nil {
-			return err
+// Modules lists, sorted, the digests of the modules that this cell must have:
+// those of the versions that a function's name stands for now. Versions that
+// have not come yet are left out.
+func (r *Registry) Modules() ([]string, error) { return r.modules(nil) }
+
+// Pinned is Modules together with those of the given versions, by digest: what a
+// cell must keep, for tasks are pinned to the version they were accepted with.
+func (r *Registry) Pinned(versions map[string]struct{}) ([]string, error) { return r.modules(versions) }
+
+func (r *Registry) modules(versions map[string]struct{}) ([]string, error) {
+	wanted := maps.Clone(versions)
+	if wanted == nil {
+		wanted = map[string]struct{}{}
+	}
+	err := r.each(KindFunction, "", func(d *meshv1.Document) error {
+		a, err := decodeAlias(d.GetContent())
+		if err == nil {
+			wanted[a.GetDigest()] = struct{}{}
 		}
-		for _, v := range f.GetSpec().GetVariants() {
+		return err
+	})
+	set := map[string]struct{}{}
+	for version := range wanted {
+		if err != nil {
+			break
+		}
+		var spec *isobarv1.FunctionSpec
+		if spec, err = r.version(version); errors.Is(err, ErrUnknownVersion) {
+			err = nil
+		}
+		for _, v := range spec.GetVariants() {
 			if v.GetModule() != "" {
 				set[v.GetModule()] = struct{}{}
 			}
 		}
-		return nil
-	})
+	}
 	if err != nil {
 		return nil, fmt.Errorf("registry: list modules: %w", err)
 	}
-	out := make([]string, 0, len(set))
-	for m := range set {
-		out = append(out, m)
-	}
-	slices.Sort(out)
-	return out, nil
+	return slices.Sorted(maps.Keys(set)), nil
 }
 
 // each calls fn with the kind's live documents whose names begin with front,

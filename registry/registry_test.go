@@ -272,16 +272,21 @@ func TestEditsExceed(t *testing.T) {
 func TestModules(t *testing.T) {
 	t.Parallel()
 	c := newCell(t, "eu")
-	var want []string
+	modules, versions := make([]string, 3), make([]string, 3)
 	for i := range 3 {
-		module := digest.Of(fmt.Append(nil, i/2))
-		spec := &isobarv1.FunctionSpec{Name: "f", Variants: []*isobarv1.Variant{{Name: fmt.Sprint("v", i), Runtime: RuntimeWasm, Module: module}}}
-		c.deploy(start.Add(time.Duration(i)*time.Second), spec)
-		want = append(want, module)
+		modules[i] = digest.Of(fmt.Append(nil, i))
+		spec := &isobarv1.FunctionSpec{Name: "f", Variants: []*isobarv1.Variant{{Name: fmt.Sprint("v", i), Runtime: RuntimeWasm, Module: modules[i]}}}
+		versions[i] = c.deploy(start.Add(time.Duration(i)*time.Second), spec).GetVersion()
 	}
 	got, err := c.Modules()
-	if err != nil || len(got) != 2 || got[0] >= got[1] {
-		t.Fatalf("Modules are %v, error %v, want two of %v", got, err, want)
+	if err != nil || !slices.Equal(got, modules[2:]) {
+		t.Errorf("modules are %v, error %v, want that of the newest version, %v", got, err, modules[2:])
+	}
+	got, err = c.Pinned(map[string]struct{}{versions[0]: {}, "sha256:not here": {}})
+	want := []string{modules[0], modules[2]}
+	slices.Sort(want)
+	if err != nil || !slices.Equal(got, want) {
+		t.Errorf("with a pin they are %v, error %v, want %v", got, err, want)
 	}
 }
 

@@ -468,6 +468,7 @@ func (s *Server) serve(ctx context.Context) error {
 	g.Go(func() error { s.mesh.Greet(ctx, s.log.With("part", "gossip")); return nil })
 	g.Go(func() error { s.publish(ctx); return nil })
 	g.Go(func() error { s.join(ctx); return nil })
+	g.Go(func() error { s.sweepModules(ctx); return nil })
 	g.Go(func() error { s.watchClock(ctx); return nil })
 	s.log.Info("serving", "api", s.apiURL(), "peer", s.peerListener.Addr().String(), "raft", s.raft.Address(), "gossip", s.pool.Address(), "id", s.id)
 	err := g.Wait()
