@@ -104,6 +104,10 @@ var (
 	ErrFull = errors.New("broker is full")
 	// ErrUnavailable: the backend did not answer; the outcome is unknown.
 	ErrUnavailable = errors.New("broker is unavailable")
+	// ErrReplaced: the backend that answers is not the one that holds payloads
+	// still needed, as far as it can tell; nothing is done in it. It comes with
+	// ErrUnavailable.
+	ErrReplaced = errors.New("another broker than the one that holds the payloads")
 	// ErrLost: no message at that reference.
 	ErrLost = errors.New("payload lost")
 	// ErrDamaged: the bytes do not match their SHA-256.

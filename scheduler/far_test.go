@@ -176,6 +176,32 @@ func TestAFarBrokerIsReadInOrder(t *testing.T) {
 	})
 }
 
+// A lease may be on its way before the accept is answered: the payload is in
+// memory by then.
+func TestPayloadsAreKeptBeforeTheLease(t *testing.T) {
+	t.Parallel()
+	inWorld(t, func(w *world) {
+		b := newFarBroker()
+		c := w.cell("eu-1", far(b))
+		c.worker("w1", offering(4, "wasm"), completes)
+		c.late.tell(5 * time.Millisecond)
+		for range 10 {
+			c.awaitState(time.Minute, c.submit("work"), completed)
+		}
+		c.late.tell(0)
+		if reads, fetches := b.counts(); reads != 0 || fetches != 0 {
+			t.Errorf("%d reads and %d fetches of what was just accepted, want none", reads, fetches)
+		}
+		w.await(time.Minute, "nothing kept of what ended", func() bool {
+			l := c.current()
+			l.payloads.mu.Lock()
+			defer l.payloads.mu.Unlock()
+			return len(l.payloads.tasks) == 0 && l.payloads.bytes == 0
+		})
+		time.Sleep(time.Second) // the last answers
+	})
+}
+
 // The broker is told of a trim only once that is committed, and until it has
 // answered: by the next leader if need be.
 func TestTrimsAreToldOnceCommitted(t *testing.T) {

@@ -162,7 +162,8 @@ type lateTestLog struct {
 	p    float64
 	rng  *rand.Rand
 	lost int
-	late time.Duration // of each answer
+	late time.Duration // of each commit
+	told time.Duration // of each answer
 	hold chan struct{} // barriers wait for it, when set
 }
 
@@ -187,6 +188,13 @@ func (l *lateTestLog) Barrier(ctx context.Context) error {
 	return l.Log.Barrier(ctx)
 }
 
+// tell makes every answer come that long after its commit.
+func (l *lateTestLog) tell(d time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.told = d
+}
+
 // slow makes every commit take that long.
 func (l *lateTestLog) slow(d time.Duration) {
 	l.mu.Lock()
@@ -208,7 +216,7 @@ func (l *lateTestLog) Propose(ctx context.Context, group []byte) (any, error) {
 		kind = l.rng.IntN(3)
 		l.lost++
 	}
-	late := l.late
+	late, told := l.late, l.told
 	l.mu.Unlock()
 	time.Sleep(late)
 	switch kind {
@@ -222,6 +230,7 @@ func (l *lateTestLog) Propose(ctx context.Context, group []byte) (any, error) {
 		l.Depose()
 		return nil, consensus.ErrOutcomeUnknown
 	}
+	defer time.Sleep(told)
 	return l.Log.Propose(ctx, group)
 }
 

@@ -290,9 +290,11 @@ func (l *leader) accept(ctx context.Context, rec *meshv1.TaskRecord, payload []b
 	if prepared[0].Command != nil {
 		before = append(before, state.Command{Machine: state.BrokerMachine, Body: prepared[0].Command})
 	}
+	// Before the record: its lease may be on its way before the answer is.
+	l.payloads.keep(rec.Id, rec.PayloadRef, rec.PayloadSha256, payload)
 	res, err := l.propose(ctx, cmd, before...)
-	if err == nil {
-		l.payloads.keep(rec.Id, rec.PayloadRef, rec.PayloadSha256, payload)
+	if err != nil {
+		l.payloads.forget(rec.Id)
 	}
 	return res, err
 }
@@ -335,6 +337,11 @@ func (l *leader) notAccepted(rec *meshv1.TaskRecord, err error) (*Receipt, error
 		return nil, &Refusal{Reason: BadRequest, Message: "the task can't be stored", Hint: "make its fields smaller", Err: err}
 	case errors.Is(err, consensus.ErrNotLeader), errors.Is(err, ErrNotLeader):
 		return nil, fmt.Errorf("scheduler: accept %s: %w", rec.Id, ErrNotLeader)
+	case errors.Is(err, broker.ErrReplaced):
+		return nil, &Refusal{
+			Reason: Unavailable, Message: "the region's broker is not the one that holds the payloads of its tasks", RetryAfter: 10 * time.Second, Err: err,
+			Hint: "submit to another region; whoever runs this one finds what to do in docs/pulsar.md, Replacing a region's Pulsar",
+		}
 	case errors.Is(err, fsm.ErrTrimmed), errors.Is(err, broker.ErrUnavailable), errors.Is(err, consensus.ErrClosed):
 		return nil, &Refusal{Reason: Unavailable, Message: "the task was not accepted", RetryAfter: time.Second, Hint: "try again", Err: err}
 	default:

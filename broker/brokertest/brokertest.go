@@ -67,6 +67,9 @@ type Harness struct {
 	// Foreign puts something into the topic that this broker did not write, by
 	// whatever way there is. The error is the backend's if it refuses.
 	Foreign func(t broker.Topic) error
+	// Need says which payload a task that has not ended needs, nil for none. A
+	// backend inside the cell's log, which is never without it, leaves it nil.
+	Need func(ref broker.Reference)
 }
 
 // Factory makes a Harness and registers its clean-up with t.

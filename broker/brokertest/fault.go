@@ -3,6 +3,7 @@ package brokertest
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -244,14 +245,23 @@ func testHang(s *suite) {
 	}
 }
 
-// An empty one in its place: what lay in the old one is lost and says so, new
-// references lie above all before, and a trim of old ones harms none of them.
+// An empty one in its place: while a task needs a payload of the old one nothing
+// is lost or taken, for the address may only be wrong. Then what lay in the old
+// one is lost and says so, new references lie above all before, and a trim of old
+// ones harms none of them.
 func testReplace(s *suite) {
 	t := topic("f")
 	msgs := numbered(t, 0, 6)
 	refs := s.put(msgs[:3]...)
 	s.trim(t, refs[1])
+	if s.Need != nil {
+		s.Need(refs[2])
+	}
 	s.Broker = s.Fault(Replace)()
+	if s.Need != nil {
+		s.checkNeeded(t, msgs[3:], refs[2])
+		s.Need(nil)
+	}
 	var again []broker.Reference
 	if !s.within(func() bool {
 		p, err := s.Broker.Prepare(s.ctx, msgs[3:])
@@ -277,6 +287,27 @@ func testReplace(s *suite) {
 	s.wantRead(t, refs[0], msgs[3:], again)
 	s.trim(t, again[1])
 	s.wantRead(t, nil, msgs[4:], again[1:])
+}
+
+// checkNeeded looks until the backend says that it is another one, and holds
+// that it does nothing else.
+func (s *suite) checkNeeded(t broker.Topic, msgs []broker.Message, needed broker.Reference) {
+	s.Helper()
+	if !s.within(func() bool {
+		_, err := s.Broker.Prepare(s.ctx, msgs)
+		if err == nil {
+			s.Fatal("an append to another broker while a payload of the old one is needed")
+		}
+		return errors.Is(err, broker.ErrReplaced)
+	}) {
+		s.Fatal("an append does not say that the broker is another")
+	}
+	if _, err := s.Broker.Fetch(s.ctx, t, needed); !errors.Is(err, broker.ErrReplaced) || errors.Is(err, broker.ErrLost) {
+		s.Errorf("Fetch of a needed payload has error %v, want ErrReplaced", err)
+	}
+	if err := s.Broker.Trimmed(s.ctx, t, append(bytes.Clone(needed), 0)); !errors.Is(err, broker.ErrReplaced) {
+		s.Errorf("Trimmed has error %v, want ErrReplaced", err)
+	}
 }
 
 // Leadership moves while appends are on their way: what both leaders had

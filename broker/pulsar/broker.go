@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net/http"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -30,6 +28,7 @@ type Broker struct {
 	cancel  context.CancelFunc
 	running sync.WaitGroup
 	opening singleflight.Group // writers, by topic
+	led     chan struct{}      // a term has begun
 
 	mu      sync.Mutex
 	leading bool
@@ -40,6 +39,7 @@ type Broker struct {
 	trims   map[topicName]broker.Reference
 	foreign foreign
 	alarms  map[namespace][]string
+	strange string // why the cluster is not ours; "" while it is, or is not known
 }
 
 var _ broker.Broker = (*Broker)(nil)
@@ -60,12 +60,12 @@ func Open(o Options) (*Broker, error) {
 		return nil, fmt.Errorf("pulsar: open: %w", err)
 	}
 	b := &Broker{
-		options: o, client: client, admin: adm, writers: map[broker.Topic]*writer{}, gates: map[broker.Topic]*gate{},
+		options: o, client: client, admin: adm, led: make(chan struct{}, 1), writers: map[broker.Topic]*writer{}, gates: map[broker.Topic]*gate{},
 		trims: map[topicName]broker.Reference{}, foreign: foreign{seen: map[topicName]broker.Reference{}}, alarms: map[namespace][]string{},
 	}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	b.running.Go(b.closeIdle)
-	b.running.Go(b.watchPolicies)
+	b.running.Go(b.watch)
 	return b, nil
 }
 
@@ -74,6 +74,10 @@ func (b *Broker) Lead(term uint64) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.leading, b.term = true, term
+	select {
+	case b.led <- struct{}{}:
+	default:
+	}
 	return nil
 }
 
@@ -121,7 +125,7 @@ func (b *Broker) call(ctx context.Context) (context.Context, context.CancelFunc)
 
 // cause turns an error of Pulsar's into one of the seam's.
 func (b *Broker) cause(err error) error {
-	for _, known := range []error{broker.ErrLost, broker.ErrDamaged, broker.ErrFull, broker.ErrTooLarge, broker.ErrUnavailable, ErrName} {
+	for _, known := range []error{broker.ErrLost, broker.ErrDamaged, broker.ErrFull, broker.ErrTooLarge, broker.ErrReplaced, broker.ErrUnavailable, ErrName} {
 		if errors.Is(err, known) {
 			return err
 		}
@@ -219,35 +223,6 @@ func (b *Broker) message(m broker.Message) *pulsar.ProducerMessage {
 		payload = []byte{} // nil is a message without a value
 	}
 	return &pulsar.ProducerMessage{Payload: payload, Key: string(m.TaskID), Properties: properties}
-}
-
-// epochProperty of the namespace isobar/CELL is the cluster's epoch.
-const epochProperty = "isobar-epoch"
-
-// errNoEpoch: this cell has never written to the cluster.
-var errNoEpoch = errors.New("the cell has never written to this cluster")
-
-// epoch reads the cluster's epoch, and mints it if mint is set and there is none.
-func (b *Broker) epoch(ctx context.Context, mint bool) (uint64, error) {
-	n := namespace{root, b.options.Cell}
-	p, err := b.admin.policies(ctx, n)
-	if hasStatus(err, http.StatusNotFound) {
-		if !mint {
-			return 0, errNoEpoch
-		}
-		// Whoever creates the namespace mints; the others read what was minted.
-		w := wanted(b.options.Quota)
-		w.Properties = map[string]string{epochProperty: strconv.FormatInt(time.Now().UnixMilli(), 10)}
-		p, err = b.admin.ensureNamespace(ctx, n, b.options.Cluster, w)
-	}
-	if err != nil {
-		return 0, err
-	}
-	e, err := strconv.ParseUint(p.Properties[epochProperty], 10, 63)
-	if err != nil {
-		return 0, fmt.Errorf("namespace %s has no property %s: it was not made by Isobar: %w", n, epochProperty, err)
-	}
-	return e, nil
 }
 
 // TopicName is the topic's name in Pulsar. An error with broker.ErrLost says that

@@ -5,7 +5,7 @@
 //
 // # Where things lie
 //
-//	isobar/CELL                                   a namespace without topics, holding the epoch
+//	isobar/CELL.INCARNATION                       a namespace without topics, the cell's mark with the epoch
 //	isobar-TENANT/CELL.EPOCH/FUNCTION.LANE        a topic
 //	isobar-TENANT/CELL.EPOCH/FUNCTION.LANE isobar its durable subscription
 //
@@ -17,11 +17,19 @@
 // # The epoch
 //
 // Ledger ids start anew in another cluster, so a reference begins with the
-// cluster's epoch: when this cell first met it, in milliseconds. The epoch is a
-// property written with the creation of the namespace isobar/CELL, which Pulsar
-// does once however many ask, and is part of the names of all topics. So a
-// producer that was open when a cluster was replaced finds no topic in the new
-// one, instead of giving out references that are below those of before.
+// cluster's epoch: when this cell first wrote to it, in milliseconds. The epoch is
+// a property written with the creation of the namespace isobar/CELL.INCARNATION,
+// which Pulsar does once however many ask, and is part of the names of all topics.
+// So a producer that was open when a cluster was replaced finds no topic in the new
+// one, instead of giving out references that are below those of before; and two
+// cells of one name, of different meshes or one bootstrapped anew, never share a
+// topic.
+//
+// The namespace is the cell's mark, too. A cluster without it, or with another
+// epoch, while the cell's log needs a payload from elsewhere, is not the cell's: a
+// wrong URL, or an empty cluster in the place of another. Every call is refused
+// then with broker.ErrReplaced, and nothing is called lost: the word "lost" is only
+// spoken of what our own cluster lacks.
 //
 //	reference = epoch (8 bytes) ++ ledger (8) ++ entry (8) ++ batch index (4), big-endian
 //

@@ -49,6 +49,15 @@ func topicOf(cell string, epoch uint64, t broker.Topic) topicName {
 	}
 }
 
+// markOf names the namespace that marks a cluster as the cell's. It has no
+// topics.
+func markOf(cell, incarnation string) namespace {
+	if incarnation == "" {
+		return namespace{root, cell}
+	}
+	return namespace{root, cell + "." + incarnation}
+}
+
 // checkTopic reports whether the topic's names can be a Pulsar topic's: then
 // different ones stay different.
 func checkTopic(t broker.Topic) error {

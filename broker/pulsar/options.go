@@ -29,6 +29,9 @@ type Options struct {
 	Cluster string
 	// Cell owns the topics, and Server of it is the one that appends.
 	Cell, Server string
+	// Log is what the cell's log says of its payloads. Without it the cell is one
+	// that has never written anything.
+	Log Log
 	// Quota is what one topic may keep, in bytes, in namespaces that are made
 	// here. Default 10 GiB.
 	Quota int64
@@ -76,6 +79,9 @@ func (o *Options) defaults() error {
 		if v == "" {
 			return fmt.Errorf("option %s is missing", name)
 		}
+	}
+	if o.Log == nil {
+		o.Log = noLog{}
 	}
 	if o.Quota == 0 {
 		o.Quota = defaultQuota

@@ -1,6 +1,7 @@
 package pulsar_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -22,18 +23,40 @@ import (
 	"github.com/isobar-mesh/isobar/internal/mesh"
 )
 
+// needs is a log in which one payload is needed, or none.
+type needs struct {
+	mu  sync.Mutex
+	ref broker.Reference
+}
+
+func (*needs) Incarnation() string { return "k3f9ab" }
+
+func (n *needs) need(ref broker.Reference) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.ref = ref
+}
+
+func (n *needs) Needed(low, high broker.Reference) (task, topic string, ok bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return "task-0002", "default/f/standard", n.ref != nil && (bytes.Compare(n.ref, low) < 0 || bytes.Compare(n.ref, high) >= 0)
+}
+
 // cell is one cell of the mesh with its leaders, on one cluster.
 type cell struct {
 	t       testing.TB
 	cluster pulsartest.Cluster
 	options pulsar.Options
+	log     *needs
 	leader  *pulsar.Broker
 	term    uint64
 }
 
 func newCell(t testing.TB, c pulsartest.Cluster) *cell {
-	cell := &cell{t: t, cluster: c, options: pulsar.Options{
-		Service: c.Service, Admin: c.Admin, Cell: fmt.Sprintf("test-%08x", rand.Uint32()), Server: "s1", Timeout: 20 * time.Second,
+	log := &needs{}
+	cell := &cell{t: t, cluster: c, log: log, options: pulsar.Options{
+		Log: log, Service: c.Service, Admin: c.Admin, Cell: fmt.Sprintf("test-%08x", rand.Uint32()), Server: "s1", Timeout: 20 * time.Second,
 		Logger: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelError})),
 	}}
 	t.Cleanup(cell.delete)
@@ -149,6 +172,7 @@ func TestConformance(t *testing.T) {
 				Crash:   func() broker.Broker { return c.elect() },
 				Fault:   func(f brokertest.Fault) func() broker.Broker { return c.fault(f, own.instance) },
 				Foreign: c.foreign,
+				Need:    c.log.need,
 			}
 		})
 	})

@@ -20,7 +20,7 @@ import (
 // readAhead is how many messages Pulsar sends before they are asked for.
 const readAhead = 256
 
-// errNoTopic: the cluster has no such topic, by two witnesses.
+// errNoTopic: the cluster, which is ours, has no such topic, by two witnesses.
 var errNoTopic = errors.New("no such topic")
 
 // Read yields the topic's messages from the position on, up to what was its end
@@ -230,7 +230,7 @@ func (b *Broker) missing(ctx context.Context, t topicName, err error) error {
 	b.mu.Lock()
 	delete(b.trims, t)
 	b.mu.Unlock()
-	return errNoTopic
+	return b.noTopic(ctx)
 }
 
 func (c *cursor) atEnd() bool { return c.last == nil || c.done }

@@ -51,6 +51,9 @@ func (b *Broker) Trimmed(ctx context.Context, t broker.Topic, ref broker.Referen
 	}
 	if err := b.admin.trim(ctx, name, hex.EncodeToString(ref), messageID{p.ledger, p.entry, -1}); err != nil {
 		if hasStatus(err, http.StatusNotFound) {
+			err = b.noTopic(ctx)
+		}
+		if errors.Is(err, errNoTopic) {
 			return nil
 		}
 		return fail(err)
@@ -75,7 +78,7 @@ func (b *Broker) trimmed(ctx context.Context, t topicName) (broker.Reference, er
 	}
 	p, err := b.admin.subscriptionProperties(ctx, t)
 	if hasStatus(err, http.StatusNotFound) {
-		return nil, errNoTopic
+		return nil, b.noTopic(ctx)
 	}
 	if err != nil {
 		return nil, err
@@ -100,13 +103,15 @@ type Stats struct {
 	Foreign uint64
 	// Alarms is how many policies of namespaces in use are not as they must be.
 	Alarms int
+	// Strange: the cluster is not the one that holds payloads still needed.
+	Strange bool
 }
 
 // Stats counts.
 func (b *Broker) Stats() Stats {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	s := Stats{Producers: len(b.writers), Foreign: b.foreign.count}
+	s := Stats{Producers: len(b.writers), Foreign: b.foreign.count, Strange: b.strange != ""}
 	for _, changed := range b.alarms {
 		s.Alarms += len(changed)
 	}

@@ -96,9 +96,15 @@ func (b *Broker) open(ctx context.Context, t broker.Topic, term uint64) (*writer
 		return nil, err
 	}
 	w := &writer{name: topicOf(b.options.Cell, epoch, t), epoch: epoch, used: time.Now()}
-	have, err := b.admin.ensureNamespace(ctx, w.name.namespace, b.options.Cluster, wanted(b.options.Quota))
+	incarnation := b.options.Log.Incarnation()
+	want := wanted(b.options.Quota)
+	want.Properties = map[string]string{incarnationProperty: incarnation}
+	have, err := b.admin.ensureNamespace(ctx, w.name.namespace, b.options.Cluster, want)
 	if err != nil {
 		return nil, err
+	}
+	if is := have.Properties[incarnationProperty]; is != incarnation {
+		return nil, fmt.Errorf("namespace %s is of incarnation %q, and the cell is %q", w.name.namespace, is, incarnation)
 	}
 	b.judge(w.name.namespace, have)
 	if err := b.admin.ensureTopic(ctx, w.name); err != nil {
@@ -176,33 +182,40 @@ func (b *Broker) closeIdle() {
 	}
 }
 
-// watchPolicies looks at the namespaces in use: a policy that was changed under
-// us is an alarm.
-func (b *Broker) watchPolicies() {
+// watch looks, with each term and now and then, whether the cluster is the one
+// that holds the payloads, and at the policies of the namespaces in use.
+func (b *Broker) watch() {
 	ticker := time.NewTicker(b.options.CheckEvery)
 	defer ticker.Stop()
 	for {
 		select {
 		case <-b.ctx.Done():
 			return
+		case <-b.led:
+			b.recognise()
 		case <-ticker.C:
+			b.recognise()
+			b.checkPolicies()
 		}
-		b.mu.Lock()
-		namespaces := map[namespace]bool{}
-		for n := range b.alarms {
-			namespaces[n] = true
-		}
-		for _, w := range b.writers {
-			namespaces[w.name.namespace] = true
-		}
-		b.mu.Unlock()
-		for n := range namespaces {
-			ctx, cancel := b.call(b.ctx)
-			have, err := b.admin.policies(ctx, n)
-			cancel()
-			if err == nil {
-				b.judge(n, have)
-			}
+	}
+}
+
+func (b *Broker) checkPolicies() {
+	b.mu.Lock()
+	namespaces := map[namespace]bool{}
+	for n := range b.alarms {
+		namespaces[n] = true
+	}
+	for _, w := range b.writers {
+		namespaces[w.name.namespace] = true
+	}
+	b.mu.Unlock()
+	for n := range namespaces {
+		ctx, cancel := b.call(b.ctx)
+		have, err := b.admin.policies(ctx, n)
+		cancel()
+		if err == nil {
+			b.judge(n, have)
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/isobar-mesh/isobar/broker/embedded"
 	"github.com/isobar-mesh/isobar/broker/pulsar"
 	"github.com/isobar-mesh/isobar/internal/mesh"
+	"github.com/isobar-mesh/isobar/scheduler/fsm"
 	"github.com/isobar-mesh/isobar/state"
 )
 
@@ -32,7 +33,7 @@ func (s *Server) openBroker() (cache int, err error) {
 	p, err := pulsar.Open(pulsar.Options{
 		Service: c.Service, Admin: c.Admin, Cluster: c.Cluster, Cell: string(s.cell.ID), Server: s.cfg.Name, Quota: int64(c.Quota), Timeout: c.Timeout,
 		Auth: pulsar.Auth{TokenFile: c.TokenFile, Issuer: c.OAuth2.Issuer, Audience: c.OAuth2.Audience, KeyFile: c.OAuth2.KeyFile, Scope: c.OAuth2.Scope},
-		TLS:  pulsar.TLS(c.TLS), Logger: s.log.With("part", "broker"),
+		TLS:  pulsar.TLS(c.TLS), Log: payloadLog{s.state.Reader(state.SchedulerMachine)}, Logger: s.log.With("part", "broker"),
 	})
 	if err != nil {
 		return 0, err
@@ -46,8 +47,23 @@ func (s *Server) openBroker() (cache int, err error) {
 		gauge("isobar_pulsar_producers", "Topics of the region's Pulsar this server has open to append.", func(st pulsar.Stats) float64 { return float64(st.Producers) }),
 		gauge("isobar_pulsar_foreign_messages", "Messages met in our topics that we did not write; they are never run.", func(st pulsar.Stats) float64 { return float64(st.Foreign) }),
 		gauge("isobar_pulsar_changed_policies", "Policies of our namespaces that are not as they must be: an alarm.", func(st pulsar.Stats) float64 { return float64(st.Alarms) }),
+		gauge("isobar_pulsar_replaced", "1 while the Pulsar is not the one that holds payloads still needed, and nothing is done in it: an alarm.", func(st pulsar.Stats) float64 {
+			if st.Strange {
+				return 1
+			}
+			return 0
+		}),
 	)
 	return int(c.Cache), nil
+}
+
+// payloadLog is what the cell's log says of its payloads.
+type payloadLog struct{ state.Reader }
+
+func (l payloadLog) Incarnation() string { return fsm.Incarnation(l) }
+
+func (l payloadLog) Needed(low, high broker.Reference) (task, topic string, ok bool) {
+	return fsm.Needed(l, low, high)
 }
 
 // sharers are the regions that use the same cluster.

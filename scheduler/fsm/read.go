@@ -200,6 +200,23 @@ func PayloadOwner(r state.Reader, topic string, ref []byte) (id string, ok bool)
 	return string(v), ok
 }
 
+// Needed names a task that has not ended and whose payload's reference is not in
+// [low, high), with its topic; ok is false for none. A dead letter, whose payload
+// is kept in case it is redriven, has ended.
+func Needed(r state.Reader, low, high []byte) (id, topic string, ok bool) {
+	for topic := range Topics(r) {
+		prefix := payloadKey(topic, nil)
+		for _, span := range [][2][]byte{{prefix, payloadKey(topic, low)}, {payloadKey(topic, high), after(prefix)}} {
+			for _, id := range r.Scan(span[0], span[1]) {
+				if rec, ok := Task(r, string(id)); ok && !Ended(State(rec)) {
+					return rec.Id, topic, true
+				}
+			}
+		}
+	}
+	return "", "", false
+}
+
 // Due reports whether a Tick at these clocks would do anything, and whether any
 // lease is out.
 func Due(r state.Reader, leaseMs, wallMs int64, expireLeases bool) (due, leases bool) {

@@ -42,6 +42,33 @@ func TestReadersGoOnFromAnID(t *testing.T) {
 	}
 }
 
+// A payload outside a range is needed until its task has ended, whichever side it
+// lies on; a dead letter's is not.
+func TestNeeded(t *testing.T) {
+	t.Parallel()
+	b := booted(t)
+	for id, ref := range map[string]string{"t1": "5a", "t2": "7a"} {
+		b.must(submit(id, func(r *meshv1.TaskRecord) { r.PayloadRef = []byte(ref) }))
+	}
+	check := func(low, high, want string) {
+		t.Helper()
+		id, topic, ok := Needed(b.reader(), []byte(low), []byte(high))
+		if ok != (want != "") || id != want || ok && topic != "acme/resize/standard" {
+			t.Errorf("outside [%s, %s) %q of %q is needed, want %q", low, high, id, topic, want)
+		}
+	}
+	check("", "", "t1")
+	check("5", "8", "")
+	check("5", "6", "t2")
+	check("6", "8", "t1")
+	b.must(local("t1", 1, "w1"))
+	check("6", "8", "t1")
+	b.must(failure("t1", 1, "failed"))
+	b.inState("t1", dead)
+	check("6", "8", "")
+	check("", "", "t2")
+}
+
 // A queue whose names begin another's is not mixed with it.
 func TestQueuesKeepApart(t *testing.T) {
 	t.Parallel()

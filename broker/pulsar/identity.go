@@ -1,0 +1,127 @@
+package pulsar
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/isobar-mesh/isobar/broker"
+)
+
+// Log is what the cell's log says of its payloads. It is asked of the leader
+// only, behind its barrier, and is safe for concurrent use.
+type Log interface {
+	// Incarnation of the cell, minted when it was bootstrapped.
+	Incarnation() string
+	// Needed names a task that has not ended and whose payload's reference is not
+	// in [low, high), with its topic; ok is false for none.
+	Needed(low, high broker.Reference) (task, topic string, ok bool)
+}
+
+type noLog struct{}
+
+func (noLog) Incarnation() string                                 { return "" }
+func (noLog) Needed(_, _ broker.Reference) (string, string, bool) { return "", "", false }
+
+// Properties of the namespace isobar/CELL.INCARNATION, which is the mark of the
+// cell in the cluster.
+const (
+	epochProperty       = "isobar-epoch"
+	incarnationProperty = "isobar-incarnation"
+)
+
+// errNoEpoch: this cell has never written to the cluster, and needs nothing of
+// another one.
+var errNoEpoch = errors.New("the cell has never written to this cluster")
+
+// epoch reads the cluster's epoch, and mints it if mint is set and there is none.
+// A cluster that is not the one that holds payloads still needed is refused: a
+// wrong URL, or an empty cluster in the place of another, must end no task.
+func (b *Broker) epoch(ctx context.Context, mint bool) (uint64, error) {
+	incarnation := b.options.Log.Incarnation()
+	n := markOf(b.options.Cell, incarnation)
+	p, err := b.admin.policies(ctx, n)
+	if hasStatus(err, http.StatusNotFound) {
+		if task, topic, needed := b.options.Log.Needed(nil, nil); needed {
+			return 0, b.refuse(fmt.Sprintf("it has no namespace %s, and the payload of %s, of %s, lies in one that has", n, task, topic))
+		}
+		b.accept()
+		if !mint {
+			return 0, errNoEpoch
+		}
+		// Whoever creates the namespace mints; the others read what was minted.
+		w := wanted(b.options.Quota)
+		w.Properties = map[string]string{epochProperty: strconv.FormatInt(time.Now().UnixMilli(), 10), incarnationProperty: incarnation}
+		p, err = b.admin.ensureNamespace(ctx, n, b.options.Cluster, w)
+	}
+	if err != nil {
+		return 0, err
+	}
+	e, err := strconv.ParseUint(p.Properties[epochProperty], 10, 63)
+	if err != nil {
+		return 0, fmt.Errorf("namespace %s has no property %s: it was not made by Isobar: %w", n, epochProperty, err)
+	}
+	low, high := ofEpoch(e)
+	if task, topic, needed := b.options.Log.Needed(low, high); needed {
+		return 0, b.refuse(fmt.Sprintf("its epoch is %d, and the payload of %s, of %s, lies in one of another", e, task, topic))
+	}
+	b.accept()
+	return e, nil
+}
+
+// ofEpoch is the range of the epoch's references.
+func ofEpoch(e uint64) (low, high broker.Reference) {
+	return binary.BigEndian.AppendUint64(nil, e), binary.BigEndian.AppendUint64(nil, e+1)
+}
+
+// refuse notes that the cluster is not ours, with an alarm when that is new.
+func (b *Broker) refuse(why string) error {
+	b.mu.Lock()
+	is := b.strange == ""
+	b.strange = why
+	b.mu.Unlock()
+	if is {
+		b.options.Logger.Error("this is not the Pulsar that holds the cell's payloads; nothing is accepted, run or ended until it is",
+			"alarm", true, "service", b.options.Service, "admin", b.options.Admin, "because", why,
+			"hint", "correct broker.service and broker.admin; if the cluster was replaced, see \"Replacing a region's Pulsar\" in docs/pulsar.md")
+	}
+	return fmt.Errorf("%s: %s: %w: %w", b.options.Service, why, broker.ErrReplaced, broker.ErrUnavailable)
+}
+
+func (b *Broker) accept() {
+	b.mu.Lock()
+	was := b.strange
+	b.strange = ""
+	b.mu.Unlock()
+	if was != "" {
+		b.options.Logger.Info("the Pulsar is one that may hold the cell's payloads again", "service", b.options.Service)
+	}
+}
+
+// recognise looks whether the cluster is ours while this server leads. What it
+// finds is noted; without an answer nothing is known.
+func (b *Broker) recognise() {
+	b.mu.Lock()
+	leading := b.leading
+	b.mu.Unlock()
+	if !leading {
+		return
+	}
+	ctx, cancel := b.call(b.ctx)
+	defer cancel()
+	_, _ = b.epoch(ctx, false) // it is noted, and asked again by who needs it
+}
+
+// noTopic is why a topic that is not in the cluster is not there: errNoTopic if
+// the cluster is ours, and so what lay in the topic is lost; else that it is not,
+// or that it does not say.
+func (b *Broker) noTopic(ctx context.Context) error {
+	if _, err := b.epoch(ctx, false); err != nil && !errors.Is(err, errNoEpoch) {
+		return err
+	}
+	return errNoTopic
+}
