@@ -13,9 +13,13 @@ import (
 
 // Outcome is what came of one request.
 type Outcome struct {
+	// Request names it across runs of the same workload; may be empty.
+	Request string
 	// Task is its id, empty when it was never accepted.
 	Task     string
 	Function string
+	// SHA256 of its result, in hexadecimal; empty when it did not complete.
+	SHA256 string
 	// Origin is the region it came in at.
 	Origin string
 	// Region and Variant are those of the attempt that ended it.
@@ -125,6 +129,18 @@ type Report struct {
 	Home    Home      `json:"home"`
 	Answers []Answers `json:"answers,omitempty"`
 	Latency []Bucket  `json:"latency"`
+	// Outputs are what came of the requests that have a name, in their order.
+	Outputs []Output `json:"outputs,omitempty"`
+}
+
+// Output is what came of one request: the same function and variant make the
+// same of the same request, wherever and whenever it runs.
+type Output struct {
+	Request  string `json:"request"`
+	Function string `json:"function"`
+	Variant  string `json:"variant,omitempty"`
+	// SHA256 of the result, in hexadecimal; empty when it did not complete.
+	SHA256 string `json:"sha256,omitempty"`
 }
 
 const maxExamples = 5
@@ -139,6 +155,9 @@ func NewReport(outcomes []Outcome) Report {
 	moved := map[string]int{}
 	var home homeTally
 	for _, o := range outcomes {
+		if o.Request != "" {
+			r.Outputs = append(r.Outputs, Output{Request: o.Request, Function: o.Function, Variant: o.Variant, SHA256: o.SHA256})
+		}
 		if o.Problem != "" {
 			r.Problems[o.Kind]++
 			if len(r.Examples) < maxExamples {

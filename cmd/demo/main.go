@@ -7,6 +7,8 @@
 // It talks to the mesh over the public API alone. Nothing it prints is assumed:
 // latencies are measured, costs are read from the decisions the mesh stored,
 // accuracy is counted against labels.
+//
+// `demo compare A.json B.json` compares the outputs of two runs' reports.
 package main
 
 import (
@@ -31,6 +33,9 @@ func main() {
 }
 
 func run(args []string, stdout, stderr io.Writer) int {
+	if len(args) > 0 && args[0] == "compare" {
+		return compareFiles(args[1:], stdout, stderr)
+	}
 	o, err := parseOptions(args, stderr)
 	switch {
 	case errors.Is(err, flag.ErrHelp):

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"slices"
@@ -140,7 +141,8 @@ func (pl *player) play(ctx context.Context) []loadtest.Outcome {
 	for i, s := range samples {
 		out[i].Latency = s.Latency()
 		if s.Err != nil {
-			out[i] = loadtest.Outcome{Function: pl.plan.jobs[i].spec.GetFunction(), Kind: loadtest.Refused, Problem: "not sent: " + s.Err.Error()}
+			spec := pl.plan.jobs[i].spec
+			out[i] = loadtest.Outcome{Request: spec.GetCorrelationId(), Function: spec.GetFunction(), Kind: loadtest.Refused, Problem: "not sent: " + s.Err.Error()}
 		}
 	}
 	return out
@@ -148,7 +150,7 @@ func (pl *player) play(ctx context.Context) []loadtest.Outcome {
 
 // one submits a task, waits for its end and checks the result.
 func (pl *player) one(ctx context.Context, j job, at string) loadtest.Outcome {
-	o := loadtest.Outcome{Function: j.spec.GetFunction(), Origin: at}
+	o := loadtest.Outcome{Request: j.spec.GetCorrelationId(), Function: j.spec.GetFunction(), Origin: at}
 	origin := pl.regions[at].client
 	spec := j.spec
 	if j.deadline {
@@ -191,6 +193,7 @@ func (pl *player) judge(o *loadtest.Outcome, j job, task *isobarv1.Task) {
 	if home := pl.cells[task.GetHome()]; home != nil {
 		o.Moved = home.name != o.Region
 	}
+	o.SHA256 = fmt.Sprintf("%x", sha256.Sum256(task.GetResult()))
 	var err error
 	if o.Answers, o.Right, err = j.check(task.GetResult()); err != nil {
 		o.Kind, o.Problem = loadtest.Wrong, err.Error()

@@ -186,6 +186,9 @@ func TestPlay(t *testing.T) {
 	if r.Bad() != 0 || r.All.Tasks != 120 || r.All.Decided != 120 || r.Home.Missing != 0 {
 		t.Errorf("%d completed, %d decided, %d without home; bad: %v %v", r.All.Tasks, r.All.Decided, r.Home.Missing, r.Problems, r.Examples)
 	}
+	if n := len(r.Outputs); n != 120 || r.Outputs[7].Request != "demo-7" || len(r.Outputs[7].SHA256) != 64 {
+		t.Errorf("%d outputs, want 120 with request and hash: %+v", n, r.Outputs[:min(n, 8)])
+	}
 	if len(r.Rows) != 6 {
 		t.Errorf("%d rows, want two functions in three regions", len(r.Rows))
 	}

@@ -29,6 +29,13 @@ func run(args []string) error {
 		}
 		fmt.Printf("Apache Pulsar %s is healthy: %s, admin %s, process %d, log %s\n", standalone.Version, r.Service, r.Admin, r.PID, r.Log)
 		return nil
+	case len(args) == 1 && args[0] == "url": // as --broker takes it, behind REGION=
+		r, err := standalone.Shared(ctx)
+		if err != nil {
+			return err
+		}
+		fmt.Printf("%s,%s\n", r.Service, r.Admin)
+		return nil
 	case len(args) == 1 && args[0] == "fetch":
 		_, err := standalone.Fetch(ctx, os.Stderr)
 		return err
@@ -39,6 +46,6 @@ func run(args []string) error {
 		}
 		return err
 	default:
-		return fmt.Errorf("usage: pulsar start|fetch|stop")
+		return fmt.Errorf("usage: pulsar start|url|fetch|stop")
 	}
 }
