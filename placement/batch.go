@@ -26,6 +26,7 @@ type Batch struct {
 	load   []float64
 	best   []preferred // by task
 	sample []int32     // tasks, in an order of their own
+	order  []regret    // tasks, in the order of repair
 	kept   []float64   // prices
 	chosen []int32     // by task: a way, or -1
 }
@@ -39,11 +40,25 @@ type Use struct {
 // maxUses is how many resources one way takes at most.
 const maxUses = 3
 
-// way is one way to run a task.
+// way is one way to run a task. Those of one task are held in the order of cost,
+// so that a search may end at the first that alone costs more than the best it
+// has: prices are never negative.
 type way struct {
 	cost  float64
 	place int32
 	need  int32 // in needs
+	nth   int32 // of the task's, as they were added
+}
+
+func byCost(x, y way) int {
+	switch {
+	case x.cost < y.cost:
+		return -1
+	case x.cost > y.cost:
+		return 1
+	default:
+		return int(x.nth - y.nth)
+	}
 }
 
 type need struct {
@@ -100,12 +115,14 @@ func (b *Batch) Need(uses ...Use) int {
 
 // Way adds a way to the task that Task will end.
 func (b *Batch) Way(cost float64, place, need int) {
-	b.ways = append(b.ways, way{cost, int32(place), int32(need)})
+	nth := int32(len(b.ways)) - b.first[len(b.first)-1]
+	b.ways = append(b.ways, way{cost, int32(place), int32(need), nth})
 }
 
 // Task ends a task: its ways are those added since the last. refuse is what it
 // costs to run it by none of them.
 func (b *Batch) Task(refuse float64) {
+	slices.SortFunc(b.ways[b.first[len(b.first)-1]:], byCost)
 	b.first = append(b.first, int32(len(b.ways)))
 	b.refuse = append(b.refuse, refuse)
 }
@@ -133,7 +150,7 @@ func (b *Batch) Solve() Solution {
 			s.Cost += b.refuse[t]
 			continue
 		}
-		s.Chosen[t] = int(w - b.first[t])
+		s.Chosen[t] = int(b.ways[w].nth)
 		s.Cost += b.ways[w].cost
 	}
 	s.Bound = min(bound, s.Cost)
@@ -154,17 +171,24 @@ func zeroed[T any](x []T, n int) []T {
 func (b *Batch) reduced(w *way) float64 {
 	n := &b.needs[w.need]
 	row := b.prices[int(w.place)*b.resources:]
-	return w.cost + float64(n.amount[0]*row[n.resource[0]]) + float64(n.amount[1]*row[n.resource[1]]) + float64(n.amount[2]*row[n.resource[2]])
+	cost := w.cost + float64(n.amount[0]*row[n.resource[0]]) + float64(n.amount[1]*row[n.resource[1]])
+	if n.n < maxUses {
+		return cost
+	}
+	return cost + float64(n.amount[2]*row[n.resource[2]])
 }
 
 // respond finds the task's best way and the best at another place.
-func (b *Batch) respond(t int32) *preferred {
+func (b *Batch) respond(t int32) {
 	p := preferred{way: -1, cost: b.refuse[t], other: math.Inf(1)}
 	place := int32(-1)
 	first := b.first[t]
 	ways := b.ways[first:b.first[t+1]]
 	for i := range ways {
 		w := &ways[i]
+		if w.cost >= p.other {
+			break
+		}
 		cost := b.reduced(w)
 		if cost >= p.other {
 			continue
@@ -180,7 +204,24 @@ func (b *Batch) respond(t int32) *preferred {
 		}
 	}
 	b.best[t] = p
-	return &b.best[t]
+}
+
+// liked is the task's best way and its cost, as respond finds them; -1 and what
+// refusing costs when that is cheaper.
+func (b *Batch) liked(t int32) (best int32, least float64) {
+	best, least = -1, b.refuse[t]
+	first := b.first[t]
+	ways := b.ways[first:b.first[t+1]]
+	for i := range ways {
+		w := &ways[i]
+		if w.cost >= least {
+			break
+		}
+		if cost := b.reduced(w); cost < least {
+			best, least = first+int32(i), cost
+		}
+	}
+	return best, least
 }
 
 // settle sets the prices and returns the bound. It begins with a sample of the
@@ -193,18 +234,21 @@ func (b *Batch) settle() float64 {
 		b.sample[i] = int32(i)
 	}
 	shuffle(b.sample)
-	b.value(b.sample, 1)
-	clear(b.load)
+	b.respondAll()
 	b.repair()
 	target := b.cost()
 	bound := math.Inf(-1)
 	for _, l := range levels(n) {
 		bound = b.ascend(b.sample[:l.tasks], l.steps, l.size, target)
 	}
-	for t := range int32(n) {
+	b.respondAll()
+	return bound
+}
+
+func (b *Batch) respondAll() {
+	for t := range int32(len(b.refuse)) {
 		b.respond(t)
 	}
-	return bound
 }
 
 // level is a part of the ascent.
@@ -213,15 +257,16 @@ type level struct {
 	size         float64
 }
 
-// levels are made so that each costs about the same.
+// levels are made so that each costs about the same. A smaller first sample
+// than some hundred tasks leads past the prices of all where places are many.
 func levels(n int) []level {
-	const few, most, last = 512, 128, 8
+	const few, work, least, most, last = 1024, 1 << 16, 64, 128, 4
 	var out []level
 	for m, size := n, 0.05; ; m, size = m/4, size*2 {
 		if m <= few {
-			return append([]level{{m, most, 1}}, out...)
+			return append([]level{{m, min(max(work/max(m, 1), least), most), 1}}, out...)
 		}
-		out = append([]level{{m, max(most*few/m, last), size}}, out...)
+		out = append([]level{{m, max(work/m, last), size}}, out...)
 	}
 }
 
@@ -281,10 +326,10 @@ func (b *Batch) value(tasks []int32, part float64) float64 {
 	clear(b.load)
 	total := 0.0
 	for _, t := range tasks {
-		p := b.respond(t)
-		total += p.cost
-		if p.way >= 0 {
-			b.take(p.way, 1)
+		way, cost := b.liked(t)
+		total += cost
+		if way >= 0 {
+			b.take(way, 1)
 		}
 	}
 	total /= part

@@ -1,7 +1,6 @@
 package placement
 
 import (
-	"cmp"
 	"math"
 	"slices"
 )
@@ -13,6 +12,17 @@ const passes = 6
 type regret struct {
 	task int32
 	loss float64
+}
+
+func mostFirst(x, y regret) int {
+	switch {
+	case x.loss > y.loss:
+		return -1
+	case x.loss < y.loss:
+		return 1
+	default:
+		return int(x.task - y.task)
+	}
 }
 
 // take adds the way's needs to the load, or with sign -1 gives them back.
@@ -43,7 +53,8 @@ func (b *Batch) fits(i int32) bool {
 // repair gives each task the way it likes at the prices, those first that would
 // lose most without it; who finds no room there takes the best that has.
 func (b *Batch) repair() {
-	order := make([]regret, len(b.refuse))
+	order := zeroed(b.order, len(b.refuse))
+	b.order = order
 	for t := range b.refuse {
 		p := &b.best[t]
 		loss := 0.0
@@ -52,13 +63,16 @@ func (b *Batch) repair() {
 		}
 		order[t] = regret{int32(t), loss}
 	}
-	slices.SortFunc(order, func(x, y regret) int { return cmp.Or(-cmp.Compare(x.loss, y.loss), cmp.Compare(x.task, y.task)) })
+	slices.SortFunc(order, mostFirst)
 	for _, r := range order {
 		best := b.best[r.task].way
 		if best < 0 || !b.fits(best) {
 			best = -1
 			cost := b.refuse[r.task]
 			for i := b.first[r.task]; i < b.first[r.task+1]; i++ {
+				if b.ways[i].cost >= cost {
+					break
+				}
 				if c := b.reduced(&b.ways[i]); c < cost && b.fits(i) {
 					best, cost = i, c
 				}
@@ -76,13 +90,12 @@ func (b *Batch) repair() {
 // cheapest is the task's way of lowest cost, below so much, that has room; -1
 // when there is none.
 func (b *Batch) cheapest(t int32, below float64) int32 {
-	best := int32(-1)
-	for i := b.first[t]; i < b.first[t+1]; i++ {
-		if c := b.ways[i].cost; c < below && b.fits(i) {
-			best, below = i, c
+	for i := b.first[t]; i < b.first[t+1] && b.ways[i].cost < below; i++ {
+		if b.fits(i) {
+			return i
 		}
 	}
-	return best
+	return -1
 }
 
 // improve lets one task after the other move to where it costs less, while

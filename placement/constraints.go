@@ -51,7 +51,13 @@ func when(r rule, broken bool) rules {
 	return 0
 }
 
-// cellBreaks is what a cell breaks for every variant alike.
+// stateBreaks is what a cell breaks whatever is asked.
+func stateBreaks(c *Cell) rules {
+	name, _ := unusableFigure(c)
+	return when(ruleHealth, c.Unhealthy != "" || name != "") | when(ruleNoWorker, !hasWorker(c))
+}
+
+// cellBreaks is what a cell breaks besides, for every variant alike.
 func (q *question) cellBreaks(c *Cell) rules {
 	var s rules
 	if q.bound {
@@ -60,10 +66,7 @@ func (q *question) cellBreaks(c *Cell) rules {
 	if len(q.excluded) > 0 {
 		s |= when(ruleExcluded, slices.Contains(q.excluded, c.Region))
 	}
-	name, _ := unusableFigure(c)
-	s |= when(ruleHealth, c.Unhealthy != "" || name != "")
-	s |= when(ruleRoundTrip, q.task.MaxRTT > 0 && c.RTT > q.task.MaxRTT)
-	return s | when(ruleNoWorker, !hasWorker(c))
+	return s | when(ruleRoundTrip, q.task.MaxRTT > 0 && c.RTT > q.task.MaxRTT)
 }
 
 func hasWorker(c *Cell) bool {

@@ -34,12 +34,16 @@ func span(d time.Duration) time.Duration { return min(max(d, 0), maxSpan) }
 // timing is what is expected of one attempt of a variant at a cell.
 type timing struct {
 	rtt, wait, cold, run time.Duration
+	fetch                time.Duration // of the inputs, before the run
 	put, pause           time.Duration // by choice: before the start, and after it
 	warm, free           bool
 }
 
 // total is the time from the decision until the answer is back at home.
-func (t *timing) total() time.Duration { return t.rtt + t.wait + t.put + t.cold + t.run + t.pause }
+func (t *timing) total() time.Duration { return t.rtt + t.wait + t.put + t.lead() + t.run + t.pause }
+
+// lead is the time between the start of an attempt and its run.
+func (t *timing) lead() time.Duration { return t.cold + t.fetch }
 
 // offer is one allowed (cell, variant) with its price. Offers are made in the
 // order of cell and variant names, so their own order breaks the last tie.
@@ -52,7 +56,8 @@ type offer struct {
 	known     bool          // the cell's carbon is
 	finish    time.Duration // from now, of interruptible work that was planned
 	terms     Terms
-	usd       float64 // compute and egress, whether or not they are in the score
+	usd       float64 // compute, egress and inputs, whether or not they are in the score
+	paidData  float64 // what Terms.Data holds of money
 	score     float64
 	kwh       float64
 	grams     float64
@@ -65,7 +70,7 @@ type offer struct {
 // what is free; else the cell's backlog, and never less than the time until one
 // of the slots now taken should come free.
 func (q *question) timing(t *timing, cell *Cell, v *variantFacts, warm bool) {
-	*t = timing{rtt: span(cell.RTT), run: v.run, warm: warm}
+	*t = timing{rtt: span(cell.RTT), run: v.run, warm: warm, fetch: q.haul.time}
 	if !warm {
 		t.cold = v.cold
 	}
@@ -88,7 +93,7 @@ func (q *question) full(cell *Cell, v *variantFacts) time.Duration {
 // booked is the timing by the cell's calendar. Interruptible work may begin as
 // soon as there is any room.
 func (q *question) booked(t *timing, cell *Cell, v *variantFacts) {
-	length := t.cold + t.run
+	length := t.lead() + t.run
 	if q.inPieces(cell) {
 		length = 0
 	}
@@ -179,14 +184,16 @@ func (d *Decider) price(q *question, o *offer, cell *Cell, v *variantFacts, know
 	}
 	o.terms.Compute = float64(hourly*v.hours) + v.usd
 	o.terms.Egress = float64(q.inGiB*cell.EgressUSDPerGiB) + float64(q.outGiB*cell.ReturnUSDPerGiB)
-	o.usd = o.terms.Compute + o.terms.Egress
+	o.paidData = q.haul.usd
+	o.usd = o.terms.Compute + o.terms.Egress + o.paidData
 	if q.policy.UnpaidUSD {
-		o.terms.Compute, o.terms.Egress = 0, 0
+		o.terms.Compute, o.terms.Egress, o.paidData = 0, 0, 0
 	}
+	o.terms.Data = o.paidData + float64(o.fetch.Seconds()*q.policy.LatencyUSDPerS)
 
 	o.kwh, o.known, o.finish = d.kwh(cell, v, gpu), known, 0
 	_, o.beside = q.network(cell, known)
-	o.beside += embodied(cell, v, gpu)
+	o.beside += embodied(cell, v, gpu) + q.haul.grams
 	o.quality = v.lost
 	o.terms.Quality = float64(v.lost * q.policy.QualityUSD)
 	o.terms.Scarcity = 0
@@ -208,7 +215,7 @@ func (d *Decider) priceStart(q *question, o *offer, cell *Cell, v *variantFacts)
 		o.intensity = d.intensityOf(q, o, cell, v)
 	case o.known:
 		step, into := q.hoursOf(&cell.Energy)
-		begin := into + q.way(&o.timing) + o.wait + o.put + o.cold
+		begin := into + q.way(&o.timing) + o.wait + o.put + o.lead()
 		o.intensity = meanIntensity(cell.Energy.Intensity, step, begin, o.run)
 	}
 	o.grams = float64(o.kwh*o.intensity) + o.beside

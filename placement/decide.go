@@ -67,8 +67,10 @@ func CostAt(task Task, view View, policy Policy, now time.Time, cell mesh.CellID
 // one decision to the next. The zero value is ready. It is not safe for
 // concurrent use; decisions it returned are independent of it.
 type Decider struct {
-	cells    []int32 // indexes in View.Cells, by cell ID
-	known    []bool  // by position in cells: the cell's carbon is known
+	cells    []int32    // indexes in View.Cells, by cell ID
+	state    []rules    // by position in cells: what the cell breaks whatever is asked
+	known    []bool     // by position in cells: the cell's carbon is known
+	warm     [][]string // by position in cells: what is warm there of the function asked about
 	variants []variantFacts
 	offers   []offer // every one, or as many as are kept and one more
 	order    []int32 // indexes in offers, best first
@@ -97,10 +99,16 @@ type question struct {
 	intoHour   time.Duration // since the start of the present hour, UTC
 	inGiB      float64
 	outGiB     float64
-	kind       string  // the kind of carbon figures that is compared
-	unknown    float64 // gCO2eq/kWh where no figure of that kind is known
-	atHome     float64 // gCO2eq/kWh at home, in the present hour
+	home       mesh.CellID // that the carbon is looked at from
+	function   string      // that warm instances are looked for of
+	surveyed   bool        // both were looked at
+	kind       string      // the kind of carbon figures that is compared
+	unknown    float64     // gCO2eq/kWh where no figure of that kind is known
+	atHome     float64     // gCO2eq/kWh at home, in the present hour
+	homeRegion string
 	anyKnown   bool
+	haul       haul // of the task's inputs, to the cell at hand
+	astray     int  // one more than the input that lies nobody knows where; 0 for none
 }
 
 // variantFacts is a variant with what is the same at every cell.
@@ -160,8 +168,15 @@ func (d *Decider) Decide(task Task, view View, policy Policy, now time.Time, opt
 // prepare puts cells and variants into their canonical order, from which all
 // else follows, and computes what every candidate shares.
 func (d *Decider) prepare(task *Task, view *View, policy Policy, now time.Time, opts Options) question {
+	q := d.survey(view, policy, now, opts)
+	d.ask(&q, task)
+	return q
+}
+
+// survey is the part of prepare that does not depend on the task.
+func (d *Decider) survey(view *View, policy Policy, now time.Time, opts Options) question {
 	q := question{
-		task: task, view: view, now: now, excluded: opts.ExcludeRegions,
+		view: view, now: now, excluded: opts.ExcludeRegions,
 		policy: Policy{
 			CarbonUSDPerTonne: weight(policy.CarbonUSDPerTonne),
 			LatencyUSDPerS:    weight(policy.LatencyUSDPerS),
@@ -170,27 +185,10 @@ func (d *Decider) prepare(task *Task, view *View, policy Policy, now time.Time, 
 			UnpaidUSD:         policy.UnpaidUSD,
 			UnpricedRun:       policy.UnpricedRun,
 		},
-		noTravel:   opts.NoTravel,
-		bound:      task.Residency.Bound(),
-		deadline:   !task.Deadline.IsZero(),
-		puttable:   !task.StartBy.IsZero(),
-		minQuality: fraction(task.MinQuality),
-		lane:       min(task.Lane, mesh.Batch),
-		intoHour:   now.Sub(now.Truncate(time.Hour)),
-		inGiB:      float64(max(task.InputBytes, 0)) / bytesPerGiB,
-		outGiB:     float64(max(task.OutputBytes, 0)) / bytesPerGiB,
+		noTravel: opts.NoTravel,
+		intoHour: now.Sub(now.Truncate(time.Hour)),
 	}
-	if q.deadline {
-		q.left = min(max(task.Deadline.Sub(now), -10*maxSpan), 10*maxSpan)
-	}
-	if q.puttable {
-		q.startBy = min(max(task.StartBy.Sub(now), 0), 10*maxSpan)
-	}
-	d.offers, d.order, d.seq = d.offers[:0], d.order[:0], 0
-	d.counts = [ruleCount]int{}
-	d.plan.summed = nil
-
-	d.cells = d.cells[:0]
+	d.cells, d.state = d.cells[:0], d.state[:0]
 	sorted := true
 	for i := range view.Cells {
 		d.cells = append(d.cells, int32(i))
@@ -199,9 +197,55 @@ func (d *Decider) prepare(task *Task, view *View, policy Policy, now time.Time, 
 	if !sorted {
 		slices.SortStableFunc(d.cells, func(a, b int32) int { return cmp.Compare(view.Cells[a].ID, view.Cells[b].ID) })
 	}
-	d.prepareVariants(&q)
-	d.prepareCarbon(&q)
+	for _, i := range d.cells {
+		d.state = append(d.state, stateBreaks(&view.Cells[i]))
+	}
 	return q
+}
+
+// ask makes the question one about this task. Of tasks of one home, one after
+// the other, the carbon is looked at once.
+func (d *Decider) ask(q *question, task *Task) {
+	if !q.surveyed || q.home != task.Home {
+		q.home = task.Home
+		d.prepareCarbon(q)
+	}
+	if !q.surveyed || q.function != task.Function {
+		q.function = task.Function
+		d.prepareWarm(q)
+	}
+	q.surveyed = true
+	q.task = task
+	q.bound = task.Residency.Bound()
+	q.deadline = !task.Deadline.IsZero()
+	q.puttable = !task.StartBy.IsZero()
+	q.minQuality = fraction(task.MinQuality)
+	q.lane = min(task.Lane, mesh.Batch)
+	q.inGiB = float64(max(task.InputBytes, 0)) / bytesPerGiB
+	q.outGiB = float64(max(task.OutputBytes, 0)) / bytesPerGiB
+	if q.deadline {
+		q.left = min(max(task.Deadline.Sub(q.now), -10*maxSpan), 10*maxSpan)
+	}
+	if q.puttable {
+		q.startBy = min(max(task.StartBy.Sub(q.now), 0), 10*maxSpan)
+	}
+	q.haul, q.astray = haul{}, 0
+	d.offers, d.order, d.seq = d.offers[:0], d.order[:0], 0
+	d.counts = [ruleCount]int{}
+	d.plan.summed = nil
+	d.prepareVariants(q)
+}
+
+// prepareWarm finds what is warm of the function.
+func (d *Decider) prepareWarm(q *question) {
+	d.warm = d.warm[:0]
+	for pos, i := range d.cells {
+		var names []string
+		if d.state[pos] == 0 {
+			names = warmOf(q.view.Cells[i].Warm, q.function)
+		}
+		d.warm = append(d.warm, names)
+	}
 }
 
 func (d *Decider) prepareVariants(q *question) {
@@ -242,11 +286,11 @@ const everyOffer = math.MaxInt
 func (d *Decider) offer(q *question, pos, n int, ruled *[]RuledOut) {
 	cell := &q.view.Cells[d.cells[pos]]
 	known := d.known[pos]
-	cellBroken := q.cellBreaks(cell)
+	cellBroken := d.state[pos] | q.cellBreaks(cell)
 	avoided := len(q.task.Avoid) > 0 && slices.Contains(q.task.Avoid, cell.ID)
-	var warm []string // of the function, from this variant's name on
-	if cellBroken == 0 {
-		warm = warmOf(cell.Warm, q.task.Function)
+	warm := d.warm[pos] // from this variant's name on
+	if cellBroken == 0 && len(q.task.Inputs) > 0 {
+		q.haul = d.haulTo(q, cell, known)
 	}
 	skip := len(q.task.Function) + 1
 	for i := range d.variants {
@@ -371,12 +415,19 @@ func (d *Decider) candidate(q *question, o *offer) Candidate {
 		KWh: o.kwh, GCO2eq: o.grams, Intensity: o.intensity,
 		USD:     o.usd,
 		Quality: fraction(v.Quality),
-		Wait:    o.wait, Put: o.put, Pause: o.pause, Cold: o.cold, Run: o.run, RTT: o.rtt,
+		Wait:    o.wait, Put: o.put, Pause: o.pause, Cold: o.cold, Fetch: o.fetch, Run: o.run, RTT: o.rtt,
 		Warm:          o.warm,
 		DigestVersion: cell.Version, DigestAge: cell.Age,
 	}
 	c.NetworkKWh, c.NetworkGCO2eq = q.network(cell, o.known)
+	if len(q.task.Inputs) > 0 {
+		h := d.haulTo(q, cell, o.known)
+		c.NetworkKWh, c.NetworkGCO2eq = c.NetworkKWh+h.kwh, c.NetworkGCO2eq+h.grams
+	}
 	c.EmbodiedGCO2eq = embodied(cell, v, gpuOf(cell, v))
+	if o.known {
+		c.Forecast = cell.Energy.Forecast
+	}
 	if o.free {
 		c.Free = cell.Free.Count(v.demand, freeLimit)
 	}

@@ -42,7 +42,10 @@ type ConstraintCount struct {
 // Their sum is the candidate's score.
 type Terms struct {
 	Compute float64 // demand × prices × run time, and the variant's own price
-	Egress  float64 // input GiB × price there + output GiB × price back
+	Egress  float64 // payload GiB × price there + output GiB × price back
+	// Data is what bringing the task's inputs costs: GiB × price from where they
+	// lie + latency price × transfer time.
+	Data    float64
 	Carbon  float64 // (kWh × gCO2eq/kWh + network + embodied) × carbon price
 	Latency float64 // latency price × (round trip + wait + run) + delay price × (put off + suspended)
 	Cold    float64 // latency price × cold start
@@ -56,7 +59,7 @@ type Terms struct {
 
 // Sum is the score, USD.
 func (t Terms) Sum() float64 {
-	return t.Compute + t.Egress + t.Carbon + t.Latency + t.Cold + t.Quality + t.Scarcity
+	return t.Compute + t.Egress + t.Data + t.Carbon + t.Latency + t.Cold + t.Quality + t.Scarcity
 }
 
 // Candidate is one place, start and variant that is allowed, with its price.
@@ -77,11 +80,14 @@ type Candidate struct {
 	KWh       float64 // of the run, at the meter
 	GCO2eq    float64 // in all: KWh × Intensity and the two below
 	Intensity float64 // gCO2eq/kWh, mean over the run
-	// NetworkKWh moves input and result, at the mean intensity of both ends.
+	// Forecast names what foretold the cell's hours of carbon; "" where that is
+	// unknown, or the mean of other cells stands in.
+	Forecast string
+	// NetworkKWh moves payload, inputs and result, at the mean intensity of both ends.
 	NetworkKWh     float64
 	NetworkGCO2eq  float64
 	EmbodiedGCO2eq float64
-	USD            float64 // compute + egress: what is paid
+	USD            float64 // compute + egress + the price of moving inputs: what is paid
 	Quality        float64
 	Wait           time.Duration
 	// Put is how long the start is put off by choice, and Pause how long
@@ -89,6 +95,7 @@ type Candidate struct {
 	Put   time.Duration
 	Pause time.Duration
 	Cold  time.Duration
+	Fetch time.Duration // of the inputs, before the run
 	Run   time.Duration
 	RTT   time.Duration
 	Warm  bool

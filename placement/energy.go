@@ -20,15 +20,20 @@ type kindCount struct {
 // the mean of the present hour over the known ones stands in.
 func (d *Decider) prepareCarbon(q *question) {
 	d.kinds, d.known = d.kinds[:0], d.known[:0]
+	q.kind, q.unknown, q.atHome, q.anyKnown = "", 0, 0, false
+	q.homeRegion = ""
 	home := false
 	for _, i := range d.cells {
 		c := &q.view.Cells[i]
+		if c.ID == q.home {
+			q.homeRegion = c.Region
+		}
 		known := c.Energy.Known && usableHours(c.Energy.Intensity)
 		d.known = append(d.known, known)
 		if !known {
 			continue
 		}
-		if c.ID == q.task.Home {
+		if c.ID == q.home {
 			q.kind, home = c.Energy.Kind, true
 		}
 		d.countKind(c.Energy.Kind)
@@ -59,7 +64,7 @@ func (d *Decider) prepareCarbon(q *question) {
 func (d *Decider) homeCarbon(q *question) {
 	q.atHome = q.unknown
 	for pos, i := range d.cells {
-		if c := &q.view.Cells[i]; c.ID == q.task.Home && d.known[pos] {
+		if c := &q.view.Cells[i]; c.ID == q.home && d.known[pos] {
 			q.atHome = q.present(&c.Energy)
 		}
 	}
@@ -129,6 +134,9 @@ func (d *Decider) notes(q *question, asked Policy) []string {
 		if !usable(w.value) {
 			notes = append(notes, fmt.Sprintf("%s of %g cannot be a price: 0 used", w.name, w.value))
 		}
+	}
+	if note := q.astrayNote(); note != "" {
+		notes = append(notes, note)
 	}
 	if len(d.cells) == 0 {
 		return notes

@@ -16,13 +16,13 @@ type dial struct {
 	name  string
 	now   float64
 	slope func(o *offer) float64
-	clear func(t *Terms) // takes the weight's terms away
+	clear func(o *offer, t *Terms) // takes the weight's terms away
 }
 
 // line returns the offer's score as a line over the dial.
 func (w *dial) line(o *offer) (rest, slope float64) {
 	t := o.terms
-	w.clear(&t)
+	w.clear(o, &t)
 	return t.Sum(), w.slope(o)
 }
 
@@ -33,17 +33,17 @@ func (d *Decider) flips(q *question, chosen int32) []Flip {
 		{
 			name: weightCarbon, now: q.policy.CarbonUSDPerTonne,
 			slope: func(o *offer) float64 { return o.grams / gramsPerTonne },
-			clear: func(t *Terms) { t.Carbon = 0 },
+			clear: func(_ *offer, t *Terms) { t.Carbon = 0 },
 		},
 		{
 			name: weightLatency, now: q.policy.LatencyUSDPerS,
 			slope: func(o *offer) float64 { return o.total().Seconds() },
-			clear: func(t *Terms) { t.Latency, t.Cold = 0, 0 },
+			clear: func(o *offer, t *Terms) { t.Latency, t.Cold, t.Data = 0, 0, o.paidData },
 		},
 		{
 			name: weightQuality, now: q.policy.QualityUSD,
 			slope: func(o *offer) float64 { return o.quality },
-			clear: func(t *Terms) { t.Quality = 0 },
+			clear: func(_ *offer, t *Terms) { t.Quality = 0 },
 		},
 	}
 	var out []Flip

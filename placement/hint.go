@@ -49,10 +49,13 @@ func (d *Decider) leastRelaxation(q *question) relaxation {
 	var best relaxation
 	for pos, i := range d.cells {
 		cell := &q.view.Cells[i]
-		cellBroken := q.cellBreaks(cell)
+		cellBroken := d.state[pos] | q.cellBreaks(cell)
 		for j := range d.variants {
 			v := &d.variants[j]
 			r := relaxation{pos: pos, variant: j}
+			if len(q.task.Inputs) > 0 {
+				q.haul = d.haulTo(q, cell, d.known[pos])
+			}
 			q.timing(&r.timing, cell, v, warm(cell.Warm, q.task.Function, v.Name))
 			r.late = q.late(&r.timing)
 			r.broken = cellBroken | v.broken | pairBreaks(cell, v) | when(ruleDeadline, r.late > 0)
@@ -90,9 +93,9 @@ func (d *Decider) residencyHint(q *question, could *Cell) string {
 	var counts [ruleCount]int
 	var sample [ruleCount]*variantFacts
 	within := false
-	for _, i := range d.cells {
+	for pos, i := range d.cells {
 		cell := &q.view.Cells[i]
-		cellBroken := q.cellBreaks(cell)
+		cellBroken := d.state[pos] | q.cellBreaks(cell)
 		if cellBroken.has(ruleResidency) {
 			continue
 		}

@@ -6,7 +6,7 @@
 // Hard constraints come first, each named in the decision. Every (cell, start,
 // variant) left is priced in US dollars by one objective:
 //
-//	compute + egress + energy × intensity × carbon price
+//	compute + egress + inputs + energy × intensity × carbon price
 //	+ latency price × (network + wait + cold start + run) + quality price × quality lost
 //
 // and the cheapest is chosen; equal prices are broken by expected finish, then
@@ -30,9 +30,12 @@ type Task struct {
 	// home; OutputBytes is an expectation.
 	InputBytes  int64
 	OutputBytes int64
-	Residency   mesh.Residency
-	MinQuality  float64   // 0..1
-	Deadline    time.Time // zero: none
+	// Inputs are what it reads besides, each from where it lies. They bear on the
+	// price and the finish alone: where a task may run is Residency's to say.
+	Inputs     []Input
+	Residency  mesh.Residency
+	MinQuality float64   // 0..1
+	Deadline   time.Time // zero: none
 	// StartBy lets the start be put off, up to this instant, where that is
 	// cheaper; but never past the latest safe start, which is Deadline less the
 	// way, Cell.Ahead, the cold start and Variant.DurationHigh. Zero: the task starts as
@@ -84,6 +87,8 @@ type Variant struct {
 // View is the mesh as the home sees it at one moment. Cells are sorted by ID.
 type View struct {
 	Cells []Cell
+	// Routes between regions, for inputs that lie elsewhere; nil is none.
+	Routes Routes
 }
 
 // Cell is one candidate place, with distances seen from the task's home.
@@ -170,6 +175,8 @@ type Energy struct {
 	Step time.Duration
 	// Kind is "average" or "marginal"; kinds are never compared.
 	Kind string
+	// Forecast names what foretold the hours after the present one; "" is unknown.
+	Forecast string
 }
 
 // ModelWatts is the power of one accelerator of a model, busy and idle, and its

@@ -99,6 +99,8 @@ func drawWorld(t *rapid.T) world {
 		Residency: pick(t, "residency", mesh.Residency{}, mesh.Residency{}, mesh.Residency{Allowed: []string{"eu"}},
 			mesh.Residency{Denied: []string{"us"}}, mesh.Residency{Allowed: []string{"eu", "us"}, Denied: []string{"in"}}),
 	}
+	w.Task.Inputs = pick(t, "inputs", nil, nil, []Input{{"model", 1 << 30, []string{"us"}}},
+		[]Input{{"model", 1 << 20, []string{"eu", "in"}}, {"lost", 1 << 22, []string{"mars"}}})
 	for i := range rapid.IntRange(0, 4).Draw(t, "variants") {
 		w.Task.Variants = append(w.Task.Variants, drawVariant(t, i))
 	}
@@ -156,7 +158,7 @@ func TestEveryPairIsDecidedOnceAndRightly(t *testing.T) {
 			if !allowed(w, c, v, got.Finish) {
 				t.Fatalf("%s/%s is not allowed", got.Cell, got.Variant)
 			}
-			sum := got.Terms.Compute + got.Terms.Egress + got.Terms.Carbon + got.Terms.Latency + got.Terms.Cold + got.Terms.Quality
+			sum := got.Terms.Compute + got.Terms.Egress + got.Terms.Data + got.Terms.Carbon + got.Terms.Latency + got.Terms.Cold + got.Terms.Quality
 			if !(math.Abs(sum-got.Score) <= 1e-9) || got.Score < 0 {
 				t.Fatalf("terms sum to %g, score %g", sum, got.Score)
 			}
@@ -273,7 +275,12 @@ func TestHintIsTrueAndLeast(t *testing.T) {
 			in.Deadline = in.Deadline.Add(r.late)
 		}
 		in.Variants = []Variant{named}
-		return Decide(in, View{Cells: []Cell{cell}}, w.Policy, w.Now, w.Opts)
+		others := slices.Clone(w.View.Cells) // they tell how far the inputs are
+		for i := range others {
+			others[i].Unhealthy = "another"
+		}
+		others[c] = cell
+		return Decide(in, View{Cells: others}, w.Policy, w.Now, w.Opts)
 	}
 	rapid.Check(t, func(t *rapid.T) {
 		w := drawWorld(t)
@@ -311,10 +318,11 @@ func at(c Candidate, lost float64, weight string, x float64) float64 {
 		t.Carbon = c.GCO2eq / 1e6 * x
 	case weightLatency:
 		t.Latency, t.Cold = (c.RTT+c.Wait+c.Run).Seconds()*x, c.Cold.Seconds()*x
+		t.Data = c.USD - c.Terms.Compute - c.Terms.Egress + c.Fetch.Seconds()*x
 	case weightQuality:
 		t.Quality = lost * x
 	}
-	return t.Compute + t.Egress + t.Carbon + t.Latency + t.Cold + t.Quality
+	return t.Compute + t.Egress + t.Data + t.Carbon + t.Latency + t.Cold + t.Quality
 }
 
 func set(p *Policy, weight string) *float64 {

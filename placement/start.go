@@ -61,14 +61,14 @@ type attempt struct {
 
 // slack is how long the start may be put off beyond what the timing says: never
 // past the latest safe start, which is the deadline less the way, the queue, the
-// cold start and a high quantile of the run, nor past Task.StartBy.
+// cold start, the inputs and a high quantile of the run, nor past Task.StartBy.
 func (q *question) slack(t *timing, cell *Cell, v *variantFacts) time.Duration {
 	if !q.puttable {
 		return 0
 	}
 	slack := q.startBy - (q.way(t) + t.wait)
 	if q.deadline {
-		slack = min(slack, q.left-(t.rtt+t.wait+t.cold+max(t.run, v.high)+span(cell.Ahead)))
+		slack = min(slack, q.left-(t.rtt+t.wait+t.lead()+max(t.run, v.high)+span(cell.Ahead)))
 	}
 	return max(slack, 0)
 }
@@ -90,7 +90,7 @@ func (d *Decider) choose(q *question, o *offer, cell *Cell, v *variantFacts, kno
 	}
 	a := d.attempt(q, o, cell, v, known)
 	a.slack = slack
-	d.plan.rooms = d.roomsOf(q, cell, v, &a, o.cold, d.plan.rooms[:0])
+	d.plan.rooms = d.roomsOf(q, cell, v, &a, o.lead(), d.plan.rooms[:0])
 	if !q.task.Interruptible {
 		start, ok := d.plan.contiguous(&a)
 		if ok {
@@ -115,7 +115,7 @@ func (q *question) inPieces(cell *Cell) bool {
 
 func (d *Decider) attempt(q *question, o *offer, cell *Cell, v *variantFacts, known bool) attempt {
 	a := attempt{
-		begin: q.way(&o.timing) + o.wait + o.cold, run: o.run, step: time.Hour,
+		begin: q.way(&o.timing) + o.wait + o.lead(), run: o.run, step: time.Hour,
 		delay: q.policy.DelayUSDPerS,
 	}
 	if known {
@@ -127,17 +127,17 @@ func (d *Decider) attempt(q *question, o *offer, cell *Cell, v *variantFacts, kn
 }
 
 // roomsOf lists when the attempt may run, from its first possible begin on.
-func (d *Decider) roomsOf(q *question, cell *Cell, v *variantFacts, a *attempt, cold time.Duration, out []room) []room {
+func (d *Decider) roomsOf(q *question, cell *Cell, v *variantFacts, a *attempt, lead time.Duration, out []room) []room {
 	end := a.begin + a.slack + a.run
 	if cell.Booked == nil {
 		return append(out, room{a.begin, end})
 	}
-	for at := a.begin - cold; at < end; {
+	for at := a.begin - lead; at < end; {
 		start, until, ok := cell.Booked.Next(v.demand, q.now.Add(at))
 		if !ok {
 			break
 		}
-		r := room{max(start.Sub(q.now), at) + cold, end}
+		r := room{max(start.Sub(q.now), at) + lead, end}
 		if !until.IsZero() {
 			r.to = min(until.Sub(q.now), end)
 			at = max(until.Sub(q.now), at+1)
@@ -420,7 +420,7 @@ func (d *Decider) piecesOf(q *question, o *offer, cell *Cell, v *variantFacts) [
 	}
 	a := d.attempt(q, o, cell, v, o.known)
 	a.slack = q.slack(&o.timing, cell, v)
-	d.plan.rooms = d.roomsOf(q, cell, v, &a, o.cold, d.plan.rooms[:0])
+	d.plan.rooms = d.roomsOf(q, cell, v, &a, o.lead(), d.plan.rooms[:0])
 	var out []Piece
 	for _, c := range d.plan.spread(&a, o.finish) {
 		out = append(out, Piece{From: q.now.Add(c.from), To: q.now.Add(c.to)})
@@ -432,7 +432,7 @@ func (d *Decider) piecesOf(q *question, o *offer, cell *Cell, v *variantFacts) [
 func (d *Decider) intensityOf(q *question, o *offer, cell *Cell, v *variantFacts) float64 {
 	a := d.attempt(q, o, cell, v, true)
 	a.slack = q.slack(&o.timing, cell, v)
-	d.plan.rooms = d.roomsOf(q, cell, v, &a, o.cold, d.plan.rooms[:0])
+	d.plan.rooms = d.roomsOf(q, cell, v, &a, o.lead(), d.plan.rooms[:0])
 	total := 0.0
 	for _, c := range d.plan.spread(&a, o.finish) {
 		length := c.to - c.from

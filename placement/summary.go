@@ -62,6 +62,7 @@ func widest(a, b Terms) string {
 		more float64
 	}{
 		{"egress", b.Egress - a.Egress},
+		{"inputs", b.Data - a.Data},
 		{"carbon", b.Carbon - a.Carbon},
 		{"latency", b.Latency - a.Latency},
 		{"cold start", b.Cold - a.Cold},
