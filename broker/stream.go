@@ -86,6 +86,9 @@ type Search struct {
 // context's deadline, and are not repeated. A partition that was never appended
 // to is empty, not an error. Errors wrap those of this package.
 type Streams interface {
+	// Open makes ready for a stream of so many partitions, and may be called
+	// again. An append to a stream that was not opened does so as far as it must.
+	Open(ctx context.Context, tenant, stream string, partitions uint32) error
 	// Append stores messages, in order, or makes the commands that will.
 	// Results are in the order of the messages. Errors: ErrTooLarge and ErrFull
 	// with nothing stored, ErrUnavailable with some of it perhaps.

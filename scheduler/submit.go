@@ -363,12 +363,12 @@ func (l *leader) decideProvisional(rec *meshv1.TaskRecord, fn *isobarv1.Function
 	return &d
 }
 
-// Admit refuses what may not lie in this cell.
+// Admit refuses what may not lie in this cell and its broker.
 func (s *Scheduler) Admit(res mesh.Residency) error {
-	if s.Cell.Within(res) {
-		return nil
+	if !s.Cell.Within(res) {
+		return s.elsewhere(res)
 	}
-	return s.elsewhere(res)
+	return s.brokerWithin(res)
 }
 
 // elsewhere refuses a task whose residency leaves this cell out, and says
@@ -390,15 +390,15 @@ func (s *Scheduler) elsewhere(res mesh.Residency) *Refusal {
 	return r
 }
 
-// brokerWithin refuses a task whose payload would lie in a broker that a region
-// outside its residency uses too.
+// brokerWithin refuses what would lie in a broker that a region outside its
+// residency uses too.
 func (s *Scheduler) brokerWithin(res mesh.Residency) error {
 	for _, other := range s.BrokerShared {
 		if !other.Within(res) {
 			return &Refusal{
 				Reason: BrokerShared, Field: "residency",
 				Message: fmt.Sprintf("%s shares its broker with %s, which lies in %v, and the residency leaves that out", s.Cell.ID, other.Region, other.Jurisdictions),
-				Hint:    "submit it to a cell whose broker is its own, or give this region one",
+				Hint:    "use a cell whose broker is its own, or give this region one",
 			}
 		}
 	}

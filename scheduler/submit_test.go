@@ -67,6 +67,7 @@ func TestWhatSubmitRefuses(t *testing.T) {
 			if r := wantRefusal(t, "shared broker", err, BrokerShared); r.Field != "residency" {
 				t.Errorf("shared broker: field %q", r.Field)
 			}
+			wantRefusal(t, "stream on a shared broker", us.Admit(mesh.Residency{Allowed: res.Allowed, Denied: res.Denied}), BrokerShared)
 		}
 		if _, err := us.trySubmit("poor", func(s *isobarv1.TaskSpec) { s.Residency = &isobarv1.Residency{Allowed: []string{"us", "in"}} }); err != nil {
 			t.Errorf("a residency that allows all who share: %v", err)

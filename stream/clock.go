@@ -10,8 +10,8 @@ import (
 // meshClock writes a leader's two clocks as commands carry them.
 type meshClock struct{ mesh.Clock }
 
-func newClock(leaseMs, wallMs int64, now time.Time) meshClock {
-	return meshClock{mesh.NewClock(leaseMs, wallMs, now, now)}
+func newClock(leaseMs, wallMs int64, calendar, now time.Time) meshClock {
+	return meshClock{mesh.NewClock(leaseMs, wallMs, calendar, now)}
 }
 
 func (c meshClock) read(now time.Time) *meshv1.Clocks {

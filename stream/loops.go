@@ -109,9 +109,12 @@ func (l *leader) retain(ctx context.Context, n groups.Name, rec *meshv1.StreamRe
 		if err != nil {
 			return err
 		}
-		if keep <= ext.First {
+		keep = max(keep, ext.First)
+		if keep == l.told[part] {
 			continue
 		}
+		// Also where a former leader trimmed and got no further: the groups still
+		// hold what is gone.
 		for more := true; more; {
 			command, err := l.Messages.Trim(ctx, part, keep)
 			if err != nil {
@@ -123,6 +126,7 @@ func (l *leader) retain(ctx context.Context, n groups.Name, rec *meshv1.StreamRe
 				return err
 			}
 		}
+		l.told[part] = keep
 	}
 	return nil
 }
@@ -151,6 +155,9 @@ func (l *leader) drop(ctx context.Context, n groups.Name) error {
 	if !ok {
 		return nil
 	}
+	// Whoever found the stream before it was marked has appended.
+	l.publishing.Lock()
+	l.publishing.Unlock() //nolint:staticcheck // waits, and guards nothing
 	// A Delete that is there already changes nothing: it goes with the broker's
 	// command, which needs a group.
 	again := &meshv1.StreamCommand{Command: &meshv1.StreamCommand_Delete{Delete: &meshv1.StreamDelete{Name: n.Message()}}}

@@ -47,6 +47,8 @@ func (s *Streams) Publish(ctx context.Context, n groups.Name, request string, ms
 	if err != nil {
 		return nil, err
 	}
+	l.publishing.RLock()
+	defer l.publishing.RUnlock()
 	rec, ok := s.Lookup(n)
 	if !ok {
 		return nil, fmt.Errorf("stream: publish to %s: %w", n, groups.ErrUnknownStream)

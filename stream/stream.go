@@ -31,6 +31,8 @@ type Options struct {
 	Lease time.Duration
 	// RetainEvery is how often old messages are looked for. Default 5 s.
 	RetainEvery time.Duration
+	// Wall is this server's calendar. Default time.Now.
+	Wall func() time.Time
 }
 
 // Streams are one server's streams. Its methods are safe for concurrent use;
@@ -51,6 +53,9 @@ func New(o Options) *Streams {
 	}
 	if o.RetainEvery == 0 {
 		o.RetainEvery = 5 * time.Second
+	}
+	if o.Wall == nil {
+		o.Wall = time.Now
 	}
 	return &Streams{Options: o}
 }
@@ -132,6 +137,10 @@ func (s *Streams) Create(ctx context.Context, rec *meshv1.StreamRecord) (stream 
 	if err != nil {
 		return nil, false, err
 	}
+	// A repeat does again what a crash left out.
+	if err := s.Messages.Open(ctx, rec.Tenant, rec.Name, res.Stream.Partitions); err != nil {
+		return nil, false, fmt.Errorf("stream: create %s/%s: %w", rec.Tenant, rec.Name, err)
+	}
 	return res.Stream, res.Existed, nil
 }
 
@@ -181,6 +190,11 @@ type leader struct {
 	end   context.CancelFunc
 	loops sync.WaitGroup
 	clock meshClock
+	// told is how far the groups were told in this term that a partition is
+	// trimmed. It is the retain loop's.
+	told map[broker.Partition]broker.Position
+	// publishing is held for reading by who looked a stream up and appends to it.
+	publishing sync.RWMutex
 
 	mu      sync.Mutex
 	wakes   map[groups.Name]chan struct{} // closed when a stream is touched
@@ -198,8 +212,8 @@ func newLeader(s *Streams) *leader {
 	ctx, end := context.WithCancel(context.Background())
 	leaseMs, wallMs := groups.ReadClocks(s.State)
 	return &leader{
-		Streams: s, ctx: ctx, end: end, clock: newClock(leaseMs, wallMs, time.Now()),
-		wakes: map[groups.Name]chan struct{}{}, open: map[session]int{}, holding: map[groups.Group]*sync.Mutex{},
+		Streams: s, ctx: ctx, end: end, clock: newClock(leaseMs, wallMs, s.Wall(), time.Now()),
+		told: map[broker.Partition]broker.Position{}, wakes: map[groups.Name]chan struct{}{}, open: map[session]int{}, holding: map[groups.Group]*sync.Mutex{},
 	}
 }
 

@@ -422,3 +422,46 @@ func TestWaiters(t *testing.T) {
 		}
 	})
 }
+
+// A leader that trims a backend without commands and ends before it told the
+// groups leaves them with messages that are gone; the next one tells them.
+func TestTrimmedAndNotTold(t *testing.T) {
+	bubble(t, &meshv1.StreamRecord{}, embedded.Options{}, func(t *testing.T, c *cell) {
+		var msgs []stream.Message
+		for i := range 5 {
+			msgs = append(msgs, message(fmt.Sprint("key-", i), i))
+		}
+		at := c.publish("r", msgs...)
+		c.next("g", "s", 5, time.Second)
+		c.Resign()
+		p := broker.Partition{Tenant: orders.Tenant, Stream: orders.Stream}
+		command, err := c.Messages.Trim(t.Context(), p, at[3].Position)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.log.Propose(t.Context(), state.EncodeGroup([]state.Command{{Machine: state.BrokerMachine, Body: command}})); err != nil {
+			t.Fatal(err)
+		}
+		c.Lead()
+		time.Sleep(2 * c.RetainEvery)
+		cursor := groups.Cursor(c.State, group("g"), 0)
+		if len(cursor.Pending) != 2 {
+			t.Errorf("the group holds %d messages, want the 2 that are kept", len(cursor.Pending))
+		}
+	})
+}
+
+// What a leader stamps is its server's calendar, which the watch over clocks
+// compares: it must not be another one.
+func TestCalendar(t *testing.T) {
+	bubble(t, &meshv1.StreamRecord{}, embedded.Options{}, func(t *testing.T, c *cell) {
+		const ahead = 90 * time.Minute
+		c.Wall = func() time.Time { return time.Now().Add(ahead) }
+		c.elect()
+		c.publish("r", message("key", 0))
+		got := c.next("g", "s", 1, time.Second).Deliveries
+		if len(got) != 1 || time.Until(got[0].Published).Round(time.Minute) != ahead {
+			t.Errorf("a message of a server whose calendar is %v ahead is of %+v, now is %v", ahead, got, time.Now())
+		}
+	})
+}

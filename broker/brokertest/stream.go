@@ -24,8 +24,6 @@ type StreamHarness struct {
 	// Crash ends the leader without a goodbye: what is not durable is lost. It
 	// returns the backend of the next one.
 	Crash func() broker.Streams
-	// NoCap is set by a backend that cannot be capped at Config.MaxBytes.
-	NoCap bool
 }
 
 // StreamFactory makes a StreamHarness and registers its clean-up with t.
@@ -46,6 +44,7 @@ func RunStreams(t *testing.T, f StreamFactory) {
 		{"a repeat is stored once", Config{}, streamRepeat},
 		{"the window of repeats is bounded", Config{}, streamWindow},
 		{"empty partition", Config{}, streamEmpty},
+		{"opened", Config{}, streamOpened},
 		{"extent and count", Config{}, streamExtent},
 		{"find by time", Config{}, streamFindTime},
 		{"find by bytes", Config{}, streamFindBytes},
@@ -60,11 +59,7 @@ func RunStreams(t *testing.T, f StreamFactory) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			h := f(t, tt.config)
-			if tt.config.MaxBytes > 0 && h.NoCap {
-				t.Skip("skipped: the backend cannot be capped")
-			}
-			tt.run(&streamSuite{TB: t, ctx: t.Context(), StreamHarness: h})
+			tt.run(&streamSuite{TB: t, ctx: t.Context(), StreamHarness: f(t, tt.config)})
 		})
 	}
 }
@@ -340,6 +335,30 @@ func streamEmpty(s *streamSuite) {
 	if got := s.put(sequence(p, 0, 1)...); len(s.read(p, 0)) != 1 {
 		s.Errorf("a trim of an empty partition hides position %d, stored after it", got[0])
 	}
+}
+
+// A stream that was opened is empty, and takes messages; opening it again
+// changes nothing.
+func streamOpened(s *streamSuite) {
+	open := func() {
+		s.Helper()
+		if err := s.Streams.Open(s.ctx, "default", "f", 3); err != nil {
+			s.Fatalf("Open: %v", err)
+		}
+	}
+	open()
+	for n := range uint32(3) {
+		if ext := s.extent(part("f", n)); ext.First != ext.End || ext.Messages != 0 {
+			s.Errorf("partition %d of a stream just opened has %+v", n, ext)
+		}
+	}
+	p := part("f", 2)
+	at := s.put(sequence(p, 0, 3)...)
+	open()
+	s.wantRead(p, 0, sequence(p, 0, 3), at)
+	s.Streams = s.Crash()
+	open()
+	s.wantRead(p, 0, sequence(p, 0, 3), at)
 }
 
 func streamExtent(s *streamSuite) {

@@ -37,6 +37,14 @@ func checkPartition(p broker.Partition) error {
 	return nil
 }
 
+// Open has nothing to do: a partition is there with its first message.
+func (s *Streams) Open(ctx context.Context, tenant, stream string, _ uint32) error {
+	if err := errors.Join(ctx.Err(), checkPartition(broker.Partition{Tenant: tenant, Stream: stream})); err != nil {
+		return fmt.Errorf("embedded: open stream %s/%s: %w", tenant, stream, err)
+	}
+	return nil
+}
+
 // Append makes the commands that will store the messages.
 func (s *Streams) Append(ctx context.Context, msgs []broker.StreamMessage) ([]broker.PreparedAppend, error) {
 	if err := ctx.Err(); err != nil {

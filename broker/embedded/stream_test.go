@@ -13,13 +13,16 @@ import (
 
 func TestStreamConformance(t *testing.T) {
 	t.Parallel()
-	brokertest.RunStreams(t, func(t *testing.T, config brokertest.Config) *brokertest.StreamHarness {
-		c := newCell(t, embedded.Options{MaxBytes: config.MaxBytes})
-		lead := func() broker.Streams {
-			c.elect()
-			return embedded.NewStreams(c.replica.Reader(state.BrokerMachine), c.options)
-		}
-		return &brokertest.StreamHarness{Streams: lead(), Commit: c.commit, Crash: lead}
+	t.Run("embedded", func(t *testing.T) {
+		t.Parallel()
+		brokertest.RunStreams(t, func(t *testing.T, config brokertest.Config) *brokertest.StreamHarness {
+			c := newCell(t, embedded.Options{MaxBytes: config.MaxBytes})
+			lead := func() broker.Streams {
+				c.elect()
+				return embedded.NewStreams(c.replica.Reader(state.BrokerMachine), c.options)
+			}
+			return &brokertest.StreamHarness{Streams: lead(), Commit: c.commit, Crash: lead}
+		})
 	})
 }
 

@@ -147,7 +147,7 @@ func (a *admin) policies(ctx context.Context, n namespace) (*policies, error) {
 	return &p, nil
 }
 
-// earliest is a message id before every message.
+// messageID names an entry; -1:-1 lies before every message.
 type messageID struct {
 	Ledger    int64 `json:"ledgerId"`
 	Entry     int64 `json:"entryId"`

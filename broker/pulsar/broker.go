@@ -29,6 +29,7 @@ type Broker struct {
 	running sync.WaitGroup
 	opening singleflight.Group // writers, by topic
 	led     chan struct{}      // a term has begun
+	streams *Streams
 
 	mu      sync.Mutex
 	leading bool
@@ -64,13 +65,18 @@ func Open(o Options) (*Broker, error) {
 		trims: map[topicName]broker.Reference{}, foreign: foreign{seen: map[topicName]broker.Reference{}}, alarms: map[namespace][]string{},
 	}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
+	b.streams = newStreams(b)
 	b.running.Go(b.closeIdle)
 	b.running.Go(b.watch)
 	return b, nil
 }
 
-// Lead lets Prepare append, under producers named by the term.
+// Streams keeps the messages of streams in the same cluster.
+func (b *Broker) Streams() *Streams { return b.streams }
+
+// Lead lets Prepare append, under producers named by the term, and Streams.
 func (b *Broker) Lead(term uint64) error {
+	b.streams.lead(term)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.leading, b.term = true, term
@@ -84,6 +90,7 @@ func (b *Broker) Lead(term uint64) error {
 // Resign stops Prepare until the next Lead. What is on its way may still be
 // stored, as an orphan.
 func (b *Broker) Resign() {
+	b.streams.resign()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.leading = false

@@ -8,6 +8,7 @@
 //	isobar/CELL.INCARNATION                       a namespace without topics, the cell's mark with the epoch
 //	isobar-TENANT/CELL.EPOCH/FUNCTION.LANE        a topic
 //	isobar-TENANT/CELL.EPOCH/FUNCTION.LANE isobar its durable subscription
+//	isobar-TENANT/CELL.EPOCH.streams/STREAM       a stream's partitioned topic, with such subscriptions
 //
 // The subscription has no consumer. Its cursor is the trim position: what lies
 // below may be deleted by Pulsar, what lies above may not. It is made before the
@@ -37,12 +38,22 @@
 // entries grow in a ledger and indexes in a batch: references of a topic compare
 // in append order.
 //
+// # Streams
+//
+// Streams shares its topics with Pulsar's own clients, so its producers are not
+// exclusive; but there is one of the cell's on a partition at a time, by its name.
+// It never connects again: the client would send again what was stored already.
+// Whoever opens the next one reads the partition to its end first, and so knows
+// every message that a repeat could be of. Where that reading ends, following
+// begins: the leader has the newest messages in memory, sums to find places by, and
+// the IDs of the newest broker.DedupWindow.
+//
 // # What is not asked of Pulsar
 //
 // No single acknowledgements, no redelivery, no delayed delivery, no dead-letter
 // policy, no deduplication, no TTL, no eviction: what they mean is the
 // scheduler's, and most of it is not safe across a crash in Pulsar or its Go
 // client. Policies that would drop payloads are watched, and their change is an
-// alarm. Producers are shared-mode: a deposed leader may still append, and makes
-// an orphan.
+// alarm. Producers of payloads are shared-mode: a deposed leader may still append,
+// and makes an orphan.
 package pulsar

@@ -21,14 +21,14 @@ type payloads interface {
 	Resign()
 }
 
-// openBroker opens the configured broker and returns how much memory the leader
-// takes for payloads. A cluster that cannot be reached is no error: the server
+// openBroker opens the configured broker and returns what keeps the messages of
+// streams, and how much memory the leader takes for payloads. A cluster that cannot be reached is no error: the server
 // starts, and accepts nothing until it is there.
-func (s *Server) openBroker() (cache int, err error) {
+func (s *Server) openBroker() (messages broker.Streams, cache int, err error) {
 	c := s.cfg.Broker
 	if c.Kind != "pulsar" {
 		s.broker = embedded.New(s.state.Reader(state.BrokerMachine), embedded.Options{})
-		return 0, nil
+		return embedded.NewStreams(s.state.Reader(state.BrokerMachine), embedded.Options{}), 0, nil
 	}
 	p, err := pulsar.Open(pulsar.Options{
 		Service: c.Service, Admin: c.Admin, Cluster: c.Cluster, Cell: string(s.cell.ID), Server: s.cfg.Name, Quota: int64(c.Quota), Timeout: c.Timeout,
@@ -36,7 +36,7 @@ func (s *Server) openBroker() (cache int, err error) {
 		TLS:  pulsar.TLS(c.TLS), Log: payloadLog{s.state.Reader(state.SchedulerMachine)}, Logger: s.log.With("part", "broker"),
 	})
 	if err != nil {
-		return 0, err
+		return nil, 0, err
 	}
 	s.later(p.Close)
 	s.broker = p
@@ -54,7 +54,7 @@ func (s *Server) openBroker() (cache int, err error) {
 			return 0
 		}),
 	)
-	return int(c.Cache), nil
+	return p.Streams(), int(c.Cache), nil
 }
 
 // payloadLog is what the cell's log says of its payloads.

@@ -315,13 +315,13 @@ func (s *Server) openScheduler() error {
 		return err
 	}
 	s.energy = s.energyOf(feed)
-	cache, err := s.openBroker()
+	messages, cache, err := s.openBroker()
 	if err != nil {
 		return err
 	}
 	s.streams = stream.New(stream.Options{
 		Log: (*lateLog)(s), State: s.state.Reader(state.StreamMachine), Logger: s.log.With("part", "stream"),
-		Messages: embedded.NewStreams(s.state.Reader(state.BrokerMachine), embedded.Options{}),
+		Messages: messages, Wall: s.clock.wall,
 	})
 	s.sched = scheduler.New(scheduler.Options{
 		Cell: s.cell, Log: (*lateLog)(s), State: s.state.Reader(state.SchedulerMachine), Broker: s.broker, PayloadCache: cache, BrokerShared: sharers(s.cfg.Broker.SharedWith),

@@ -46,6 +46,10 @@ func Find() (*Distribution, error) {
 	return d, nil
 }
 
+// Tool is the path of one of the distribution's own programs, such as
+// "pulsar-client".
+func (d *Distribution) Tool(name string) string { return filepath.Join(d.home, "bin", name) }
+
 // Fetch returns the distribution, and downloads (245 MB) and unpacks it first if
 // it is not here. It needs Maven and tar. Several processes may call it at once:
 // one does the work. Progress is written to out.

@@ -1,0 +1,403 @@
+package pulsar
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"sort"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/apache/pulsar-client-go/pulsar"
+
+	"github.com/isobar-mesh/isobar/broker"
+)
+
+// tail follows one partition from the oldest message that matters to its end,
+// as long as the server leads: so it knows what repeats, what lies where, and
+// the newest messages themselves.
+type tail struct {
+	s      *Streams
+	of     broker.Partition
+	topic  topicName // of the partition
+	base   base
+	reader pulsar.Reader
+	end    context.CancelFunc
+
+	mu       sync.Mutex
+	moved    chan struct{} // closed at the next change; nil while nobody waits
+	err      error         // why it follows no more
+	last     place         // of the newest message read
+	whole    bool          // that was the last of its entry
+	acked    broker.Position
+	state    streamState
+	first    mark // of the oldest message shown
+	index    index
+	window   window
+	sentMs   int64  // the highest time sent
+	unread   uint64 // bytes of payload sent and not read back
+	recent   []broker.StreamStored
+	recentOf int // their bytes
+	parked   []*walk
+}
+
+// Names of the properties that come with a message of a stream. An attribute
+// whose name begins as ours do is sent with another beginning.
+const (
+	idProperty      = "isobar-id"
+	ownPrefix       = "isobar-"
+	attributePrefix = "isobar-attribute:"
+)
+
+func properties(m broker.StreamMessage) map[string]string {
+	out := make(map[string]string, len(m.Attributes)+1)
+	for k, v := range m.Attributes {
+		if strings.HasPrefix(k, ownPrefix) {
+			k = attributePrefix + k
+		}
+		out[k] = v
+	}
+	out[idProperty] = m.ID
+	return out
+}
+
+func attributes(properties map[string]string) map[string]string {
+	out := make(map[string]string, len(properties))
+	for k, v := range properties {
+		if rest, ours := strings.CutPrefix(k, attributePrefix); ours {
+			out[rest] = v
+		} else if k != idProperty {
+			out[k] = v
+		}
+	}
+	if len(out) == 0 {
+		return nil
+	}
+	return out
+}
+
+// message makes one of the seam of one that was read, ours or another's.
+func (t *tail) message(m pulsar.Message) (broker.StreamStored, error) {
+	at, err := t.base.position(placeOf(0, m.ID()))
+	if err != nil {
+		return broker.StreamStored{}, fmt.Errorf("read %s: %w", t.topic, err)
+	}
+	published := m.PublishTime()
+	id, ours := m.Properties()[idProperty]
+	if ours {
+		published = m.EventTime()
+	}
+	return broker.StreamStored{Position: at, StreamMessage: broker.StreamMessage{
+		Partition: t.of, ID: id, Key: m.Key(), Attributes: attributes(m.Properties()), Published: published, Payload: m.Payload(),
+	}}, nil
+}
+
+// openTail begins to follow the partition and returns when it knows what there
+// was. errNoTopic when the partition was never appended to.
+func (s *Streams) openTail(ctx context.Context, p broker.Partition) (*tail, error) {
+	epoch, err := s.b.epoch(ctx, false)
+	if errors.Is(err, errNoEpoch) {
+		return nil, errNoTopic
+	}
+	if err != nil {
+		return nil, err
+	}
+	topic := streamTopic(s.b.options.Cell, epoch, p.Tenant, p.Stream)
+	t := &tail{s: s, of: p, topic: topic.partition(p.Number), moved: nil, window: window{ids: map[id]*known{}}}
+	first, err := s.b.admin.streamState(ctx, topic.partition(0))
+	if err == nil {
+		t.state, err = s.b.admin.streamState(ctx, t.topic)
+	}
+	if hasStatus(err, http.StatusNotFound) {
+		return nil, errNoTopic
+	}
+	if err != nil {
+		return nil, err
+	}
+	t.base, t.state.base = first.base, first.base
+	if t.reader, err = t.open(ctx, t.state.from); err != nil {
+		return nil, s.b.missing(ctx, t.topic, err)
+	}
+	follow, end := context.WithCancel(s.b.ctx)
+	t.end = end
+	s.b.running.Go(func() { t.follow(follow) })
+	if err := t.sync(ctx); err != nil {
+		t.close(err)
+		return nil, err
+	}
+	return t, nil
+}
+
+// open makes a reader that begins at the position or, where it is not there any
+// more, behind it.
+func (t *tail) open(ctx context.Context, from broker.Position) (pulsar.Reader, error) {
+	start := pulsar.EarliestMessageID()
+	if p := t.base.place(from); p.ledger >= 0 {
+		start = pulsar.NewMessageID(p.ledger, p.entry, 0, -1)
+	}
+	return await(ctx, func() (pulsar.Reader, error) {
+		return t.s.b.client.CreateReader(pulsar.ReaderOptions{
+			Topic: t.topic.String(), StartMessageID: start, StartMessageIDInclusive: true, ReceiverQueueSize: streamReadAhead,
+			SubscriptionRolePrefix: "isobar-reader", BackoffPolicyFunc: policy(),
+		})
+	}, func(r pulsar.Reader) { r.Close() })
+}
+
+// follow takes in message after message.
+func (t *tail) follow(ctx context.Context) {
+	for {
+		m, err := t.reader.Next(ctx)
+		if err == nil {
+			err = t.take(m)
+		}
+		if err != nil {
+			t.close(err)
+			return
+		}
+	}
+}
+
+func (t *tail) take(m pulsar.Message) error {
+	msg, err := t.message(m)
+	if err != nil {
+		return err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if msg.Position < t.index.end.at {
+		return nil // sent again after a reconnect
+	}
+	k := t.index.add(msg.Position, msg.Published.UnixMilli(), len(msg.Payload))
+	if msg.Published.UnixMilli() < k.ms {
+		msg.Published = time.UnixMilli(k.ms)
+	}
+	if k.at < t.state.trimmed {
+		t.first = t.index.end
+	} else if t.first.messages == k.messages {
+		t.first = k
+	}
+	if sent := t.window.read(msg.Position, msg.ID); sent != nil {
+		sent.sent = false
+		t.unread -= sent.size
+	}
+	id := m.ID()
+	t.last, t.whole = placeOf(0, id), id.BatchIdx() < 0 || id.BatchSize() == 0 || id.BatchIdx() == id.BatchSize()-1
+	t.keep(msg)
+	t.changed()
+	return nil
+}
+
+// keep puts a message among the recent ones. t.mu is held.
+func (t *tail) keep(msg broker.StreamStored) {
+	size := sizeOf(msg)
+	t.recent = append(t.recent, msg)
+	t.recentOf += size
+	total := int(t.s.recent.Add(int64(size)))
+	for len(t.recent) > 1 && (t.recentOf > recentMost || total > recentOfAll && t.recentOf > recentLeast) {
+		size := sizeOf(t.recent[0])
+		// What lies before may be in the hands of readers; appends go elsewhere.
+		t.recent = t.recent[1:]
+		t.recentOf -= size
+		total = int(t.s.recent.Add(int64(-size)))
+	}
+}
+
+// How many bytes of the newest messages are kept in memory: of a partition at
+// most and at least, and of all partitions together.
+const (
+	recentMost  = 16 << 20
+	recentLeast = 256 << 10
+	recentOfAll = 128 << 20
+)
+
+func sizeOf(m broker.StreamStored) int {
+	n := 256 + len(m.Payload) + len(m.Key) + len(m.ID)
+	for k, v := range m.Attributes { // any order: a sum
+		n += len(k) + len(v)
+	}
+	return n
+}
+
+// changed wakes those who wait. t.mu is held.
+func (t *tail) changed() {
+	if t.moved != nil {
+		close(t.moved)
+		t.moved = nil
+	}
+}
+
+// until waits until done is true, which is called with t.mu held.
+func (t *tail) until(ctx context.Context, done func() bool) error {
+	for {
+		t.mu.Lock()
+		if t.err != nil || done() {
+			defer t.mu.Unlock()
+			return t.err
+		}
+		if t.moved == nil {
+			t.moved = make(chan struct{})
+		}
+		moved := t.moved
+		t.mu.Unlock()
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return fmt.Errorf("the end of %s is not reached: %w", t.topic, ctx.Err())
+		}
+	}
+}
+
+// caughtUp waits until all that was appended here has been read.
+func (t *tail) caughtUp(ctx context.Context) error {
+	t.mu.Lock()
+	acked := t.acked
+	t.mu.Unlock()
+	return t.until(ctx, func() bool { return t.index.end.at > acked || acked == 0 })
+}
+
+// sync asks the cluster for the end and waits until it has been read. A reader
+// that does not get there in the time of a call is of no use any more.
+func (t *tail) sync(ctx context.Context) error {
+	begun := time.Now()
+	last, err := await(ctx, t.reader.GetLastMessageID, nil)
+	if err == nil && last.EntryID() >= 0 {
+		err = t.until(ctx, func() bool { return t.reached(last) })
+	}
+	if err == nil {
+		err = t.caughtUp(ctx)
+	}
+	if err != nil && (ctx.Err() == nil || time.Since(begun) > t.s.b.options.Timeout*9/10) {
+		t.close(err)
+	}
+	return err
+}
+
+// reached reports whether the message, which may lack its index in the batch,
+// has been read, or was trimmed away. t.mu is held.
+func (t *tail) reached(last pulsar.MessageID) bool {
+	end := placeOf(0, last)
+	if trimmed := t.base.place(t.state.from); trimmed.ledger > end.ledger || trimmed.ledger == end.ledger && trimmed.entry > end.entry {
+		return true
+	}
+	switch {
+	case t.index.end.messages == 0:
+		return false
+	case t.last.ledger == end.ledger && t.last.entry == end.entry:
+		return t.whole || last.BatchIdx() >= 0 && t.last.batch >= end.batch
+	default:
+		return !t.last.less(end)
+	}
+}
+
+// close stops following; whoever waits gets the error.
+func (t *tail) close(err error) {
+	t.mu.Lock()
+	first := t.err == nil
+	if first {
+		t.err = fmt.Errorf("follow %s: %w", t.topic, err)
+	}
+	parked := t.parked
+	t.parked = nil
+	t.s.recent.Add(-int64(t.recentOf))
+	t.recentOf, t.recent = 0, nil
+	t.changed()
+	t.mu.Unlock()
+	for _, w := range parked {
+		w.close()
+	}
+	if first {
+		t.s.forget(t)
+		t.end()
+		go t.reader.Close() // that waits for the cluster
+	}
+}
+
+// ended reports whether it follows no more.
+func (t *tail) ended() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.err != nil
+}
+
+// locate finds the first message for which holds is true; the end for none.
+func (t *tail) locate(ctx context.Context, holds func(mark) bool) (mark, error) {
+	t.mu.Lock()
+	before, hit, sure := t.index.around(holds)
+	end := t.index.end
+	t.mu.Unlock()
+	if sure {
+		return hit, nil
+	}
+	at := before
+	for msg, err := range t.messages(ctx, before.at) {
+		if err != nil {
+			return mark{}, err
+		}
+		at.at, at.ms = msg.Position, max(at.ms, msg.Published.UnixMilli())
+		if holds(at) {
+			return at, nil
+		}
+		at.messages++
+		at.bytes += uint64(len(msg.Payload))
+	}
+	return end, nil
+}
+
+// shown is a copy of what the partition holds.
+func (t *tail) shown() (first, end mark, state streamState) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	first, end = t.first, t.index.end
+	end.at = max(end.at, t.state.trimmed)
+	if first.messages == end.messages {
+		first = end
+	}
+	return first, end, t.state
+}
+
+// claim notes that a message is about to be sent, and when it counts as
+// published. fresh is false for a repeat. t.mu is held.
+func (t *tail) claim(m broker.StreamMessage) (k *known, ms int64, fresh bool) {
+	id := idOf(m.ID)
+	if k := t.window.ids[id]; k != nil {
+		return k, 0, false
+	}
+	k = &known{settled: make(chan struct{}), sent: true, size: uint64(len(m.Payload))}
+	t.window.ids[id] = k
+	t.unread += k.size
+	t.sentMs = max(t.sentMs, m.Published.UnixMilli(), t.index.end.ms)
+	return k, t.sentMs, true
+}
+
+// settle notes what became of a message that was sent.
+func (t *tail) settle(name string, k *known, at broker.Position, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	k.at, k.err = at, err
+	if err == nil {
+		t.acked = max(t.acked, at)
+	} else if i := idOf(name); t.window.ids[i] == k {
+		// It may be stored all the same, and is known again when it is read.
+		delete(t.window.ids, i)
+	}
+	if err != nil && k.sent {
+		k.sent = false
+		t.unread -= k.size
+	}
+	close(k.settled)
+}
+
+// snapshot is what memory holds of the messages at the position and behind it;
+// all of them if complete, else those from start on.
+func (t *tail) snapshot(from broker.Position) (recent []broker.StreamStored, start broker.Position, complete bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.recent) == 0 {
+		return nil, t.index.end.at, from >= t.index.end.at || t.index.end.messages == 0
+	}
+	start = t.recent[0].Position
+	i := sort.Search(len(t.recent), func(i int) bool { return t.recent[i].Position >= from })
+	return t.recent[i:len(t.recent):len(t.recent)], start, from >= start || t.index.end.messages == uint64(len(t.recent))
+}

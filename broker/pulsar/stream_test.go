@@ -1,0 +1,210 @@
+package pulsar_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/isobar-mesh/isobar/broker"
+	"github.com/isobar-mesh/isobar/broker/brokertest"
+	"github.com/isobar-mesh/isobar/broker/pulsar"
+	"github.com/isobar-mesh/isobar/broker/pulsar/pulsartest"
+	"github.com/isobar-mesh/isobar/broker/pulsar/standalone"
+)
+
+func TestStreamConformance(t *testing.T) {
+	t.Run("pulsar", func(t *testing.T) {
+		shared := pulsartest.Shared(t)
+		brokertest.RunStreams(t, func(sub *testing.T, config brokertest.Config) *brokertest.StreamHarness {
+			c := newCell(sub, shared)
+			c.options.Quota = int64(config.MaxBytes)
+			return &brokertest.StreamHarness{
+				Streams: c.elect().Streams(),
+				Crash: func() broker.Streams {
+					// A process that is killed takes its connections with it.
+					_ = c.leader.Close()
+					return c.elect().Streams()
+				},
+			}
+		})
+	})
+}
+
+// streams is a cell's streams on the shared cluster, with one stream of them.
+func streams(t *testing.T, partitions uint32) (*cell, *pulsar.Streams) {
+	t.Helper()
+	c := newCell(t, pulsartest.Shared(t))
+	s := c.elect().Streams()
+	if err := s.Open(t.Context(), "default", "orders", partitions); err != nil {
+		t.Fatal(err)
+	}
+	return c, s
+}
+
+func orders(n uint32) broker.Partition {
+	return broker.Partition{Tenant: "default", Stream: "orders", Number: n}
+}
+
+func streamMessage(n uint32, id, key, payload string) broker.StreamMessage {
+	return broker.StreamMessage{
+		Partition: orders(n), ID: id, Key: key, Payload: []byte(payload), Published: time.Now().Truncate(time.Millisecond),
+		Attributes: map[string]string{"kind": "new", "isobar-id": "a user's"},
+	}
+}
+
+// Pulsar's own programs publish to a stream and consume it.
+func TestStreamSharedWithPulsar(t *testing.T) {
+	t.Parallel()
+	c, s := streams(t, 2)
+	topic, err := s.TopicName(t.Context(), "default", "orders")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Append(t.Context(), []broker.StreamMessage{streamMessage(0, "r/0", "key-a", "ours 0"), streamMessage(1, "r/1", "key-b", "ours 1")}); err != nil {
+		t.Fatal(err)
+	}
+	c.client(t, "produce", "-m", "theirs 0,theirs 1,theirs 2", "-s", ",", "-k", "key-c", "-p", "colour=green", topic)
+
+	var got []string
+	for n := range uint32(2) {
+		// The end is known when the partition was measured.
+		ext, err := s.Extent(t.Context(), orders(n))
+		if err != nil {
+			t.Fatal(err)
+		}
+		count := uint64(0)
+		for m, err := range s.Read(t.Context(), orders(n), 0) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			count++
+			got = append(got, fmt.Sprintf("%s %s %s%s", m.Key, m.Payload, m.Attributes["kind"], m.Attributes["colour"]))
+			if late := time.Since(m.Published); late < 0 || late > time.Minute {
+				t.Errorf("message %q was published at %v", m.Payload, m.Published)
+			}
+		}
+		if ext.Messages != count {
+			t.Errorf("partition %d has %+v, and %d messages are read", n, ext, count)
+		}
+	}
+	slices.Sort(got)
+	want := []string{"key-a ours 0 new", "key-b ours 1 new", "key-c theirs 0 green", "key-c theirs 1 green", "key-c theirs 2 green"}
+	if !slices.Equal(got, want) {
+		t.Errorf("the stream holds %q, want %q", got, want)
+	}
+
+	out := c.client(t, "consume", "-s", "theirs", "-p", "Earliest", "-n", "5", topic)
+	for _, text := range []string{"ours 0", "ours 1", "theirs 0", "theirs 1", "theirs 2", "key-a", "kind=new"} {
+		if !strings.Contains(out, text) {
+			t.Errorf("Pulsar's own consumer has not got %q: %s", text, out)
+		}
+	}
+}
+
+// client runs bin/pulsar-client.
+func (c *cell) client(t *testing.T, args ...string) string {
+	t.Helper()
+	d, err := standalone.Find()
+	if err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatalf("CI requires Pulsar's own client: %v", err)
+		}
+		t.Skipf("Pulsar's own client: %v", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, d.Tool("pulsar-client"), append([]string{"--url", c.cluster.Service}, args...)...)
+	cmd.Env = append(os.Environ(), "PULSAR_MEM=-Xmx256m", "PULSAR_GC=-XX:+UseSerialGC", "PULSAR_GC_LOG=-Xlog:disable", "PULSAR_LOG_DIR="+t.TempDir())
+	cmd.Dir = t.TempDir()
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("pulsar-client %s: %v: %s", args[0], err, &out)
+	}
+	return out.String()
+}
+
+// A topic that was deleted under us is made again, and its positions lie above
+// those of before.
+func TestStreamTopicDeleted(t *testing.T) {
+	t.Parallel()
+	c, s := streams(t, 1)
+	before, err := s.Append(t.Context(), []broker.StreamMessage{streamMessage(0, "r/0", "", "before")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	topic, err := s.TopicName(t.Context(), "default", "orders")
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(time.Second) // positions are counted from the second the topic was made
+	if status := c.admin(http.MethodDelete, "/"+strings.Replace(topic, "://", "/", 1)+"/partitions?force=true", "", nil); status/100 != 2 {
+		t.Fatalf("delete the topic: status %d", status)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	var after []broker.PreparedAppend
+	for {
+		after, err = s.Append(ctx, []broker.StreamMessage{streamMessage(0, "r/1", "", "after")})
+		if err == nil || ctx.Err() != nil {
+			break
+		}
+		if !errors.Is(err, broker.ErrUnavailable) {
+			t.Errorf("append to a topic that was deleted: %v", err)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	if err != nil || after[0].Position <= before[0].Position {
+		t.Fatalf("before %+v, after %+v, %v", before, after, err)
+	}
+	var got []string
+	for m, err := range s.Read(ctx, orders(0), before[0].Position+1) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, string(m.Payload))
+	}
+	if !slices.Equal(got, []string{"after"}) {
+		t.Errorf("it holds %q", got)
+	}
+}
+
+// A former leader that still runs and was not told keeps the next one out only
+// until its producer is gone, and cannot append beside it.
+func TestStreamOneWriter(t *testing.T) {
+	t.Parallel()
+	c, s := streams(t, 1)
+	if _, err := s.Append(t.Context(), []broker.StreamMessage{streamMessage(0, "r/0", "", "old")}); err != nil {
+		t.Fatal(err)
+	}
+	old := c.leader
+	c.options.Timeout = 2 * time.Second
+	next := c.elect().Streams()
+	if _, err := next.Append(t.Context(), []broker.StreamMessage{streamMessage(0, "r/1", "", "new")}); !errors.Is(err, broker.ErrUnavailable) {
+		t.Errorf("beside a former leader's producer: %v", err)
+	}
+	old.Resign()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for {
+		_, err := next.Append(ctx, []broker.StreamMessage{streamMessage(0, "r/1", "", "new")})
+		if err == nil {
+			break
+		}
+		if ctx.Err() != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	if _, err := s.Append(t.Context(), []broker.StreamMessage{streamMessage(0, "r/2", "", "late")}); !errors.Is(err, broker.ErrUnavailable) {
+		t.Errorf("a leader that resigned appends: %v", err)
+	}
+}
