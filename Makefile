@@ -103,6 +103,11 @@ RUNS ?= 20
 soak: ## Kill servers under load, run after run, a line each [RUNS=20 SEED=1]
 	@$(GO) test -count=1 -v -timeout 0 -run '^TestKilledServer$$' ./meshtest -meshtest.runs=$(RUNS) $(if $(SEED),-meshtest.seed=$(SEED))
 
+.PHONY: soak-pulsar
+soak-pulsar: ## Kill Apache Pulsar and leaders ten times each under 50,000 tasks [TASKS=50000 SEED=1]
+	@CI=true $(GO) test -count=1 -v -timeout 0 -run '^TestKilledPulsar$$' ./meshtest -meshtest.pulsar-tasks=$(or $(TASKS),50000) \
+		-meshtest.pulsar-kills=10 -meshtest.leader-kills=10 $(if $(SEED),-meshtest.seed=$(SEED))
+
 .PHONY: pulsar
 pulsar: ## Start a real Apache Pulsar on this machine; the first time it is fetched (245 MB, with Maven and a JDK of 17 or later)
 	@$(GO) run ./cmd/pulsar start

@@ -74,8 +74,8 @@ type Prepared struct {
 type Broker interface {
 	// Prepare stores the messages, or makes the commands that will. When it
 	// returns, a payload without Command is durable. Errors: ErrTooLarge,
-	// ErrFull (with nothing stored), ErrUnavailable (perhaps stored: an orphan
-	// falls under a later Trim). Results are in the order of the messages.
+	// ErrFull and ErrUnavailable (either perhaps stored: an orphan falls under a
+	// later Trim). Results are in the order of the messages.
 	Prepare(ctx context.Context, msgs []Message) ([]Prepared, error)
 	// Read yields the topic's messages from the position on, in order, and
 	// ends at the present end. A nil position is the beginning. A position
@@ -100,7 +100,7 @@ type Broker interface {
 var (
 	// ErrTooLarge: a payload is above the backend's limit.
 	ErrTooLarge = errors.New("payload too large")
-	// ErrFull: no room; nothing was stored; try later.
+	// ErrFull: no room; try later.
 	ErrFull = errors.New("broker is full")
 	// ErrUnavailable: the backend did not answer; the outcome is unknown.
 	ErrUnavailable = errors.New("broker is unavailable")

@@ -10,6 +10,7 @@
 //	go test ./meshtest
 //	go test -count=1 -v -timeout=0 -run=TestKilledServer ./meshtest -meshtest.runs=20 -meshtest.seed=1
 //
-// prints a line for each run of the kill test. Poll loops with deadlines are
+// prints a line for each run of the kill test. Tests with a real Apache Pulsar
+// start standalones of their own; `make soak-pulsar` is the longest. Poll loops with deadlines are
 // the only waits here.
 package meshtest

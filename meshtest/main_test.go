@@ -14,7 +14,12 @@ var (
 	runs     = flag.Int("meshtest.runs", 2, "runs of the kill test")
 	seed     = flag.Uint64("meshtest.seed", 1, "seed of its first run; each further run adds one")
 	inFlight = flag.Int("meshtest.tasks", 2000, "tasks not ended when its server is killed")
-	keep     = flag.Bool("meshtest.keep", false, "keep the data directories")
+	// of TestKilledPulsar
+	pulsarTasks = flag.Int("meshtest.pulsar-tasks", 5000, "tasks on a Pulsar that is killed")
+	pulsarKills = flag.Int("meshtest.pulsar-kills", 1, "how often it is killed")
+	leaderKills = flag.Int("meshtest.leader-kills", 2, "how often the leader is")
+
+	keep = flag.Bool("meshtest.keep", false, "keep the data directories")
 )
 
 // isobar is the path of the binary under test, built by TestMain.

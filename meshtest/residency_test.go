@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -18,6 +19,8 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/isobar-mesh/isobar/broker/pulsar/pulsartest"
+	"github.com/isobar-mesh/isobar/broker/pulsar/standalone"
 	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
 )
 
@@ -27,8 +30,28 @@ import (
 // us-east, which shows that the search would find them.
 func TestResidency(t *testing.T) {
 	whole(t)
+	checkResidency(t, nil)
+}
+
+// The same with a real Pulsar in each region: their data are searched, too.
+func TestResidencyOnPulsar(t *testing.T) {
+	whole(t)
+	brokers := map[string]*standalone.Instance{}
+	for _, region := range []string{"eu-north", "us-east", "ap-south"} {
+		// One after the other: each takes all of two cores while it starts.
+		brokers[region] = pulsartest.OwnWith(t, standalone.Options{MemoryMiB: 512})
+	}
+	checkResidency(t, brokers)
+}
+
+func checkResidency(t *testing.T, brokers map[string]*standalone.Instance) {
+	t.Helper()
 	rec := newReceiver(t)
-	m := start(t, options{otlp: rec.url, env: exportFast})
+	o := options{otlp: rec.url, env: exportFast}
+	for region, b := range brokers {
+		o.args = append(o.args, "--broker", region+"="+b.Service+","+b.Admin)
+	}
+	m := start(t, o)
 	m.deploy(t, "us-east", execSpec("echo", "cat"))
 
 	n := newNeedle()
@@ -62,17 +85,38 @@ func TestResidency(t *testing.T) {
 	if inEU == 0 {
 		t.Error("the bytes are not in eu-north: the search finds nothing")
 	}
+	for region, b := range brokers {
+		if region == "eu-north" {
+			awaitInPulsar(t, n, b)
+		} else if found := n.files(t, b.Dir()); len(found) > 0 {
+			t.Errorf("the bytes are in the Pulsar of %s: %v", region, found)
+		}
+	}
 	for i, body := range rec.bodies() {
 		if form := n.in(body); form != "" {
 			t.Errorf("the bytes are in exported message %d (%s)", i, form)
 		}
 	}
-	m.checkControl(t)
+	m.checkControl(t, brokers)
+}
+
+// awaitInPulsar waits until the bytes are in a standalone's data, which shows
+// that the search would find them in another's.
+func awaitInPulsar(t *testing.T, n *needle, b *standalone.Instance) {
+	t.Helper()
+	eventually(t, 90*time.Second, "bytes in Pulsar's data", func(context.Context) error {
+		found := n.files(t, b.Dir())
+		if len(found) == 0 {
+			return errors.New("no file has them")
+		}
+		t.Logf("found in Pulsar's %v", found)
+		return nil
+	})
 }
 
 // checkControl does the same without a residency, with a key whose home is
 // us-east.
-func (m *mesh) checkControl(t *testing.T) {
+func (m *mesh) checkControl(t *testing.T, brokers map[string]*standalone.Instance) {
 	t.Helper()
 	c := m.client(t, "us-east")
 	for range 64 {
@@ -90,6 +134,9 @@ func (m *mesh) checkControl(t *testing.T) {
 		task := m.await(t, id)
 		if !bytes.Equal(task.GetResult(), n.bytes) {
 			t.Errorf("the result is %x", task.GetResult())
+		}
+		if b := brokers["us-east"]; b != nil {
+			awaitInPulsar(t, n, b)
 		}
 		for file := range n.files(t, m.dir) {
 			if strings.HasPrefix(file, "us-east"+string(filepath.Separator)) {

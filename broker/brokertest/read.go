@@ -173,8 +173,15 @@ func testFull(s *suite) {
 	if !full {
 		s.Fatalf("no ErrFull after %d messages of 400 bytes, the cap is 1000", len(msgs))
 	}
-	s.wantRead(t, nil, msgs, refs)
-	s.trim(t, append(bytes.Clone(refs[len(refs)-1]), 0))
+	// The refused one may have been stored: an orphan, behind all others.
+	got := s.read(t, nil)
+	if len(got) < len(msgs) || len(got) > len(msgs)+1 {
+		s.Fatalf("Read yields %d messages, %d were acknowledged", len(got), len(msgs))
+	}
+	for i, m := range msgs {
+		s.same(got[i], m, refs[i])
+	}
+	s.trim(t, append(bytes.Clone(got[len(got)-1].Ref), 0))
 	room := s.within(func() bool {
 		p, err := s.Broker.Prepare(s.ctx, []broker.Message{message(t, "late", make([]byte, 300))})
 		return err == nil && s.tryCommit(p...) == nil

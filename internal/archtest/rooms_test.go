@@ -148,7 +148,7 @@ func libraries() map[string]string {
 		"github.com/google/btree":             "state",
 		"github.com/oklog/ulid/v2":            "scheduler",
 		"github.com/spf13/cobra":              "cmd/isobar",
-		"github.com/apache/pulsar-client-go":  "broker/pulsar",
+		"github.com/apache/pulsar-client-go":  "broker/pulsar meshtest",
 		"go.opentelemetry.io/otel/sdk":        "internal/telemetry client worker meshtest scheduler/api internal/server",
 		"go.opentelemetry.io/otel/exporters":  "internal/telemetry",
 		"github.com/prometheus/client_golang": "internal/telemetry internal/server loadtest/bench broker/pulsar",

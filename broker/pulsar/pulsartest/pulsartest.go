@@ -43,6 +43,13 @@ func Shared(t testing.TB) Cluster {
 // minute, a gigabyte and most of two cores: ask for few, one at a time.
 func Own(t testing.TB, config map[string]string) *standalone.Instance {
 	t.Helper()
+	return OwnWith(t, standalone.Options{Config: config})
+}
+
+// OwnWith is Own with all of a standalone's options; without Dir it gets one that
+// goes with the test. It may be called from several goroutines at once.
+func OwnWith(t testing.TB, o standalone.Options) *standalone.Instance {
+	t.Helper()
 	if testing.Short() {
 		t.Skip("starts an Apache Pulsar, which -short leaves out")
 	}
@@ -50,10 +57,12 @@ func Own(t testing.TB, config map[string]string) *standalone.Instance {
 	if err != nil {
 		missing(t, err)
 	}
-	dir := t.TempDir()
+	if o.Dir == "" {
+		o.Dir = t.TempDir()
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
-	i, err := d.Start(ctx, standalone.Options{Dir: dir, Config: config})
+	i, err := d.Start(ctx, o)
 	if err != nil {
 		t.Fatalf("start a standalone: %v", err)
 	}

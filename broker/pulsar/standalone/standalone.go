@@ -1,6 +1,7 @@
 package standalone
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,6 +29,8 @@ type Options struct {
 	// Stays lets it outlive this process. Otherwise, on Linux, the kernel kills it
 	// with this process.
 	Stays bool
+	// MemoryMiB is its heap, and as much again outside; 0: 1024.
+	MemoryMiB int
 	// DefaultPorts takes Pulsar's own ports, 6650 and 8080, where they are free.
 	DefaultPorts bool
 }
@@ -107,6 +110,9 @@ func (i *Instance) configure(ports []string) error {
 
 func (i *Instance) conf() string { return filepath.Join(i.options.Dir, "standalone.conf") }
 
+// Dir keeps its data, configuration and log.
+func (i *Instance) Dir() string { return i.options.Dir }
+
 // Log is the file its output goes to.
 func (i *Instance) Log() string { return filepath.Join(i.options.Dir, "log") }
 
@@ -123,10 +129,11 @@ func (i *Instance) Start(ctx context.Context) error {
 		"-c", i.conf(), "-a", "127.0.0.1", "--metadata-dir", filepath.Join(dir, "metadata"),
 		"--bookkeeper-dir", filepath.Join(dir, "bookkeeper"), "--bookkeeper-port", i.bookie)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = dir, out, out
+	memory := cmp.Or(i.options.MemoryMiB, 1024)
 	// One collector without threads of its own, and no log of it: what starts
 	// quickest and disturbs least beside other processes.
 	cmd.Env = append(os.Environ(),
-		"PULSAR_MEM=-Xms256m -Xmx1g -XX:MaxDirectMemorySize=1g", "PULSAR_GC=-XX:+UseSerialGC", "PULSAR_GC_LOG=-Xlog:disable",
+		fmt.Sprintf("PULSAR_MEM=-Xms256m -Xmx%dm -XX:MaxDirectMemorySize=%dm", memory, memory), "PULSAR_GC=-XX:+UseSerialGC", "PULSAR_GC_LOG=-Xlog:disable",
 		"PULSAR_LOG_DIR="+filepath.Join(dir, "logs"), "PULSAR_LOG_LEVEL=warn", "PULSAR_LOG_ROOT_LEVEL=warn", "PULSAR_STANDALONE_CONF="+i.conf())
 	cmd.SysProcAttr = attr(i.options.Stays)
 	done := make(chan struct{})
