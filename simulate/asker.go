@@ -1,6 +1,7 @@
 package simulate
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -162,7 +163,7 @@ func (a *asker) prepare(q *question) {
 		}
 		models := []string{""}
 		if gpu > 0 {
-			models = a.models(j)
+			models = a.models(cmp.Or(v.GPUModel, j.GPUModel))
 		}
 		for _, model := range models {
 			a.add(q, v, place, model, gpu, cpu, q.run.scaled(v.DurationX), v.KwX)
@@ -190,10 +191,10 @@ func (a *asker) add(q *question, v *meshfile.Variant, place int, model string, g
 	a.meaning = append(a.meaning, meaning{name, place, model})
 }
 
-// models are the accelerators that may serve the job, over the whole mesh.
-func (a *asker) models(j *job) []string {
-	if j.GPUModel != "" {
-		return []string{j.GPUModel}
+// models are the accelerators of the whole mesh, or the one that is asked for.
+func (a *asker) models(asked string) []string {
+	if asked != "" {
+		return []string{asked}
 	}
 	var out []string
 	for i := range a.w.regions {
@@ -205,6 +206,11 @@ func (a *asker) models(j *job) []string {
 
 // decide asks the placement code.
 func (a *asker) decide(q *question) answer {
+	if a.opts.Choice != Joint && q.only == nil {
+		if out, ok := a.inSequence(q); ok {
+			return out
+		}
+	}
 	j := q.job
 	a.prepare(q)
 	longest := time.Duration(0)

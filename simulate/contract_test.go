@@ -120,6 +120,25 @@ func TestContract(t *testing.T) {
 			want:  []figure{{"home", energy, 1.5}, {"home", grams, 150}, {"home", paid, 0}},
 		},
 		{
+			// 2 h on the slow model at 200 W are 0.4 kWh, 1 h on the fast one 0.7: the second finds the slow one taken.
+			name: "a variant names its model of accelerator", zones: flat,
+			mesh: `regions: {a: {zone: A, gpus: {FAST: 1, SLOW: 1}, watts_per_gpu: {FAST: 700, SLOW: 200}}}
+functions: {f: {variants: {slow: {gpu_model: SLOW, duration_x: 2}, fast: {gpu_model: FAST}}}}
+`,
+			trace: "arrival_s,duration_s,function,cpu,gpu,gpu_model\n0,3600,f,0,1,FAST\n0,3600,f,0,1,\n",
+			opts:  simulate.Options{Objective: simulate.Carbon},
+			want:  []figure{{"isobar", energy, 1.1}, {"greenest", energy, 1.1}, {"oracle", energy, 1.1}},
+		},
+		{
+			// The third takes the place in the clean region that the second was
+			// promised, which has time to start after it.
+			name: "what has not begun is put in a better order for a newcomer", zones: flat,
+			mesh:  "regions:\n  a: {zone: A, cpu: 1, watts_per_cpu: 1000}\n  b: {zone: B, cpu: 1, watts_per_cpu: 1000}\nrtt_ms: {a: {b: 50}}\n",
+			trace: head + "max_delay_s\n0,3600,a,0\n600,7200,a,10800\n1200,1800,a,3600\n",
+			opts:  simulate.Options{Objective: simulate.Carbon},
+			want:  []figure{{"isobar", grams, 350}, {"isobar", misses, 0}, {"oracle", grams, 350}},
+		},
+		{
 			name: "watts where kw is absent, cores and accelerators", zones: flat,
 			mesh:  "regions: {a: {zone: A, gpus: {H100: 4}, watts_per_cpu: 10, watts_per_gpu: {H100: 700}, usd_per_cpu_hour: 0.04, usd_per_gpu_hour: {H100: 7}}}\n",
 			trace: "arrival_s,duration_s,cpu,gpu,gpu_model\n0,3600,8,2,H100\n",

@@ -1,6 +1,7 @@
 package simulate
 
 import (
+	"cmp"
 	"slices"
 	"time"
 )
@@ -17,13 +18,12 @@ import (
 type dual struct {
 	w       *world
 	relaxed []placed // each job's best in time, where capacity is free
-	// Of the jobs, allowed may be late, by extra at most; each then pays excuse.
-	// tardy is each one's best where capacity is free and it may be late.
+	// Of the jobs, allowed may be late, by extra at most. tardy is each one's
+	// best where capacity is free and it may be late.
 	extra   time.Duration
 	allowed int
-	excuse  float64
 	tardy   []placed
-	late    int // how many are late at these prices
+	chosen  []placed // at the present prices
 	step    time.Duration
 	origin  time.Duration
 	slots   int
@@ -42,7 +42,9 @@ const (
 )
 
 func newDual(w *world, relaxed []placed, extra time.Duration, allowed int) *dual {
-	d := &dual{w: w, relaxed: relaxed, extra: max(extra, 0), allowed: allowed, origin: w.start.Truncate(hour)}
+	d := &dual{
+		w: w, relaxed: relaxed, extra: max(extra, 0), allowed: allowed, chosen: make([]placed, len(relaxed)), origin: w.start.Truncate(hour),
+	}
 	var end, total time.Duration
 	n := 0
 	for i := range w.jobs {
@@ -123,35 +125,50 @@ func (d *dual) free() float64 {
 	for i := range d.tardy {
 		total += d.tardy[i].cost
 	}
-	if d.extra > 0 {
-		// A first guess: most jobs are in time at what half of one costs.
-		d.excuse = total / float64(2*len(d.tardy))
-	}
 	return total
 }
 
-// choose is the job's best at the present prices: in time, or late and with
-// the excuse paid.
-func (d *dual) choose(i int) placed {
-	j := &d.w.jobs[i]
-	p := d.relaxed[i]
-	if d.charged(j, &p) {
-		p = d.w.search(j, nil, d.prices, 0)
+// best is the job's best at the present prices. free is its best where capacity
+// is: it stays the best as long as it pays nothing.
+func (d *dual) best(i int, free []placed, extra time.Duration) placed {
+	if j := &d.w.jobs[i]; d.charged(j, &free[i]) {
+		return d.w.search(j, nil, d.prices, extra)
 	}
-	if d.extra == 0 || d.tardy[i].cost+d.excuse >= p.cost {
-		return p // prices make the late ones no cheaper
+	return free[i]
+}
+
+// excuse lets those jobs be late, as many as are allowed, that save most by it.
+func (d *dual) excuse() {
+	if d.extra == 0 {
+		return
 	}
-	q := d.tardy[i]
-	if d.charged(j, &q) {
-		q = d.w.search(j, nil, d.prices, d.extra)
+	type late struct {
+		job  int
+		gain float64 // at most so much, as prices make no job cheaper
+		best placed
 	}
-	if q.late > 0 {
-		q.cost += d.excuse
+	var all, kept []late
+	for i := range d.chosen {
+		if gain := d.chosen[i].cost - d.tardy[i].cost; d.chosen[i].ok && gain > 0 {
+			all = append(all, late{job: i, gain: gain})
+		}
 	}
-	if q.cost < p.cost {
-		return q
+	order := func(a, b late) int { return cmp.Or(cmp.Compare(b.gain, a.gain), cmp.Compare(a.job, b.job)) }
+	slices.SortFunc(all, order)
+	for _, l := range all {
+		if len(kept) == d.allowed && (d.allowed == 0 || l.gain <= kept[d.allowed-1].gain) {
+			break
+		}
+		l.best = d.best(l.job, d.tardy, d.extra)
+		if l.gain = d.chosen[l.job].cost - l.best.cost; l.gain > 0 {
+			at, _ := slices.BinarySearchFunc(kept, l, order)
+			kept = slices.Insert(kept, at, l)
+			kept = kept[:min(len(kept), d.allowed)]
+		}
 	}
-	return p
+	for _, l := range kept {
+		d.chosen[l.job] = l.best
+	}
 }
 
 // respond lets each job choose at the present prices, and returns the bound.
@@ -161,18 +178,18 @@ func (d *dual) respond() float64 {
 			clear(d.taken[i][r])
 		}
 	}
-	d.late = 0
-	total := -d.excuse * float64(d.allowed)
 	for i := range d.w.jobs {
-		if !d.relaxed[i].ok {
-			continue
+		if d.chosen[i] = d.relaxed[i]; d.chosen[i].ok {
+			d.chosen[i] = d.best(i, d.relaxed, 0)
 		}
-		p := d.choose(i)
-		total += p.cost
-		if p.late > 0 {
-			d.late++
+	}
+	d.excuse()
+	total := 0.0
+	for i := range d.chosen {
+		if p := &d.chosen[i]; p.ok {
+			total += p.cost
+			d.take(&d.w.jobs[i], p)
 		}
-		d.take(&d.w.jobs[i], &p)
 	}
 	for i := range d.prices {
 		for r, c := range d.prices[i] {
@@ -236,18 +253,9 @@ func (d *dual) move(gap float64) bool {
 		}
 	}
 	each(func(share float64, _, _, _ int) { norm += share * share })
-	tardy := 0.0
-	if d.extra > 0 {
-		tardy = float64(d.late)/float64(max(d.allowed, 1)) - 1
-		if tardy < 0 && d.excuse == 0 {
-			tardy = 0
-		}
-		norm += tardy * tardy
-	}
 	if norm == 0 {
 		return false
 	}
-	d.excuse = max(d.excuse+gap/norm*tardy/float64(max(d.allowed, 1)), 0)
 	each(func(share float64, i, r, k int) {
 		if d.prices[i][r] == nil {
 			d.prices[i][r] = newCurve(d.step, make([]float64, d.slots+1)) // after the last slot capacity is free

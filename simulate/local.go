@@ -30,7 +30,7 @@ type moved struct {
 
 const (
 	// tries bounds the rounds of the search: so many for each job, and in all.
-	tries, allTries = 3, 5_000
+	tries, allTries = 30, 50_000
 	// together is how many jobs are taken out at once, at most.
 	together = 12
 )

@@ -156,10 +156,19 @@ func (p *player) arrive(i int) {
 	if s := &p.states[i]; s.plan[0].from > p.w.jobs[i].latest() && p.w.limits {
 		p.displace(i)
 	}
+	if p.w.limits {
+		p.settle(i)
+	}
 }
 
-// decide asks for a plan and enters it.
+// decide asks for a plan, enters it and has it begin.
 func (p *player) decide(i int) {
+	p.plan(i)
+	p.schedule(i)
+}
+
+// plan asks for a plan and enters it.
+func (p *player) plan(i int) {
 	j, s := &p.w.jobs[i], &p.states[i]
 	q := question{job: j, now: p.now, run: p.know.expect(j), home: p.w.place[j.Home]}
 	idle := p.now - j.arrival - s.ran
@@ -184,7 +193,6 @@ func (p *player) decide(i int) {
 		s.length += x.to - x.from
 	}
 	p.enter(i, 1)
-	p.schedule(i)
 }
 
 // remaining is how much of the job's run is expected to be left.

@@ -301,7 +301,10 @@ func (p *picture) legend(shown []int) {
 // sources say what the figures are from.
 func (p *picture) sources() {
 	s := p.r.Sources
-	for _, line := range [...]string{"trace: " + s.Trace, "carbon: " + s.Carbon, "energy: " + s.Energy + "; network: " + s.Network + "; embodied: " + s.Embodied} {
+	for _, line := range [...]string{
+		"trace: " + s.Trace, "mesh: " + s.Mesh, "carbon: " + s.Carbon,
+		"energy: " + s.Energy + "; network: " + s.Network + "; embodied: " + s.Embodied,
+	} {
 		const most = 150
 		if runes := []rune(line); len(runes) > most {
 			line = string(runes[:most-1]) + "…"

@@ -29,6 +29,7 @@ type Report struct {
 // Sources name what the figures of a report are from, for a person.
 type Sources struct {
 	Trace    string `json:"trace"`
+	Mesh     string `json:"mesh"`
 	Carbon   string `json:"carbon"`
 	Energy   string `json:"energy"`
 	Network  string `json:"network"`
@@ -40,6 +41,9 @@ func (w *world) sources() Sources {
 	s := Sources{
 		Trace: w.trace.Source, Carbon: w.table.Source() + ", " + string(w.table.Kind()),
 		Energy: "kw of the trace, else watts of the mesh", Network: "not counted", Embodied: "not counted",
+	}
+	if s.Mesh = w.mesh.Source; s.Mesh == "" {
+		s.Mesh = "its file names no source of its figures"
 	}
 	idle, memory, made := false, false, false
 	for i := range w.regions {

@@ -123,3 +123,22 @@ func (s *scarcity) at(region int, now, wait time.Duration) *placement.Prices {
 	}
 	return out
 }
+
+// cost is what the prices count for a run by the option.
+func (s *scarcity) cost(o *option, run time.Duration, p *placement.Prices) float64 {
+	if p == nil {
+		return 0
+	}
+	hourly := 0.0
+	for _, a := range o.need {
+		switch n := float64(a.n); a.resource {
+		case resourceCPU:
+			hourly += n / perMilli * p.CPUHour
+		case resourceMemory:
+			hourly += n / mibPerGiB * p.MemoryGiBHour
+		default:
+			hourly += n * p.GPUHour[a.resource-resourceGPU].USD
+		}
+	}
+	return hourly * run.Hours()
+}

@@ -66,6 +66,21 @@ const (
 	Learned Durations = "learned"
 )
 
+// Choice says how isobar decides over region, start and variant.
+type Choice string
+
+// The choices.
+const (
+	// Joint weighs every combination at once.
+	Joint Choice = "joint"
+	// InSequence decides the region, of those with room now, then the start, then
+	// the variant: to see what the joint choice is worth. BookedSequence does the
+	// same, but takes any region with room in time, as what is booked there tells.
+	// Both take known durations and fresh digests.
+	InSequence     Choice = "sequence"
+	BookedSequence Choice = "sequence-booked"
+)
+
 const (
 	// DefaultCarbonPrice is USD a tonne: the social cost of carbon for emissions
 	// of 2020 at 2 % discount, in the report of the US EPA of November 2023.
@@ -101,6 +116,7 @@ type Options struct {
 	Objective Objective // empty: Balanced
 	Forecast  Forecast  // empty: Perfect
 	Durations Durations // empty: Known
+	Choice    Choice    // empty: Joint
 	// DigestAge is how old isobar's knowledge of other regions' free capacity
 	// is; 0 or more.
 	DigestAge time.Duration
@@ -141,9 +157,15 @@ func (o *Options) complete() error {
 	if o.Durations == "" {
 		o.Durations = Known
 	}
+	if o.Choice == "" {
+		o.Choice = Joint
+	}
 	if err := errors.Join(oneOf("objective", o.Objective, Objectives()), oneOf("forecast", o.Forecast, Forecasts()),
-		oneOf("durations", o.Durations, []Durations{Known, Learned})); err != nil {
+		oneOf("durations", o.Durations, []Durations{Known, Learned}), oneOf("choice", o.Choice, []Choice{Joint, InSequence, BookedSequence})); err != nil {
 		return err
+	}
+	if o.Choice != Joint && (o.Durations != Known || o.DigestAge != 0) {
+		return fmt.Errorf("simulate: choice %s: %w: takes known durations and fresh digests", o.Choice, ErrOption)
 	}
 	if o.DigestAge < 0 {
 		return fmt.Errorf("simulate: digest age %v: %w: must be 0 or more", o.DigestAge, ErrOption)

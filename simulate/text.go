@@ -39,7 +39,7 @@ func (r *Report) WriteText(w io.Writer) error {
 		fmt.Fprintln(t)
 	}
 	_ = t.Flush()
-	fmt.Fprintf(&b, "\ntrace: %s\ncarbon: %s\nenergy: %s\n", r.Sources.Trace, r.Sources.Carbon, r.Sources.Energy)
+	fmt.Fprintf(&b, "\ntrace: %s\nmesh: %s\ncarbon: %s\nenergy: %s\n", r.Sources.Trace, r.Sources.Mesh, r.Sources.Carbon, r.Sources.Energy)
 	if r.world.mesh.NetworkKWhPerGiB > 0 {
 		fmt.Fprintf(&b, "network: %s\n", r.Sources.Network)
 	}

@@ -69,12 +69,12 @@ type window struct {
 // a step or on the edge of what is free, so these are all that is tried. Of
 // equal costs the earliest start is taken. ok is false when there is no room.
 func (f *force) contiguous(w *window) (start time.Duration, cost float64, ok bool) {
-	try := func(s time.Duration) {
-		c := f.over(s, s+w.run) + w.second*(s-w.from).Seconds()
+	enter := func(s time.Duration, c float64) {
 		if !ok || below(c, cost) || (c <= cost+same*max(c, cost) && s < start) {
 			start, cost, ok = s, c, true
 		}
 	}
+	try := func(s time.Duration) { enter(s, f.over(s, s+w.run)+w.second*(s-w.from).Seconds()) }
 	low := f.gram * f.carbon.low * float64(w.run) / float64(hour)
 	search := func(first, last time.Duration) {
 		if first > last {
@@ -82,6 +82,11 @@ func (f *force) contiguous(w *window) (start time.Duration, cost float64, ok boo
 		}
 		try(first)
 		if f.flat() {
+			return
+		}
+		if f.oneCurve(first, last+w.run) {
+			f.grid(w, first, last, enter)
+			try(last)
 			return
 		}
 		step := f.step()
@@ -109,6 +114,37 @@ func (f *force) contiguous(w *window) (start time.Duration, cost float64, ok boo
 		search(max(s.from, w.from), min(s.to-w.run, last))
 	}
 	return start, cost, ok
+}
+
+// oneCurve reports whether the force is one price and carbon that does not
+// change over [from, to): so it is for short work in the search for prices.
+func (f *force) oneCurve(from, to time.Duration) bool {
+	return len(f.prices) == 1 && (f.gram == 0 || from/f.carbon.step == to/f.carbon.step)
+}
+
+// grid tries the starts after first and before last at which the start or the
+// end stands on a step of the one price, by its running sums.
+func (f *force) grid(w *window, first, last time.Duration, enter func(s time.Duration, c float64)) {
+	c, n := f.prices[0].curve, f.prices[0].n/float64(hour)
+	base, wide := 0.0, float64(c.step)
+	if f.gram != 0 {
+		base = f.gram * f.carbon.at(first) * w.run.Hours()
+	}
+	whole, rest := int(w.run/c.step), float64(w.run%c.step)
+	cost := func(s time.Duration, sum float64) { enter(s, base+n*sum+w.second*(s-w.from).Seconds()) }
+	i := int((first-c.origin)/c.step) + 1
+	for at := c.origin + time.Duration(i)*c.step; at < last; at += c.step {
+		cost(at, (c.sum(i+whole)-c.sum(i))*wide+c.row(i+whole)*rest)
+		i++
+	}
+	if rest == 0 {
+		return // the ends are where the starts are
+	}
+	i = int((first+w.run-c.origin)/c.step) + 1
+	for at := c.origin + time.Duration(i)*c.step - w.run; at < last; at += c.step {
+		cost(at, (c.sum(i)-c.sum(i-whole))*wide+c.row(i-whole-1)*rest)
+		i++
+	}
 }
 
 // chunk is time at one rate that a job may use.

@@ -275,8 +275,8 @@ func (w *world) options(out []option, place int, t *Task, v *meshfile.Variant, v
 	models := []string{""}
 	if o.gpu > 0 {
 		models = r.models
-		if t.GPUModel != "" {
-			models = []string{t.GPUModel}
+		if model := cmp.Or(v.GPUModel, t.GPUModel); model != "" {
+			models = []string{model}
 		}
 	}
 	for _, model := range models {

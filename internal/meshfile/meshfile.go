@@ -16,6 +16,7 @@ import (
 	"maps"
 	"math"
 	"slices"
+	"strings"
 
 	"github.com/isobar-mesh/isobar/internal/mesh"
 	"github.com/isobar-mesh/isobar/internal/strictyaml"
@@ -40,6 +41,8 @@ type Mesh struct {
 	// NetworkKWhPerGiB is the energy of a GiB sent from one region to another;
 	// 0 when the file names none.
 	NetworkKWhPerGiB float64
+	// Source says where the file's figures are from; empty when it does not.
+	Source string
 
 	rttMs  map[string]map[string]float64
 	egress map[string]map[string]float64
@@ -93,6 +96,8 @@ type Variant struct {
 	// CPU and GPU replace the trace's when not nil.
 	CPU *float64
 	GPU *int64
+	// GPUModel replaces the trace's when not empty.
+	GPUModel string
 	// The utilisations, 0 to 1, replace the trace's when not nil.
 	CPUUtilisation *float64
 	GPUUtilisation *float64
@@ -165,6 +170,7 @@ type (
 		Egress    map[string]map[string]float64 `yaml:"egress_usd_per_gib"`
 		Functions map[string]fileFunction       `yaml:"functions"`
 		Network   *float64                      `yaml:"network_kwh_per_gib"`
+		Source    string                        `yaml:"source"`
 	}
 	fileRegion struct {
 		Zone          string             `yaml:"zone"`
@@ -194,6 +200,7 @@ type (
 		KwX       *float64 `yaml:"kw_x"`
 		CPU       *float64 `yaml:"cpu"`
 		GPU       *int64   `yaml:"gpu"`
+		GPUModel  string   `yaml:"gpu_model"`
 
 		CPUUtilisation *float64 `yaml:"cpu_utilisation"`
 		GPUUtilisation *float64 `yaml:"gpu_utilisation"`
@@ -209,7 +216,10 @@ func Parse(name string, data []byte) (*Mesh, error) {
 		return nil, err
 	}
 	p := &parser{doc: doc}
-	m := &Mesh{rttMs: raw.RTTMs, egress: raw.Egress}
+	m := &Mesh{rttMs: raw.RTTMs, egress: raw.Egress, Source: raw.Source}
+	if strings.ContainsAny(raw.Source, "\r\n") {
+		p.failf("source", "must be one line")
+	}
 	if len(raw.Regions) == 0 {
 		p.failf("regions", "names no region")
 	}
@@ -317,7 +327,7 @@ func (p *parser) variant(at, name string, raw fileVariant) Variant {
 		Quality:   1,
 		DurationX: p.atLeast(at+".duration_x", raw.DurationX, 0, 1),
 		KwX:       p.atLeast(at+".kw_x", raw.KwX, 0, 1),
-		CPU:       raw.CPU, GPU: raw.GPU, CPUUtilisation: raw.CPUUtilisation, GPUUtilisation: raw.GPUUtilisation,
+		CPU:       raw.CPU, GPU: raw.GPU, GPUModel: raw.GPUModel, CPUUtilisation: raw.CPUUtilisation, GPUUtilisation: raw.GPUUtilisation,
 	}
 	if raw.Quality != nil {
 		v.Quality = *raw.Quality

@@ -129,6 +129,7 @@ func TestParseRefuses(t *testing.T) {
 		{"negative network", "regions:\n  a: {zone: Z}\nnetwork_kwh_per_gib: -1\n", "mesh.yaml:3: network_kwh_per_gib: must be 0 or more"},
 		{"utilisation", "regions:\n  a: {zone: Z}\nfunctions: {f: {variants: {v: {cpu_utilisation: 1.5}}}}\n", "variants.v.cpu_utilisation: must be from 0 to 1"},
 		{"negative utilisation", "regions:\n  a: {zone: Z}\nfunctions: {f: {variants: {v: {gpu_utilisation: -1}}}}\n", "variants.v.gpu_utilisation: must be 0 or more"},
+		{"two lines of source", "source: \"a\\nb\"\nregions:\n  a: {zone: Z}\n", "source: must be one line"},
 		{"negative gpu", "regions:\n  a: {zone: Z}\nfunctions: {f: {variants: {v: {gpu: -1}}}}\n", "gpu: must be 0 or more"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -207,7 +208,7 @@ func TestPrintedMeshReadsTheSame(t *testing.T) {
 	same(t, []byte(meshfile.DefaultYAML()))
 	same(t, []byte(energetic))
 	m := parse(t, energetic)
-	if m.NetworkKWhPerGiB != 0.001 || m.Regions[0].IdleWattsPerGPU["H100"] != 70 || *m.Functions[0].Variants[0].CPUUtilisation != 0.5 {
+	if m.Source != "measured: by us" || m.Functions[0].Variants[0].GPUModel != "H100" || m.NetworkKWhPerGiB != 0.001 || m.Regions[0].IdleWattsPerGPU["H100"] != 70 || *m.Functions[0].Variants[0].CPUUtilisation != 0.5 {
 		t.Errorf("%+v", m)
 	}
 	printed, err := m.YAML()
@@ -220,11 +221,12 @@ func TestPrintedMeshReadsTheSame(t *testing.T) {
 }
 
 // energetic has every field of the energy model.
-const energetic = `regions:
+const energetic = `source: "measured: by us"
+regions:
   a: {zone: Z, watts_per_cpu: 3.5, idle_watts_per_cpu: 0.74, watts_per_gpu: {H100: 700}, idle_watts_per_gpu: {H100: 70}, watts_per_gib: 0.4,
       embodied_g_per_cpu_hour: 0.5, embodied_g_per_gpu_hour: {H100: 4.28}}
 network_kwh_per_gib: 0.001
-functions: {f: {variants: {v: {cpu_utilisation: 0.5, gpu_utilisation: 0}}}}
+functions: {f: {variants: {v: {gpu: 2, gpu_model: H100, cpu_utilisation: 0.5, gpu_utilisation: 0}}}}
 `
 
 func FuzzParse(f *testing.F) {

@@ -16,7 +16,11 @@ func (m *Mesh) YAML() ([]byte, error) {
 	for _, r := range m.Regions {
 		regions = append(regions, yaml.MapItem{Key: r.Name, Value: r.items()})
 	}
-	doc := yaml.MapSlice{{Key: "regions", Value: regions}}
+	var doc yaml.MapSlice
+	if m.Source != "" {
+		doc = append(doc, yaml.MapItem{Key: "source", Value: m.Source})
+	}
+	doc = append(doc, yaml.MapItem{Key: "regions", Value: regions})
 	doc = appendTable(doc, "rtt_ms", m.rttMs)
 	doc = appendTable(doc, "egress_usd_per_gib", m.egress)
 	doc = appendAmount(doc, "network_kwh_per_gib", m.NetworkKWhPerGiB)
@@ -71,6 +75,9 @@ func (f Function) items() yaml.MapSlice {
 		}
 		if v.GPU != nil {
 			items = append(items, yaml.MapItem{Key: "gpu", Value: *v.GPU})
+		}
+		if v.GPUModel != "" {
+			items = append(items, yaml.MapItem{Key: "gpu_model", Value: v.GPUModel})
 		}
 		for _, share := range [...]struct {
 			key   string

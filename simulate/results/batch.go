@@ -23,7 +23,7 @@ type kept struct {
 	perfect, persistence, mean7, model float64
 }
 
-// shown is the setting that is told by zone, with persistence too.
+// shown is the setting that is told by zone.
 func shown() setting { return setting{1, 24, false} }
 
 // worth is the least saving of the oracle for which a share means something.
@@ -57,8 +57,8 @@ oracle's saving against starting at once is kept. "Own" is the forecast `+"`mode
 more. Carbon: Electricity Maps 2022 (ODbL, via UMass decarbonization-potential). Remade by
 `+"`go run ./simulate/results -only forecast`"+`.
 
-| work | slack | pieces | zones | oracle saves (median) | perfect (lowest) | 7-day mean (median) | own (median) | own − mean, lowest | below by > 0.02 |
-|---|---|---|---|---|---|---|---|---|---|
+| work | slack | pieces | zones | oracle saves (median) | perfect (lowest) | persistence (median) | 7-day mean (median) | own (median) | own − mean, lowest | below by > 0.02 |
+|---|---|---|---|---|---|---|---|---|---|---|
 `, s.every)
 	for _, at := range settings {
 		s.row(&b, at, all[at])
@@ -89,25 +89,26 @@ hours lay from what came: the mean error as a share of the zone's mean, over all
 }
 
 func (s *sources) row(b *strings.Builder, at setting, zones map[string]kept) {
-	var savings, mean7, model []float64
+	var savings, persistence, mean7, model []float64
 	perfect, least, below := math.Inf(1), math.Inf(1), 0
 	for _, zone := range s.table.Zones() {
 		k := zones[zone]
 		if k.saving < worth {
 			continue
 		}
-		savings, mean7, model = append(savings, k.saving), append(mean7, k.mean7), append(model, k.model)
+		savings, persistence = append(savings, k.saving), append(persistence, k.persistence)
+		mean7, model = append(mean7, k.mean7), append(model, k.model)
 		perfect, least = min(perfect, k.perfect), min(least, k.model-k.mean7)
 		if k.model < k.mean7-0.02 {
 			below++
 		}
 	}
 	if len(savings) == 0 {
-		fmt.Fprintf(b, "| %d h | %d h | %t | 0 | | | | | | |\n", at.hours, at.slack, at.interruptible)
+		fmt.Fprintf(b, "| %d h | %d h | %t | 0 | | | | | | | |\n", at.hours, at.slack, at.interruptible)
 		return
 	}
-	fmt.Fprintf(b, "| %d h | %d h | %t | %d | %.1f %% | %.4f | %.3f | %.3f | %+.3f | %d |\n", at.hours, at.slack, at.interruptible, len(savings),
-		100*median(savings), perfect, median(mean7), median(model), least, below)
+	fmt.Fprintf(b, "| %d h | %d h | %t | %d | %.1f %% | %.4f | %.3f | %.3f | %.3f | %+.3f | %d |\n", at.hours, at.slack, at.interruptible, len(savings),
+		100*median(savings), perfect, median(persistence), median(mean7), median(model), least, below)
 }
 
 // keeps plays one zone in one setting.
@@ -122,18 +123,20 @@ func (s *sources) keeps(zone string, at setting) (kept, error) {
 	}
 	var shares [4]float64
 	var out kept
+	var home, best float64
 	for i, f := range [...]simulate.Forecast{simulate.Perfect, simulate.Yesterday, simulate.Mean7, simulate.Model} {
-		if f == simulate.Yesterday && at != shown() {
-			continue
+		policies := []simulate.Policy{simulate.Isobar}
+		if i == 0 { // the others do not look at a forecast
+			policies = append(policies, simulate.Home, simulate.Oracle)
 		}
-		got, err := s.play(mesh, trace.String(), simulate.Options{
-			Objective: simulate.Carbon, Forecast: f, Policies: []simulate.Policy{simulate.Home, simulate.Isobar, simulate.Oracle},
-		})
+		got, err := s.play(mesh, trace.String(), simulate.Options{Objective: simulate.Carbon, Forecast: f, Policies: policies})
 		if err != nil {
 			return out, fmt.Errorf("zone %s: %w", zone, err)
 		}
-		home, best := got[simulate.Home].GCO2eq, *got[simulate.Oracle].LowerBound
-		out.saving = (home - best) / home
+		if i == 0 {
+			home, best = got[simulate.Home].GCO2eq, *got[simulate.Oracle].LowerBound
+			out.saving = (home - best) / home
+		}
 		shares[i] = (home - got[simulate.Isobar].GCO2eq) / (home - best)
 	}
 	out.perfect, out.persistence, out.mean7, out.model = shares[0], shares[1], shares[2], shares[3]

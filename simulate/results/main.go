@@ -35,7 +35,7 @@ func run(args []string, log io.Writer) error {
 	out := flags.String("out", "docs/results", "directory of the tables")
 	starts := flags.Int("starts", 24, "starts over the year, for the table of requests")
 	every := flags.Int("every", 1, "hours between arrivals, for the table of batch work")
-	only := flags.String("only", "", "remake one table: requests, forecast or stale")
+	only := flags.String("only", "", "remake one table: requests, forecast, stale or joint")
 	cache := flags.String("cache", "", "file that keeps what was played for the table of requests; a later run goes on from there")
 	budget := flags.Duration("for", 0, "stop the table of requests after so long, for a later run with -cache; 0 is never")
 	if err := flags.Parse(args); err != nil {
@@ -55,7 +55,7 @@ func run(args []string, log io.Writer) error {
 	for _, t := range [...]struct {
 		name string
 		make func() (string, error)
-	}{{"requests", s.requests}, {"forecast", s.batch}, {"stale", s.stale}} {
+	}{{"requests", s.requests}, {"forecast", s.batch}, {"stale", s.stale}, {"joint", s.joint}} {
 		if *only != "" && *only != t.name {
 			continue
 		}
@@ -78,6 +78,7 @@ type sources struct {
 	starts int
 	every  int
 	cache  string
+	played []played
 	until  time.Time // when the table of requests stops; zero is never
 }
 

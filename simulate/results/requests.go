@@ -80,6 +80,12 @@ func (g *geography) mesh(slots map[string]int) string {
 		fmt.Fprintf(&b, "  %s: {zone: %s, gpus: {H100: %d}, usd_per_gpu_hour: {H100: 6.98}, watts_per_cpu: 0, watts_per_gpu: {H100: %d}, pue: 1.1}\n",
 			p.Region, g.zones[p.Region], simulate.RequestGPUs*slots[p.Region], watts)
 	}
+	return b.String() + g.distances()
+}
+
+// distances are the round trips of the mesh.
+func (g *geography) distances() string {
+	var b strings.Builder
 	b.WriteString("rtt_ms:\n")
 	for _, from := range places() {
 		var row []string
@@ -92,6 +98,10 @@ func (g *geography) mesh(slots map[string]int) string {
 	}
 	return b.String()
 }
+
+// limits of the round trip, ms, and shares of idle capacity, per cent.
+func limits() []int     { return []int{20, 50, 100, 150, 200} }
+func idleShares() []int { return []int{20, 50, 90} }
 
 // sums over the starts.
 type sums struct {
@@ -112,6 +122,20 @@ func (s *sources) requests() (string, error) {
 		return "", err
 	}
 	cut := whole.Window(0, window)
+	if err := s.recall(); err != nil {
+		return "", err
+	}
+	// A start is played in all settings before the next one is.
+	for k := range s.starts {
+		for _, limit := range limits() {
+			for _, idle := range idleShares() {
+				if _, err := s.start(&g, cut, limit, idle, k); err != nil {
+					return "", err
+				}
+			}
+		}
+		fmt.Fprintf(s.log, "results: start %d of %d\n", k+1, s.starts)
+	}
 	var b strings.Builder
 	fmt.Fprintf(&b, `# Requests over regions
 
@@ -126,8 +150,8 @@ Remade by `+"`go run ./simulate/results -only requests`"+`.
 | limit | idle | home gCO2eq | cheapest | greenest | isobar | oracle | bound | kept | lowest start | kept by the oracle | misses: home | isobar | oracle |
 |---|---|---|---|---|---|---|---|---|---|---|---|---|---|
 `, window, len(cut.Arrivals), s.starts, len(places()), simulate.Llama70B(), simulate.RequestGPUs, watts, patience, loadtest.SpreadRule)
-	for _, limit := range [...]int{20, 50, 100, 150, 200} {
-		for _, idle := range [...]int{20, 50, 90} {
+	for _, limit := range limits() {
+		for _, idle := range idleShares() {
 			t, err := s.sums(&g, cut, limit, idle)
 			if err != nil {
 				return "", err
@@ -137,7 +161,6 @@ Remade by `+"`go run ./simulate/results -only requests`"+`.
 				t.grams[simulate.Cheapest], t.grams[simulate.Greenest], isobar, oracle, t.bound,
 				100*(home-isobar)/(home-t.bound), 100*t.minimum, 100*(home-oracle)/(home-t.bound),
 				t.misses[simulate.Home], t.misses[simulate.Isobar], t.misses[simulate.Oracle])
-			fmt.Fprintf(s.log, "results: %d ms, %d %% idle\n", limit, idle)
 		}
 	}
 	return b.String(), nil
@@ -145,10 +168,11 @@ Remade by `+"`go run ./simulate/results -only requests`"+`.
 
 // played is what the table needs of one start, in one limit and idle share.
 type played struct {
-	Limit, Idle, Start int
-	Grams              map[simulate.Policy]float64
-	Misses             map[simulate.Policy]int
-	Bound              float64
+	Limit, Idle int
+	Start       time.Time
+	Grams       map[simulate.Policy]float64
+	Misses      map[simulate.Policy]int
+	Bound       float64
 }
 
 // sums adds up every start for one limit and idle share.
@@ -172,22 +196,24 @@ func (s *sources) sums(g *geography, cut loadtest.Trace, limit, idle int) (sums,
 	return t, nil
 }
 
+// at is the start of that number, of so many: over the year, and over the hours
+// of the day. Half as many starts are every second one.
+func (s *sources) at(k, of int) time.Time {
+	return s.table.Start().Add(time.Duration(k*8760/of)*time.Hour + time.Duration(k*24/of)*time.Hour)
+}
+
 var errUnfinished = errors.New("time is over: run again with the same -cache")
 
 // start plays one start, or finds it in the cache.
 func (s *sources) start(g *geography, cut loadtest.Trace, limit, idle, k int) (played, error) {
-	out := played{Limit: limit, Idle: idle, Start: k, Grams: map[simulate.Policy]float64{}, Misses: map[simulate.Policy]int{}}
-	known, err := s.cached(out)
-	if err != nil {
-		return out, err
-	}
-	if known != nil {
+	at := s.at(k, s.starts)
+	out := played{Limit: limit, Idle: idle, Start: at, Grams: map[simulate.Policy]float64{}, Misses: map[simulate.Policy]int{}}
+	if known := s.cached(out); known != nil {
 		return *known, nil
 	}
 	if !s.until.IsZero() && time.Now().After(s.until) {
 		return out, errUnfinished
 	}
-	at := s.table.Start().Add(time.Duration(k*8760/s.starts)*time.Hour + time.Duration(k%24)*time.Hour)
 	trace, slots := spread(cut, at, limit, idle)
 	got, err := s.play(g.mesh(slots), trace, simulate.Options{Objective: simulate.Carbon, Start: at})
 	if err != nil {
@@ -201,27 +227,36 @@ func (s *sources) start(g *geography, cut loadtest.Trace, limit, idle, k int) (p
 }
 
 // cached finds what was played before, or nil.
-func (s *sources) cached(want played) (*played, error) {
+func (s *sources) cached(want played) *played {
+	for i := range s.played {
+		if p := &s.played[i]; p.Limit == want.Limit && p.Idle == want.Idle && p.Start.Equal(want.Start) {
+			return p
+		}
+	}
+	return nil
+}
+
+// recall reads what an earlier run has kept.
+func (s *sources) recall() error {
 	if s.cache == "" {
-		return nil, nil //nolint:nilnil // nothing is kept, so nothing is found
+		return nil
 	}
 	data, err := os.ReadFile(s.cache)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
+		return err
 	}
 	for line := range bytes.Lines(data) {
 		var p played
 		if err := json.Unmarshal(line, &p); err != nil {
-			return nil, fmt.Errorf("cache %s: %w", s.cache, err)
+			return fmt.Errorf("cache %s: %w", s.cache, err)
 		}
-		if p.Limit == want.Limit && p.Idle == want.Idle && p.Start == want.Start {
-			return &p, nil
-		}
+		s.played = append(s.played, p)
 	}
-	return nil, nil //nolint:nilnil // not played yet
+	return nil
 }
 
 func (s *sources) keep(p played) error {
+	s.played = append(s.played, p)
 	if s.cache == "" {
 		return nil
 	}
