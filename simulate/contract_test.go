@@ -139,6 +139,13 @@ functions: {f: {variants: {slow: {gpu_model: SLOW, duration_x: 2}, fast: {gpu_mo
 			want:  []figure{{"isobar", grams, 350}, {"isobar", misses, 0}, {"oracle", grams, 350}},
 		},
 		{
+			name: "decided one by one, what is planned stays", zones: flat,
+			mesh:  "regions:\n  a: {zone: A, cpu: 1, watts_per_cpu: 1000}\n  b: {zone: B, cpu: 1, watts_per_cpu: 1000}\nrtt_ms: {a: {b: 50}}\n",
+			trace: head + "max_delay_s\n0,3600,a,0\n600,7200,a,10800\n1200,1800,a,3600\n",
+			opts:  simulate.Options{Objective: simulate.Carbon, OneByOne: true}, // the third goes to b
+			want:  []figure{{"isobar", grams, 450}, {"isobar", misses, 0}},
+		},
+		{
 			name: "watts where kw is absent, cores and accelerators", zones: flat,
 			mesh:  "regions: {a: {zone: A, gpus: {H100: 4}, watts_per_cpu: 10, watts_per_gpu: {H100: 700}, usd_per_cpu_hour: 0.04, usd_per_gpu_hour: {H100: 7}}}\n",
 			trace: "arrival_s,duration_s,cpu,gpu,gpu_model\n0,3600,8,2,H100\n",

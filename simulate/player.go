@@ -92,7 +92,7 @@ func newPlayer(w *world, opts *Options) *player {
 		states: make([]playing, len(w.jobs)), books: w.newCalendars(), taken: w.newUsage(),
 		out: make([]placing, len(w.jobs)), review: opts.Forecast != Perfect,
 	}
-	if w.limits {
+	if w.limits && !opts.OneByOne {
 		p.dear = &scarcity{w: w, know: &p.know}
 	}
 	if opts.DigestAge > 0 && w.limits {
@@ -153,12 +153,13 @@ func (p *player) arrive(i int) {
 		p.dear.note(i)
 	}
 	p.decide(i)
-	if s := &p.states[i]; s.plan[0].from > p.w.jobs[i].latest() && p.w.limits {
+	if !p.w.limits || p.opts.OneByOne {
+		return
+	}
+	if s := &p.states[i]; s.plan[0].from > p.w.jobs[i].latest() {
 		p.displace(i)
 	}
-	if p.w.limits {
-		p.settle(i)
-	}
+	p.settle(i)
 }
 
 // decide asks for a plan, enters it and has it begin.

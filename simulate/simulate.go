@@ -117,6 +117,9 @@ type Options struct {
 	Forecast  Forecast  // empty: Perfect
 	Durations Durations // empty: Known
 	Choice    Choice    // empty: Joint
+	// OneByOne lets isobar decide each task by itself, as the cells of a mesh do:
+	// without shadow prices, and what is planned is not moved for a newcomer.
+	OneByOne bool
 	// DigestAge is how old isobar's knowledge of other regions' free capacity
 	// is; 0 or more.
 	DigestAge time.Duration

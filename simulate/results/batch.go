@@ -54,7 +54,7 @@ func (s *sources) batch() (string, error) {
 
 Batch work of 1, 6 and 24 hours, an arrival every %d h over 2022 after the first week, in every zone by itself: how much of the
 oracle's saving against starting at once is kept. "Own" is the forecast `+"`model`"+`. Zones count where the oracle saves 2 %% or
-more. Carbon: Electricity Maps 2022 (ODbL, via UMass decarbonization-potential). Remade by
+more. Work draws 1 kW at the meter; the shares do not depend on it. Carbon: Electricity Maps 2022 (ODbL, via UMass decarbonization-potential). Remade by
 `+"`go run ./simulate/results -only forecast`"+`.
 
 | work | slack | pieces | zones | oracle saves (median) | perfect (lowest) | persistence (median) | 7-day mean (median) | own (median) | own − mean, lowest | below by > 0.02 |

@@ -141,7 +141,8 @@ func (s *sources) requests() (string, error) {
 
 The first %v of the Azure LLM inference trace 2023, conversation (CC-BY 4.0, Patel et al., Splitwise, ISCA 2024): %d requests, %d starts over
 2022, %d Google Cloud regions. A request takes %v on %d H100 at %d W each (Llama 2 70B, measured for Splitwise:
-Mutinifni/splitwise-sim, perf_model.csv, batch 1, tensor parallel 2; whole requests within 2.5 %% of it), PUE 1.1, and may wait %d s. %s.
+Mutinifni/splitwise-sim, perf_model.csv, batch 1, tensor parallel 2; whole requests within 2.5 %% of it; the board's limit by NVIDIA's product table), PUE 1.1 (Google Cloud's by
+Cloud Carbon Footprint; network and embodied carbon are not counted), and may wait %d s. %s.
 Idle capacity: what the mean load of a region's own requests leaves of its accelerators. Objective carbon. Carbon: Electricity Maps 2022 (ODbL);
 round trips: decarbonization-potential (Apache-2.0). "Kept" is the saving against home, of what the oracle's lower bound saves: by isobar, by isobar
 in the worst start, and by the best schedule that was found knowing all. The bound is that of schedules with no more misses than that one.
