@@ -8,7 +8,7 @@
 // come, a Feed does not peek at them.
 //
 //	table, err := carbon.ReadFile("carbon.csv.gz", carbon.Average)
-//	feed, err := carbon.NewPersistence(table, carbon.Clock{}, time.Now())
+//	feed, err := carbon.NewLearner(table, carbon.Clock{}, time.Now())
 //	now, err := feed.At("SE-SE1", time.Now())
 //	day, err := feed.Ahead("SE-SE1", time.Now(), 24)
 //
@@ -58,6 +58,9 @@ type Reading struct {
 	Kind      Kind
 	// Source says where the value is from, and by which forecast if by one.
 	Source string
+	// Forecast is the name of the forecast: ByPersistence or ByModel; "" for an
+	// hour that has come.
+	Forecast string
 	// Extrapolated: the source has no value for the hour that was asked, and
 	// the nearest it has stands in.
 	Extrapolated bool

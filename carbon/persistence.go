@@ -82,7 +82,7 @@ func (p *Persistence) Ahead(zone string, wall time.Time, hours int) ([]Reading, 
 		} else {
 			r.Extrapolated = true
 		}
-		r.Hour, r.Source = hour, p.foretold
+		r.Hour, r.Source, r.Forecast = hour, p.foretold, ByPersistence
 		out = append(out, r)
 	}
 	return out, nil

@@ -281,6 +281,23 @@ func inputs(m *devMesh) []refused {
 			code: "invalid_argument", reason: "bad_request", message: "a round trip is 0 s or more", hint: "0.05s, say; leave it out for any distance", field: "tasks[0].maxRtt",
 		},
 		{
+			name: "an input without a size", call: "TaskService/Submit", body: `{"tasks": [{"function": "echo", "inputs": [{"name": "weights", "places": ["us-east"]}]}]}`,
+			code: "invalid_argument", reason: "bad_request", message: "a size of 0 bytes is not 1 byte to 1 PiB", hint: "leave out what takes no room", field: "tasks[0].inputs[0].bytes",
+		},
+		{
+			name: "an input without a place", call: "TaskService/Submit", body: `{"tasks": [{"function": "echo", "inputs": [{"name": "weights", "bytes": "1"}]}]}`,
+			code: "invalid_argument", reason: "bad_request", message: "an input lies in 1 to 64 regions, not in 0", hint: "name those it can be read from", field: "tasks[0].inputs[0].places",
+		},
+		{
+			name: "an input in no region", call: "TaskService/Submit", body: `{"tasks": [{"function": "echo", "inputs": [{"name": "weights", "bytes": "1", "places": ["mars"]}]}]}`,
+			code: "invalid_argument", reason: "unknown_region", message: "no region mars is known", hint: "isobar mesh lists the regions; a place is one of them, or one of the server's rtt_ms", field: "tasks[0].inputs[0].places[0]",
+		},
+		{
+			name: "two inputs of one name", call: "TaskService/Submit",
+			body: `{"tasks": [{"function": "echo", "inputs": [{"name": "w", "bytes": "1", "places": ["us-east"]}, {"name": "w", "bytes": "1", "places": ["us-east"]}]}]}`,
+			code: "invalid_argument", reason: "bad_request", message: "there are two inputs w", hint: "name all places of an input in its places", field: "tasks[0].inputs[1].name",
+		},
+		{
 			name: "deadline in the past", call: "TaskService/Submit", body: `{"tasks": [{"function": "echo", "deadline": "2020-01-01T00:00:00Z"}]}`,
 			code: "invalid_argument", reason: "deadline_past", message: "the deadline 2020-01-01T00:00:00Z has passed", hint: "leave it out, or set a later one", field: "tasks[0].deadline",
 		},

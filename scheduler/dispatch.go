@@ -192,6 +192,9 @@ func (l *leader) placementTask(rec *meshv1.TaskRecord, fn *isobarv1.Function) pl
 		Residency: mesh.Residency{Allowed: rec.Allowed, Denied: rec.Denied}, MinQuality: rec.MinQuality,
 		Avoid: l.avoid[rec.Id],
 	}
+	for _, in := range rec.Inputs {
+		t.Inputs = append(t.Inputs, placement.Input{Name: in.Name, Bytes: in.Bytes, Places: in.Places})
+	}
 	t.MaxRTT = time.Duration(rec.MaxRttUs) * time.Microsecond
 	if rec.DeadlineMs != 0 {
 		t.Deadline = time.UnixMilli(rec.DeadlineMs)

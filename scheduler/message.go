@@ -55,7 +55,7 @@ func CandidateMessage(c *placement.Candidate) *isobarv1.Candidate {
 		Quality: c.Quality, Wait: durationpb.New(c.Wait), Cold: durationpb.New(c.Cold), Run: durationpb.New(c.Run), Rtt: durationpb.New(c.RTT),
 		Warm: c.Warm, Free: c.Free, DigestVersion: c.DigestVersion, DigestAge: durationpb.New(c.DigestAge),
 		NetworkKwh: c.NetworkKWh, NetworkGco2Eq: c.NetworkGCO2eq, EmbodiedGco2Eq: c.EmbodiedGCO2eq,
-		Put: durationpb.New(c.Put),
+		Put: durationpb.New(c.Put), Data: c.Terms.Data, Scarcity: c.Terms.Scarcity, Fetch: durationpb.New(c.Fetch), Forecast: c.Forecast,
 	}
 }
 
@@ -63,7 +63,7 @@ func startMessage(s *placement.Start) *isobarv1.Start {
 	return &isobarv1.Start{
 		At: timestamppb.New(s.At), Put: durationpb.New(s.Put), Score: s.Score, Compute: s.Terms.Compute, Egress: s.Terms.Egress,
 		Carbon: s.Terms.Carbon, Latency: s.Terms.Latency, ColdStart: s.Terms.Cold, QualityLost: s.Terms.Quality,
-		Gco2Eq: s.GCO2eq, Intensity: s.Intensity,
+		Gco2Eq: s.GCO2eq, Intensity: s.Intensity, Data: s.Terms.Data, Scarcity: s.Terms.Scarcity,
 	}
 }
 
@@ -101,7 +101,7 @@ func TaskMessage(rec *meshv1.TaskRecord) *isobarv1.Task {
 		Submitted: timestampMs(rec.SubmittedMs), Deadline: timestampMs(rec.DeadlineMs), NotBefore: timestampMs(rec.NotBeforeMs),
 		Next: timestampMs(rec.NextMs), Ended: timestampMs(rec.EndedMs), MinQuality: rec.MinQuality, Attempt: rec.Attempt,
 		Reason: rec.Reason, PayloadBytes: rec.PayloadBytes, PayloadSha256: rec.PayloadSha256, ResultSha256: rec.ResultSha256,
-		Traceparent: rec.Traceparent, StartBy: timestampMs(fsm.StartBy(rec)), Plan: planMessage(rec),
+		Traceparent: rec.Traceparent, StartBy: timestampMs(fsm.StartBy(rec)), Plan: planMessage(rec), Inputs: rec.Inputs,
 		Retry: &isobarv1.RetryPolicy{
 			MaxAttempts: rec.MaxAttempts, Backoff: durationpb.New(time.Duration(rec.BackoffMs) * time.Millisecond),
 			MaxBackoff: durationpb.New(time.Duration(rec.MaxBackoffMs) * time.Millisecond),

@@ -67,6 +67,9 @@ type Options struct {
 	Policy placement.Policy
 	// Links tells price and distance from this region to another.
 	Links func(region string) Link
+	// Routes tells the same between two other regions, for inputs of tasks; nil
+	// knows none.
+	Routes placement.Routes
 	// Tracer follows leases; nil follows nothing.
 	Tracer Tracer
 	Logger *slog.Logger
@@ -100,6 +103,7 @@ type Options struct {
 
 // Link is what lies between this region and another.
 type Link struct {
+	Known           bool          // the region is configured
 	RTT             time.Duration // used until Neighbours have measured it
 	EgressUSDPerGiB float64
 	// NetworkKWhPerGiB is the energy of a GiB, either way.

@@ -142,6 +142,10 @@ func (l *leader) record(sub Submission) (*meshv1.TaskRecord, *isobarv1.Function,
 	if err := l.brokerWithin(res); err != nil {
 		return nil, nil, err
 	}
+	inputs, err := l.inputs(spec)
+	if err != nil {
+		return nil, nil, err
+	}
 	sum := sha256.Sum256(sub.Payload)
 	rec := &meshv1.TaskRecord{
 		Id:     string(mesh.NewTaskID(newULID(), l.Cell.ID, l.incarnation)),
@@ -149,7 +153,7 @@ func (l *leader) record(sub Submission) (*meshv1.TaskRecord, *isobarv1.Function,
 		PayloadBytes: uint64(len(sub.Payload)), PayloadSha256: sum[:], IdempotencyKey: spec.IdempotencyKey, RequestId: spec.RequestId,
 		CorrelationId: spec.CorrelationId, LifetimeMs: wall.Add(l.Lifetime).UnixMilli(), RetentionMs: l.Retention.Milliseconds(),
 		TimeoutMs: fn.Spec.Timeout.AsDuration().Milliseconds(), Allowed: res.Allowed, Denied: res.Denied,
-		MinQuality: spec.MinQuality, Traceparent: sub.Traceparent,
+		MinQuality: spec.MinQuality, Traceparent: sub.Traceparent, Inputs: inputs,
 	}
 	if dl := spec.GetDeadline(); dl != nil {
 		rec.DeadlineMs = dl.AsTime().UnixMilli()
@@ -176,6 +180,35 @@ func (l *leader) record(sub Submission) (*meshv1.TaskRecord, *isobarv1.Function,
 	}
 	rec.IdempotencyHash = sameness(rec, spec)
 	return rec, fn, nil
+}
+
+// inputs takes over where the task's data lies, in the order of names. A place
+// that this cell knows nothing of is refused: its distance would have to be made
+// up.
+func (l *leader) inputs(spec *isobarv1.TaskSpec) ([]*isobarv1.Input, error) {
+	if len(spec.Inputs) == 0 {
+		return nil, nil
+	}
+	known := map[string]bool{l.Cell.Region: true}
+	for _, n := range l.Neighbours.All() {
+		known[n.Region] = true
+	}
+	out := make([]*isobarv1.Input, len(spec.Inputs))
+	for i, in := range spec.Inputs {
+		for k, region := range in.Places {
+			if !known[region] && !l.Links(region).Known {
+				return nil, &Refusal{
+					Reason: UnknownRegion, Field: fmt.Sprintf("inputs[%d].places[%d]", i, k), Message: "no region " + region + " is known",
+					Hint: "isobar mesh lists the regions; a place is one of them, or one of the server's rtt_ms",
+				}
+			}
+		}
+		places := slices.Clone(in.Places)
+		slices.Sort(places)
+		out[i] = &isobarv1.Input{Name: in.Name, Bytes: in.Bytes, Places: slices.Compact(places)}
+	}
+	slices.SortFunc(out, func(a, b *isobarv1.Input) int { return strings.Compare(a.Name, b.Name) })
+	return out, nil
 }
 
 // applyWindow takes over how long the start may be put off, and how far away.
@@ -242,7 +275,7 @@ func sameness(rec *meshv1.TaskRecord, spec *isobarv1.TaskSpec) []byte {
 	scheduling := &isobarv1.TaskSpec{
 		ContentType: rec.ContentType, Lane: mesh.Lane(rec.Lane).String(), Deadline: spec.Deadline, NotBefore: spec.NotBefore,
 		Residency: spec.Residency, MinQuality: spec.MinQuality, Retry: spec.Retry,
-		MaxDelay: spec.MaxDelay, MaxRtt: spec.MaxRtt,
+		MaxDelay: spec.MaxDelay, MaxRtt: spec.MaxRtt, Inputs: rec.Inputs,
 	}
 	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(scheduling)
 	if err == nil {

@@ -37,7 +37,7 @@ func newView(s *Scheduler) *view {
 	}
 }
 
-func (v *view) placement() placement.View { return placement.View{Cells: v.cells} }
+func (v *view) placement() placement.View { return placement.View{Cells: v.cells, Routes: v.s.Routes} }
 
 // maxViewAge is how long a view is used before ages and health are read again.
 const maxViewAge = 200 * time.Millisecond
@@ -162,7 +162,7 @@ func (v *view) cell(n Neighbour, e gossip.Entry, now time.Time) placement.Cell {
 			Zone: d.Zone, WattsPerCPU: thousandths(d.MilliwattsPerCpu), PUE: float64(d.PueMilli) / 1000,
 			IdleWattsPerCPU: thousandths(d.IdleMilliwattsPerCpu), WattsPerGiB: thousandths(d.MilliwattsPerGib),
 			EmbodiedPerCPUHour: thousandths(d.EmbodiedMgPerCpuHour),
-			Known:              d.CarbonKind != 0 && len(d.Carbon) > 0, Kind: carbonKind(d.CarbonKind),
+			Known:              d.CarbonKind != 0 && len(d.Carbon) > 0, Kind: carbonKind(d.CarbonKind), Forecast: ForecastOf(d),
 		},
 	}
 	if !n.Reachable {
@@ -329,6 +329,7 @@ func (l *leader) digestLocked(_ time.Time) *meshv1.Digest {
 	l.view.seq++
 	e := l.Carbon()
 	d := &meshv1.Digest{
+		CarbonForecast: uint32(max(slices.Index(forecasts(), e.Forecast), 0)),
 		Cell: string(l.Cell.ID), Region: l.Cell.Region, Incarnation: l.incarnation, Term: l.term, Sequence: l.view.seq,
 		CpuHour: toMicro(l.Prices.CPUHour), MemoryGibHour: toMicro(l.Prices.MemoryGiBHour),
 		Zone: e.Zone, CarbonKind: carbonNumber(e), MilliwattsPerCpu: toThousandths(e.WattsPerCPU), PueMilli: uint32(e.PUE*1000 + 0.5),
@@ -432,6 +433,19 @@ func toThousandths(x float64) uint64 { return uint64(x*1000 + 0.5) }
 func micro(n uint64) float64 { return float64(n) / 1e6 }
 
 func toMicro(usd float64) uint64 { return uint64(usd*1e6 + 0.5) }
+
+// forecasts are the names of forecasts by their number in a digest.
+func forecasts() []string { return []string{"", "persistence", "model"} }
+
+// ForecastOf names what foretold a digest's hours of carbon; "" when it does not
+// say, or says what this version does not know.
+func ForecastOf(d *meshv1.Digest) string {
+	names := forecasts()
+	if n := int(d.GetCarbonForecast()); n < len(names) {
+		return names[n]
+	}
+	return ""
+}
 
 func carbonNumber(e placement.Energy) uint32 {
 	switch {

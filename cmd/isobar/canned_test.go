@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"strings"
 	"time"
@@ -82,6 +83,9 @@ func (cannedTasks) Submit(_ context.Context, req *isobarv1.SubmitRequest) (*isob
 		if t.GetMaxDelay() != nil || t.GetMaxRtt() != nil {
 			result.Why += "|" + t.GetMaxDelay().AsDuration().String() + "|" + t.GetMaxRtt().AsDuration().String()
 		}
+		for _, in := range t.GetInputs() {
+			result.Why += fmt.Sprintf("|%s %d %s", in.GetName(), in.GetBytes(), strings.Join(in.GetPlaces(), "+"))
+		}
 	case "dead":
 		result.TaskId = deadTask
 	case "slow":
@@ -132,6 +136,7 @@ func task(id string) (*isobarv1.Task, error) {
 		t.State = isobarv1.TaskState_TASK_STATE_LEASED
 	case putOffTask:
 		t.State, t.Attempts, t.Attempt, t.Next = isobarv1.TaskState_TASK_STATE_DEFERRED, nil, 0, at(11)
+		t.Inputs = []*isobarv1.Input{{Name: "weights", Bytes: 40 << 30, Places: []string{"eu-west", "us-east"}}}
 		t.MaxDelay, t.StartBy, t.MaxRtt = durationpb.New(8*time.Second), at(13), durationpb.New(150*time.Millisecond)
 		t.Plan = &isobarv1.Plan{Start: at(11), Cell: "us-east-1", Region: "us-east", Variant: "small", Reason: cannedPlan().Later, Plans: 1, Waits: true}
 	default:
@@ -243,8 +248,11 @@ func cannedPlan() *isobarv1.Decision {
 		Later:   "starts about 03:04:11 UTC in us-east, because carbon is 120 g/kWh lower then",
 		Summary: "us-east-1/small: $0.000022, of it carbon 36 %; put off until 03:04:11 UTC: carbon is 120 g/kWh lower then",
 		Candidates: []*isobarv1.Candidate{
-			{Cell: "us-east-1", Variant: "small", Start: at(11), Put: durationpb.New(5 * time.Second), Score: 22e-6, Compute: 14e-6, Carbon: 7e-6, Latency: 1e-6, Intensity: 200},
-			{Cell: "eu-north-1", Variant: "small", Start: at(6), Score: 23e-6, Compute: 14e-6, Carbon: 9e-6},
+			{Cell: "us-east-1", Variant: "small", Start: at(11), Put: durationpb.New(5 * time.Second), Score: 25e-6, Compute: 14e-6, Carbon: 7e-6, Latency: 1e-6, Intensity: 200, Scarcity: 3e-6, Forecast: "model"},
+			{
+				Cell: "eu-north-1", Variant: "small", Start: at(6), Score: 0.80014, Compute: 14e-6, Carbon: 9e-6, Data: 0.8001, Scarcity: 17e-6,
+				Fetch: durationpb.New(9500 * time.Millisecond),
+			},
 		},
 		Starts: []*isobarv1.Start{start(6, 0, 10e-6, 0, 320), start(8, 2, 9e-6, 5e-7, 300), start(11, 5, 7e-6, 1e-6, 200)},
 		Notes:  []string{"us-east-1/small would start at once with a carbon_price below 50 (now 190)"},
@@ -300,12 +308,12 @@ func (cannedMesh) Cells(context.Context, *isobarv1.CellsRequest) (*isobarv1.Cell
 	return &isobarv1.CellsResponse{Cells: []*isobarv1.CellInfo{
 		{
 			Cell: "eu-north-1", Region: "eu-north", Jurisdictions: []string{"eu", "se"}, Self: true, Health: "ok", Total: offer(4), Free: offer(2.5),
-			Backlog: []int64{1, 0, 2, 0}, Leased: 3, UsdPerCpuHour: 0.051, Zone: "SE-SE1", Gco2EqPerKwh: 15.9, Workers: 1,
+			Backlog: []int64{1, 0, 2, 0}, Leased: 3, UsdPerCpuHour: 0.051, Zone: "SE-SE1", Gco2EqPerKwh: 15.9, Workers: 1, Forecast: "persistence",
 			Addresses: []string{"http://127.0.0.1:7101"}, Servers: []*isobarv1.ServerInfo{{Name: "s1", Leader: true, Voter: true, Pid: 4242}},
 		},
 		{
 			Cell: "us-east-1", Region: "us-east", Jurisdictions: []string{"us"}, Health: "digest is 9s old", DigestAge: durationpb.New(9 * time.Second),
-			Total: offer(4), Free: offer(0), UsdPerCpuHour: 0.048, Zone: "US-MIDA-PJM", Gco2EqPerKwh: 425.34, Workers: 1,
+			Total: offer(4), Free: offer(0), UsdPerCpuHour: 0.048, Zone: "US-MIDA-PJM", Gco2EqPerKwh: 425.34, Workers: 1, Forecast: "model",
 			Rtt: durationpb.New(112 * time.Millisecond), RttEmulated: true, Addresses: []string{"http://127.0.0.1:7201"},
 		},
 	}}, nil

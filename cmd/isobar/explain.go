@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -68,7 +67,7 @@ func (f *taskFlags) subject(a *app, cmd *cobra.Command, req *isobarv1.ExplainReq
 	if len(args) == 0 {
 		return usage("nothing to explain", "give a task's id, or --function NAME for a task that is not submitted")
 	}
-	for _, name := range []string{"residency", "not-in", "min-quality", "content-type", "json", "lane", "deadline", "not-before", "max-delay", "max-rtt"} {
+	for _, name := range []string{"residency", "not-in", "min-quality", "content-type", "json", "lane", "deadline", "not-before", "max-delay", "max-rtt", "input"} {
 		if cmd.Flags().Changed(name) {
 			return usage("--"+name+" is part of a task that is not submitted", "leave it out, or ask with --function")
 		}
@@ -165,8 +164,9 @@ func printDecision(w io.Writer, title string, d *isobarv1.Decision) {
 func printCandidates(w io.Writer, d *isobarv1.Decision) {
 	// In millionths of a USD, so that the parts can be added by eye.
 	fmt.Fprintln(w, "\ncandidates, best first; parts of the price in USD for a million tasks:")
-	head := []string{"", "CELL", "VARIANT", "START", "PRICE", "COMPUTE", "EGRESS", "CARBON", "LATENCY", "COLD", "QUALITY", "WAIT", "COLD FOR", "RUN", "ROUND TRIP", "gCO2eq", "g/kWh", "FREE"}
-	const start = 3
+	head := []string{"", "CELL", "VARIANT", "START", "PRICE", "COMPUTE", "EGRESS", "CARBON", "LATENCY", "COLD", "QUALITY", "WAIT", "COLD FOR", "RUN", "ROUND TRIP", "gCO2eq", "g/kWh", "FREE", "INPUTS", "FETCH", "SCARCITY"}
+	const start, inputs, fetch, scarcity = 3, 18, 19, 20
+	var fetched, scarce bool
 	rows := [][]string{head}
 	for i, c := range d.GetCandidates() {
 		mark := ""
@@ -180,15 +180,30 @@ func printCandidates(w io.Writer, d *isobarv1.Decision) {
 			row = append(row, millionth(usd))
 		}
 		rows = append(rows, append(row, duration(c.GetWait()), duration(c.GetCold()), duration(c.GetRun()), duration(c.GetRtt()),
-			number(c.GetGco2Eq()), number(c.GetIntensity()), strconv.FormatInt(c.GetFree(), 10)))
+			number(c.GetGco2Eq()), number(c.GetIntensity()), strconv.FormatInt(c.GetFree(), 10),
+			millionth(c.GetData()), duration(c.GetFetch()), millionth(c.GetScarcity())))
+		fetched = fetched || c.GetData() > 0 || c.GetFetch().AsDuration() > 0
+		scarce = scarce || c.GetScarcity() > 0
 	}
-	if len(d.GetStarts()) == 0 { // it starts as soon as it can, wherever it runs
-		for i := range rows {
-			rows[i] = slices.Delete(rows[i], start, start+1)
-		}
+	for i := range rows {
+		rows[i] = kept(rows[i], map[int]bool{start: len(d.GetStarts()) > 0, inputs: fetched, fetch: fetched, scarcity: scarce})
 	}
 	table(w, rows)
 	fmt.Fprintln(w, carbonWords(d.GetCandidates()[0]))
+	if scarce {
+		fmt.Fprintln(w, "scarcity: what the place is worth to other tasks that wait and want it too; nobody is paid for it")
+	}
+}
+
+// kept leaves out the columns that would say nothing of any candidate.
+func kept(row []string, says map[int]bool) []string {
+	var out []string
+	for i, text := range row {
+		if keep, optional := says[i]; keep || !optional {
+			out = append(out, text)
+		}
+	}
+	return out
 }
 
 // startWords is when a candidate would start, where it is put off.
@@ -223,6 +238,9 @@ func printStarts(w io.Writer, d *isobarv1.Decision) {
 // carbonWords say what the chosen one's grams are from.
 func carbonWords(c *isobarv1.Candidate) string {
 	words := "carbon: watts and PUE of each cell, at the intensity its feed has for the time of the run"
+	if f := c.GetForecast(); f != "" {
+		words += "; the hours ahead of " + c.GetCell() + " are foretold by " + f
+	}
 	if g := c.GetNetworkGco2Eq(); g > 0 {
 		words += fmt.Sprintf("; of the chosen %s g by the network, %s kWh at the mean of both ends", number(g), number(c.GetNetworkKwh()))
 	}

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -28,6 +30,24 @@ func newMesh(a *app) *cobra.Command {
 		})
 	}
 	return c
+}
+
+// forecastWords say what foretells the carbon of the hours ahead, where.
+func forecastWords(cells []*isobarv1.CellInfo) string {
+	at := map[string][]string{}
+	for _, c := range cells {
+		if f := c.GetForecast(); f != "" {
+			at[f] = append(at[f], c.GetCell())
+		}
+	}
+	var words []string
+	for _, name := range slices.Sorted(maps.Keys(at)) {
+		words = append(words, name+" in "+strings.Join(at[name], ", "))
+	}
+	if len(words) == 0 {
+		return ""
+	}
+	return "carbon of the hours ahead is foretold by " + strings.Join(words, "; by ")
 }
 
 func (a *app) printCells(res *isobarv1.CellsResponse) {
@@ -61,6 +81,9 @@ func (a *app) printCells(res *isobarv1.CellsResponse) {
 		})
 	}
 	table(a.stdout, rows)
+	if words := forecastWords(res.GetCells()); words != "" {
+		fmt.Fprintln(a.stdout, words)
+	}
 	if emulated {
 		fmt.Fprintln(a.stdout, "* emulated on one machine")
 	}

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/isobar-mesh/isobar/client"
+	"github.com/isobar-mesh/isobar/internal/config"
 	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
 )
 
@@ -21,7 +22,7 @@ type taskFlags struct {
 	contentType                     string
 	deadline, notBefore             string
 	maxDelay, maxRTT                time.Duration
-	residency, notIn                []string
+	residency, notIn, inputs        []string
 	minQuality                      float64
 	maxAttempts                     uint32
 	asJSON                          bool
@@ -44,6 +45,7 @@ func (f *taskFlags) schedule(c *cobra.Command) {
 	flags.StringVar(&f.deadline, "deadline", "", "worthless after this time, or this long from now: 2026-01-02T15:04:05Z or 10m")
 	flags.StringVar(&f.notBefore, "not-before", "", "start no earlier than this time, or this long from now")
 	flags.DurationVar(&f.maxDelay, "max-delay", 0, "the start may be put off this long to when it is cheaper or cleaner (default it starts as soon as it can)")
+	flags.StringArrayVar(&f.inputs, "input", nil, "data it reads where it runs, and the regions in which it lies: NAME=SIZE@REGION[,REGION], as weights=40GiB@us-east; may be repeated")
 	flags.DurationVar(&f.maxRTT, "max-rtt", 0, "longest round trip from home to where it runs: 50ms (default any)")
 }
 
@@ -72,6 +74,9 @@ func (f *taskFlags) spec(a *app, function, arg string) (*isobarv1.TaskSpec, erro
 	if f.maxRTT != 0 {
 		spec.MaxRtt = durationpb.New(f.maxRTT)
 	}
+	if spec.Inputs, err = inputsOf(f.inputs); err != nil {
+		return nil, err
+	}
 	switch {
 	case in.json != nil:
 		spec.Input = &isobarv1.TaskSpec_Json{Json: in.json}
@@ -85,6 +90,21 @@ func (f *taskFlags) spec(a *app, function, arg string) (*isobarv1.TaskSpec, erro
 	}
 	spec.NotBefore, err = moment("--not-before", f.notBefore)
 	return spec, err
+}
+
+// inputsOf reads NAME=SIZE@REGION[,REGION].
+func inputsOf(flags []string) ([]*isobarv1.Input, error) {
+	var out []*isobarv1.Input
+	for _, text := range flags {
+		name, rest, ok := strings.Cut(text, "=")
+		size, places, at := strings.Cut(rest, "@")
+		var bytes config.Size
+		if err := bytes.UnmarshalText([]byte(size)); !ok || !at || name == "" || places == "" || err != nil {
+			return nil, usage(fmt.Sprintf("--input %q is not NAME=SIZE@REGION[,REGION]", text), "for instance --input weights=40GiB@us-east,eu-west")
+		}
+		out = append(out, &isobarv1.Input{Name: name, Bytes: int64(bytes), Places: strings.Split(places, ",")})
+	}
+	return out, nil
 }
 
 // moment reads a time, or a duration from now.

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/isobar-mesh/isobar/client"
+	"github.com/isobar-mesh/isobar/internal/config"
 	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
 )
 
@@ -120,7 +121,7 @@ func (a *app) printTask(t *isobarv1.Task) {
 		"task", t.GetId(), "state", state(t.GetState()), "reason", t.GetReason(), "tenant", t.GetTenant(), "function", t.GetFunction(),
 		"version", t.GetVersion(), "lane", t.GetLane(), "home", t.GetHome(), "key", t.GetIdempotencyKey(),
 		"correlation id", t.GetCorrelationId(), "residency", residency, "min quality", quality, "submitted", timestamp(t.GetSubmitted()),
-		"not before", timestamp(t.GetNotBefore()), "start by", timestamp(t.GetStartBy()), "max rtt", optional(t.GetMaxRtt()), "next try", timestamp(t.GetNext()), "deadline", timestamp(t.GetDeadline()),
+		"not before", timestamp(t.GetNotBefore()), "start by", timestamp(t.GetStartBy()), "max rtt", optional(t.GetMaxRtt()), "inputs", inputsText(t.GetInputs()), "next try", timestamp(t.GetNext()), "deadline", timestamp(t.GetDeadline()),
 		"ended", timestamp(t.GetEnded()), "payload", bytesText(t.GetPayloadBytes()))
 	if p := t.GetPlan(); p != nil {
 		fmt.Fprintf(a.stdout, "\n%s\n", planWords(p))
@@ -140,6 +141,15 @@ func planWords(p *isobarv1.Plan) string {
 		return p.GetReason()
 	}
 	return "was put off: " + strings.Replace(p.GetReason(), "starts", "to start", 1)
+}
+
+// inputsText lists inputs as --input takes them.
+func inputsText(inputs []*isobarv1.Input) string {
+	words := make([]string, len(inputs))
+	for i, in := range inputs {
+		words[i] = fmt.Sprintf("%s=%s@%s", in.GetName(), config.Size(in.GetBytes()), strings.Join(in.GetPlaces(), ","))
+	}
+	return strings.Join(words, " ")
 }
 
 // optional is a duration, or nothing.

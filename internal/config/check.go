@@ -279,6 +279,8 @@ func (c *checker) money(s *Server) {
 	c.amounts("egress_usd_per_gib", s.EgressUSDPerGiB)
 	c.amounts("return_usd_per_gib", s.ReturnUSDPerGiB)
 	c.amounts("rtt_ms", s.RTTMs)
+	c.pairs("between.rtt_ms", s.Between.RTTMs)
+	c.pairs("between.egress_usd_per_gib", s.Between.EgressUSDPerGiB)
 	if s.Energy.PUE < 1 || math.IsInf(s.Energy.PUE, 0) {
 		c.failf("energy.pue", "must be 1 or more, got %v", s.Energy.PUE)
 	}
@@ -290,6 +292,12 @@ func (c *checker) money(s *Server) {
 func (c *checker) amounts(field string, m map[string]float64) {
 	for _, k := range slices.Sorted(maps.Keys(m)) {
 		c.notNegative(field+"."+k, m[k])
+	}
+}
+
+func (c *checker) pairs(field string, m map[string]map[string]float64) {
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		c.amounts(field+"."+k, m[k])
 	}
 }
 

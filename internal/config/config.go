@@ -61,6 +61,7 @@ func DefaultServer() Server {
 		EgressUSDPerGiB: map[string]float64{},
 		ReturnUSDPerGiB: map[string]float64{},
 		RTTMs:           map[string]float64{},
+		Between:         Between{RTTMs: map[string]map[string]float64{}, EgressUSDPerGiB: map[string]map[string]float64{}},
 		Homes:           []string{},
 		Broker: Broker{
 			Kind: "embedded", Quota: 10 << 30, Cache: 256 << 20, Timeout: 5 * time.Second, SharedWith: map[string][]string{},

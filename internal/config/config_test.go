@@ -93,6 +93,7 @@ func TestServerRefuses(t *testing.T) {
 		{name: "negative price", add: "prices: {gpus: {H100: -1}}\n", want: ":7: prices.gpus.H100: must be 0 or more"},
 		{name: "idle above busy", add: "energy: {watts_per_cpu: 0.5}\n", want: "energy.idle_watts_per_cpu: must be at most watts_per_cpu, got 0.74"},
 		{name: "idle accelerator", add: "energy: {idle_watts_per_gpu: {A100: 40}}\n", want: "energy.idle_watts_per_gpu.A100: must be at most watts_per_gpu"},
+		{name: "between regions", add: "between: {rtt_ms: {a: {b: -1}}}\n", want: "between.rtt_ms.a.b: must be 0 or more"},
 		{name: "network", add: "energy: {network_kwh_per_gib: -1}\n", want: "energy.network_kwh_per_gib: must be 0 or more"},
 		{name: "embodied", add: "energy: {embodied_g_per_gpu_hour: {A100: -1}}\n", want: "energy.embodied_g_per_gpu_hour.A100: must be 0 or more"},
 		{name: "pue", add: "energy: {pue: 0.9}\n", want: "energy.pue: must be 1 or more"},
@@ -156,6 +157,9 @@ func TestPrintedConfigurationLoadsAgain(t *testing.T) {
 	want, err := config.LoadServer(write(t, minimal), none, func(s *config.Server) {
 		s.Carbon = config.Carbon{Zone: "SE-SE1", File: "x.csv.gz", Clock: &clock, Speed: 60}
 		s.RTTMs = map[string]float64{"us-east": 112}
+		s.Between = config.Between{
+			RTTMs: map[string]map[string]float64{"a": {"b": 60}}, EgressUSDPerGiB: map[string]map[string]float64{"a": {"b": 0.02}, "b": {"a": 0.08}},
+		}
 		s.Prices.GPUs = map[string]float64{"H100": 6.98}
 	})
 	if err != nil {

@@ -78,6 +78,9 @@ type Server struct {
 	// RTTMs is the round trip to each other region in milliseconds, used until
 	// it is measured, and the delay added when emulate_rtt is set.
 	RTTMs map[string]float64 `yaml:"rtt_ms"`
+	// Between are distances and prices between other regions, for tasks whose
+	// inputs lie in one and could be read in another.
+	Between Between `yaml:"between"`
 	// EmulateRTT delays what this server sends to other regions so that the
 	// round trip is rtt_ms. For meshes on one machine; shown as emulated.
 	EmulateRTT bool `yaml:"emulate_rtt"`
@@ -92,6 +95,19 @@ type Server struct {
 	OTLP OTLP `yaml:"otlp"`
 	// Log of the process, on standard error.
 	Log Log `yaml:"log"`
+}
+
+// Between holds what lies between two regions of which neither is the server's.
+//
+// A pair that is missing counts as the way over this region, at the price of
+// what the first sends to it.
+type Between struct {
+	// RTTMs is the round trip in milliseconds, by one region and then the other,
+	// in either order.
+	RTTMs map[string]map[string]float64 `yaml:"rtt_ms"`
+	// EgressUSDPerGiB is the price of a GiB sent from the first region to the
+	// second.
+	EgressUSDPerGiB map[string]map[string]float64 `yaml:"egress_usd_per_gib"`
 }
 
 // API is the door for clients and workers.

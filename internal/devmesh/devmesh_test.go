@@ -163,6 +163,13 @@ func TestPricesAndTripsComeFromTheMesh(t *testing.T) {
 		cfg.Prices.CPUHour != 0.0505 || cfg.Prices.MemoryGiBHour != 0 || cfg.Carbon.Zone != "IN-MH" || !cfg.Carbon.Generate {
 		t.Errorf("got %+v", cfg)
 	}
+	// And what lies between the two others, for inputs that are there.
+	out, home := cfg.Between.EgressUSDPerGiB, cfg.Between.RTTMs
+	there, _ := o.Mesh.RTTMs("eu-north", "us-east")
+	if len(out) != 2 || out["eu-north"]["us-east"] != o.Mesh.EgressUSDPerGiB("eu-north", "us-east") || len(out["eu-north"]) != 1 ||
+		len(home) != 1 || home["eu-north"]["us-east"] != there || there == 0 {
+		t.Errorf("between the others: %+v", cfg.Between)
+	}
 }
 
 func TestPortsStayAcrossStarts(t *testing.T) {

@@ -18,6 +18,7 @@ import (
 	"github.com/google/renameio/v2"
 
 	"github.com/isobar-mesh/isobar/internal/config"
+	"github.com/isobar-mesh/isobar/internal/meshfile"
 	"github.com/isobar-mesh/isobar/internal/identity"
 	"github.com/isobar-mesh/isobar/internal/mesh"
 )
@@ -173,6 +174,7 @@ func serverConfig(o Options, l layout, s server, gossipKey string) config.Server
 		c.ReturnUSDPerGiB[r.Name] = o.Mesh.EgressUSDPerGiB(r.Name, s.region.Name)
 		c.RTTMs[r.Name], _ = o.Mesh.RTTMs(s.region.Name, r.Name)
 	}
+	c.Between = between(o.Mesh, s.region.Name)
 	if o.Policy != nil {
 		c.Policy = *o.Policy
 	}
@@ -187,6 +189,30 @@ func serverConfig(o Options, l layout, s server, gossipKey string) config.Server
 	c.EmulateRTT = len(c.RTTMs) > 0
 	c.OTLP.Endpoint = o.OTLP
 	return c
+}
+
+// between is what lies between the regions other than this one.
+func between(m *meshfile.Mesh, own string) config.Between {
+	b := config.Between{RTTMs: map[string]map[string]float64{}, EgressUSDPerGiB: map[string]map[string]float64{}}
+	for _, from := range m.Regions {
+		rtt, egress := map[string]float64{}, map[string]float64{}
+		for _, to := range m.Regions {
+			if from.Name == own || to.Name == own || from.Name == to.Name {
+				continue
+			}
+			if ms, ok := m.RTTMs(from.Name, to.Name); ok && from.Name < to.Name {
+				rtt[to.Name] = ms
+			}
+			egress[to.Name] = m.EgressUSDPerGiB(from.Name, to.Name)
+		}
+		if len(rtt) > 0 {
+			b.RTTMs[from.Name] = rtt
+		}
+		if len(egress) > 0 {
+			b.EgressUSDPerGiB[from.Name] = egress
+		}
+	}
+	return b
 }
 
 func workerConfig(o Options, l layout, w worker) config.Worker {

@@ -88,6 +88,7 @@ func (s *Server) energyOf(feed carbon.Feed) func() placement.Energy {
 		last.From, last.Step = feed.Hour(now)
 		for _, r := range readings {
 			last.Intensity = append(last.Intensity, r.Intensity)
+			last.Forecast = r.Forecast // the last one's: that of the hours ahead
 		}
 		return last
 	}

@@ -329,7 +329,7 @@ func (s *Server) openScheduler() error {
 		Policy: placement.Policy{
 			CarbonUSDPerTonne: s.cfg.Policy.CarbonPrice, LatencyUSDPerS: s.cfg.Policy.LatencyPrice, DelayUSDPerS: s.cfg.Policy.DelayPrice, QualityUSD: s.cfg.Policy.QualityPrice,
 		},
-		Links: s.link, Tracer: leaseTracer{s.tel.TracerProvider().Tracer("isobar/scheduler"), s.cell}, Logger: s.log.With("part", "scheduler"),
+		Links: s.link, Routes: routes(s.cfg.Between), Tracer: leaseTracer{s.tel.TracerProvider().Tracer("isobar/scheduler"), s.cell}, Logger: s.log.With("part", "scheduler"),
 		CellLease: s.cfg.Lease.Cell, WorkerLease: s.cfg.Lease.Worker, Renew: s.cfg.Lease.Renew,
 		Retention: s.cfg.Retention.Task, Lifetime: s.cfg.Lifetime,
 		QueueCap: &meshv1.QueueCap{Count: uint64(s.cfg.Queue.Count), Bytes: uint64(s.cfg.Queue.Bytes)},
@@ -363,17 +363,46 @@ func (s *Server) resign() {
 }
 
 func (s *Server) link(region string) scheduler.Link {
+	_, known := s.cfg.RTTMs[region]
 	return scheduler.Link{
+		Known: known,
 		RTT:             time.Duration(s.cfg.RTTMs[region] * float64(time.Millisecond)),
 		EgressUSDPerGiB: s.cfg.EgressUSDPerGiB[region], ReturnUSDPerGiB: s.cfg.ReturnUSDPerGiB[region],
 		NetworkKWhPerGiB: s.cfg.Energy.NetworkKWhPerGiB,
 	}
 }
 
+// routes are what the configuration tells of the ways between other regions.
+type routes config.Between
+
+// Between needs both figures: with one alone the way over this region, of which
+// both are known, says more.
+func (r routes) Between(from, to string) (placement.Route, bool) {
+	usd, ok := r.EgressUSDPerGiB[from][to]
+	if !ok {
+		return placement.Route{}, false
+	}
+	ms, ok := r.RTTMs[from][to]
+	if !ok {
+		ms, ok = r.RTTMs[to][from]
+	}
+	if !ok {
+		return placement.Route{}, false
+	}
+	return placement.Route{RTT: time.Duration(ms * float64(time.Millisecond)), USDPerGiB: usd}, true
+}
+
 // feed opens the carbon feed; nil when none is configured.
 func (s *Server) feed() (carbon.Feed, error) {
 	c := s.cfg.Carbon
-	var series carbon.Series
+	now := time.Now()
+	clock := carbon.Clock{Speed: c.Speed, Epoch: now}
+	if c.Epoch != nil {
+		clock.Epoch = *c.Epoch
+	}
+	if c.Clock != nil {
+		clock.Start = *c.Clock
+	}
 	switch {
 	case c.File != "":
 		table, err := carbon.ReadFile(c.File, carbon.Average)
@@ -383,21 +412,17 @@ func (s *Server) feed() (carbon.Feed, error) {
 		if err := table.Require(c.Zone); err != nil {
 			return nil, err
 		}
-		series = table
+		feed, err := carbon.NewLearner(table, clock, now)
+		if err != nil {
+			return nil, err
+		}
+		_, err = feed.Ahead(c.Zone, now, hoursAhead) // it learns the past now, and not while the leader waits
+		return feed, err
 	case c.Generate:
-		series = carbon.NewGenerator()
+		return carbon.NewPersistence(carbon.NewGenerator(), clock, now)
 	default:
 		return nil, nil
 	}
-	now := time.Now()
-	clock := carbon.Clock{Speed: c.Speed, Epoch: now}
-	if c.Epoch != nil {
-		clock.Epoch = *c.Epoch
-	}
-	if c.Clock != nil {
-		clock.Start = *c.Clock
-	}
-	return carbon.NewPersistence(series, clock, now)
 }
 
 func (s *Server) openLog() error {

@@ -71,7 +71,7 @@ func (h *meshes) info(cell mesh.Cell, d *meshv1.Digest) *isobarv1.CellInfo {
 	c.Total, c.Free = scheduler.OfferOf(caps.Total, d.Runtimes), scheduler.OfferOf(caps.Free, d.Runtimes)
 	c.UsdPerCpuHour, c.Zone, c.Workers = float64(d.CpuHour)/1e6, d.Zone, int64(d.Workers)
 	if len(d.Carbon) > 0 {
-		c.Gco2EqPerKwh = float64(d.Carbon[0])
+		c.Gco2EqPerKwh, c.Forecast = float64(d.Carbon[0]), scheduler.ForecastOf(d)
 	}
 	for _, n := range d.Backlog {
 		c.Backlog = append(c.Backlog, int64(n))
@@ -129,6 +129,14 @@ func hourFrom(from, now time.Time) *timestamppb.Timestamp {
 	return timestamppb.New(from)
 }
 
+// aheadBy says what the hours ahead are foretold by.
+func aheadBy(forecast string) string {
+	if forecast == "" {
+		return ""
+	}
+	return "; the hours ahead by " + forecast
+}
+
 // Carbon shows every region's intensity as placement sees it.
 func (h *meshes) Carbon(context.Context, *isobarv1.CarbonRequest) (*isobarv1.CarbonResponse, error) {
 	e := h.Scheduler.Carbon()
@@ -136,7 +144,7 @@ func (h *meshes) Carbon(context.Context, *isobarv1.CarbonRequest) (*isobarv1.Car
 	now := time.Now().Truncate(time.Hour)
 	if e.Known {
 		out.Series = append(out.Series, &isobarv1.CarbonSeries{
-			Region: h.Scheduler.Cell.Region, Zone: e.Zone, Kind: e.Kind, Source: "own feed; the hours ahead by persistence",
+			Region: h.Scheduler.Cell.Region, Zone: e.Zone, Kind: e.Kind, Source: "own feed" + aheadBy(e.Forecast),
 			From: hourFrom(e.From, now), Gco2EqPerKwh: e.Intensity,
 		})
 	}
@@ -144,7 +152,7 @@ func (h *meshes) Carbon(context.Context, *isobarv1.CarbonRequest) (*isobarv1.Car
 		if n.Digest == nil || len(n.Digest.Carbon) == 0 {
 			continue
 		}
-		s := &isobarv1.CarbonSeries{Region: n.Region, Zone: n.Digest.Zone, Kind: "average", Source: "digest of " + string(n.ID), From: timestamppb.New(now)}
+		s := &isobarv1.CarbonSeries{Region: n.Region, Zone: n.Digest.Zone, Kind: "average", Source: "digest of " + string(n.ID) + aheadBy(scheduler.ForecastOf(n.Digest)), From: timestamppb.New(now)}
 		if ms := n.Digest.CarbonFromMs; ms > 0 {
 			s.From = timestamppb.New(time.UnixMilli(ms))
 		}

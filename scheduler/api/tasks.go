@@ -169,6 +169,9 @@ func checkSpec(spec *isobarv1.TaskSpec) error {
 	case len(spec.Lane) > 64:
 		return bad("lane", "there is no lane of that name", "use critical, interactive, standard or batch")
 	}
+	if err := checkInputs(spec.Inputs); err != nil {
+		return err
+	}
 	if spec.Retry == nil {
 		return nil
 	}
@@ -176,6 +179,43 @@ func checkSpec(spec *isobarv1.TaskSpec) error {
 	if invalid, ok := errors.AsType[*registry.InvalidError](registry.ValidateRetry("retry", spec.Retry)); ok {
 		f := invalid.Fields[0]
 		return bad(f.Field, f.Field+" "+f.Message, "leave it out for the function's own policy")
+	}
+	return nil
+}
+
+// Bounds of what a task says about its inputs.
+const (
+	mostInputs = 16
+	mostPlaces = 64
+	mostBytes  = 1 << 50
+)
+
+// checkInputs refuses what cannot be data that lies somewhere.
+func checkInputs(inputs []*isobarv1.Input) error {
+	bad := func(field, message, hint string) error {
+		return &scheduler.Refusal{Reason: scheduler.BadRequest, Field: field, Message: message, Hint: hint}
+	}
+	if len(inputs) > mostInputs {
+		return bad("inputs", fmt.Sprintf("%d inputs are above %d", len(inputs), mostInputs), "join the small ones that lie in one place")
+	}
+	names := map[string]bool{}
+	for i, in := range inputs {
+		field := fmt.Sprintf("inputs[%d]", i)
+		switch name := in.GetName(); {
+		case name == "" || len(name) > 256:
+			return bad(field+".name", "an input is named by 1 to 256 bytes", "weights, say")
+		case names[name]:
+			return bad(field+".name", "there are two inputs "+name, "name all places of an input in its places")
+		}
+		names[in.Name] = true
+		switch {
+		case in.Bytes < 1 || in.Bytes > mostBytes:
+			return bad(field+".bytes", fmt.Sprintf("a size of %d bytes is not 1 byte to 1 PiB", in.Bytes), "leave out what takes no room")
+		case len(in.Places) == 0 || len(in.Places) > mostPlaces:
+			return bad(field+".places", fmt.Sprintf("an input lies in 1 to %d regions, not in %d", mostPlaces, len(in.Places)), "name those it can be read from")
+		case slices.ContainsFunc(in.Places, func(p string) bool { return p == "" || len(p) > 64 }):
+			return bad(field+".places", "a region is named by 1 to 64 bytes", "isobar mesh lists the regions")
+		}
 	}
 	return nil
 }

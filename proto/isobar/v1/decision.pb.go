@@ -213,6 +213,8 @@ type Start struct {
 	QualityLost   float64 `protobuf:"fixed64,9,opt,name=quality_lost,json=qualityLost,proto3" json:"quality_lost,omitempty"`
 	Gco2Eq        float64 `protobuf:"fixed64,10,opt,name=gco2eq,proto3" json:"gco2eq,omitempty"`
 	Intensity     float64 `protobuf:"fixed64,11,opt,name=intensity,proto3" json:"intensity,omitempty"` // gCO2eq/kWh
+	Data          float64 `protobuf:"fixed64,12,opt,name=data,proto3" json:"data,omitempty"`           // the inputs
+	Scarcity      float64 `protobuf:"fixed64,13,opt,name=scarcity,proto3" json:"scarcity,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -324,6 +326,20 @@ func (x *Start) GetIntensity() float64 {
 	return 0
 }
 
+func (x *Start) GetData() float64 {
+	if x != nil {
+		return x.Data
+	}
+	return 0
+}
+
+func (x *Start) GetScarcity() float64 {
+	if x != nil {
+		return x.Scarcity
+	}
+	return 0
+}
+
 type ConstraintCount struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Constraint    string                 `protobuf:"bytes,1,opt,name=constraint,proto3" json:"constraint,omitempty"`
@@ -396,7 +412,7 @@ type Candidate struct {
 	Kwh           float64              `protobuf:"fixed64,13,opt,name=kwh,proto3" json:"kwh,omitempty"`
 	Gco2Eq        float64              `protobuf:"fixed64,14,opt,name=gco2eq,proto3" json:"gco2eq,omitempty"`
 	Intensity     float64              `protobuf:"fixed64,15,opt,name=intensity,proto3" json:"intensity,omitempty"` // gCO2eq/kWh
-	Usd           float64              `protobuf:"fixed64,16,opt,name=usd,proto3" json:"usd,omitempty"`             // what is paid: compute and egress
+	Usd           float64              `protobuf:"fixed64,16,opt,name=usd,proto3" json:"usd,omitempty"`             // what is paid: compute, egress, and moving inputs
 	Quality       float64              `protobuf:"fixed64,17,opt,name=quality,proto3" json:"quality,omitempty"`
 	Wait          *durationpb.Duration `protobuf:"bytes,18,opt,name=wait,proto3" json:"wait,omitempty"`
 	Cold          *durationpb.Duration `protobuf:"bytes,19,opt,name=cold,proto3" json:"cold,omitempty"`
@@ -406,13 +422,24 @@ type Candidate struct {
 	Free          int64                `protobuf:"varint,23,opt,name=free,proto3" json:"free,omitempty"`
 	DigestVersion uint64               `protobuf:"varint,24,opt,name=digest_version,json=digestVersion,proto3" json:"digest_version,omitempty"`
 	DigestAge     *durationpb.Duration `protobuf:"bytes,25,opt,name=digest_age,json=digestAge,proto3" json:"digest_age,omitempty"`
-	// Parts of gco2eq beside kwh × intensity: moving input and result, at the mean
+	// Parts of gco2eq beside kwh × intensity: moving payload, inputs and result, at the mean
 	// intensity of both ends, and the share of making the hardware.
 	NetworkKwh     float64 `protobuf:"fixed64,26,opt,name=network_kwh,json=networkKwh,proto3" json:"network_kwh,omitempty"`
 	NetworkGco2Eq  float64 `protobuf:"fixed64,27,opt,name=network_gco2eq,json=networkGco2eq,proto3" json:"network_gco2eq,omitempty"`
 	EmbodiedGco2Eq float64 `protobuf:"fixed64,28,opt,name=embodied_gco2eq,json=embodiedGco2eq,proto3" json:"embodied_gco2eq,omitempty"`
 	// How long the start is put off by choice.
-	Put           *durationpb.Duration `protobuf:"bytes,29,opt,name=put,proto3" json:"put,omitempty"`
+	Put *durationpb.Duration `protobuf:"bytes,29,opt,name=put,proto3" json:"put,omitempty"`
+	// A term: bringing the task's inputs, by GiB × price from where they lie and by
+	// latency price × fetch.
+	Data float64 `protobuf:"fixed64,30,opt,name=data,proto3" json:"data,omitempty"`
+	// How long that takes, before the run.
+	Fetch *durationpb.Duration `protobuf:"bytes,31,opt,name=fetch,proto3" json:"fetch,omitempty"`
+	// A term: what the place is worth to other tasks that want it, where many were
+	// placed at once and there was too little for all. Nobody is paid for it.
+	Scarcity float64 `protobuf:"fixed64,32,opt,name=scarcity,proto3" json:"scarcity,omitempty"`
+	// What foretold the hours of carbon ahead: persistence or model; "" when that
+	// is unknown, or the mean of other cells stands in.
+	Forecast      string `protobuf:"bytes,33,opt,name=forecast,proto3" json:"forecast,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -650,6 +677,34 @@ func (x *Candidate) GetPut() *durationpb.Duration {
 	return nil
 }
 
+func (x *Candidate) GetData() float64 {
+	if x != nil {
+		return x.Data
+	}
+	return 0
+}
+
+func (x *Candidate) GetFetch() *durationpb.Duration {
+	if x != nil {
+		return x.Fetch
+	}
+	return nil
+}
+
+func (x *Candidate) GetScarcity() float64 {
+	if x != nil {
+		return x.Scarcity
+	}
+	return 0
+}
+
+func (x *Candidate) GetForecast() string {
+	if x != nil {
+		return x.Forecast
+	}
+	return ""
+}
+
 type RuledOut struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Cell          string                 `protobuf:"bytes,1,opt,name=cell,proto3" json:"cell,omitempty"`
@@ -828,7 +883,7 @@ const file_isobar_v1_decision_proto_rawDesc = "" +
 	"\x06starts\x18\x0e \x03(\v2\x10.isobar.v1.StartR\x06starts\x12\x14\n" +
 	"\x05later\x18\x0f \x01(\tR\x05later\x12\x1f\n" +
 	"\vdelay_price\x18\x10 \x01(\x01R\n" +
-	"delayPrice\"\xd2\x02\n" +
+	"delayPrice\"\x82\x03\n" +
 	"\x05Start\x12*\n" +
 	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12+\n" +
 	"\x03put\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03put\x12\x14\n" +
@@ -842,12 +897,14 @@ const file_isobar_v1_decision_proto_rawDesc = "" +
 	"\fquality_lost\x18\t \x01(\x01R\vqualityLost\x12\x16\n" +
 	"\x06gco2eq\x18\n" +
 	" \x01(\x01R\x06gco2eq\x12\x1c\n" +
-	"\tintensity\x18\v \x01(\x01R\tintensity\"G\n" +
+	"\tintensity\x18\v \x01(\x01R\tintensity\x12\x12\n" +
+	"\x04data\x18\f \x01(\x01R\x04data\x12\x1a\n" +
+	"\bscarcity\x18\r \x01(\x01R\bscarcity\"G\n" +
 	"\x0fConstraintCount\x12\x1e\n" +
 	"\n" +
 	"constraint\x18\x01 \x01(\tR\n" +
 	"constraint\x12\x14\n" +
-	"\x05count\x18\x02 \x01(\rR\x05count\"\xc6\a\n" +
+	"\x05count\x18\x02 \x01(\rR\x05count\"\xc3\b\n" +
 	"\tCandidate\x12\x12\n" +
 	"\x04cell\x18\x01 \x01(\tR\x04cell\x12\x16\n" +
 	"\x06region\x18\x02 \x01(\tR\x06region\x12\x18\n" +
@@ -881,7 +938,11 @@ const file_isobar_v1_decision_proto_rawDesc = "" +
 	"networkKwh\x12%\n" +
 	"\x0enetwork_gco2eq\x18\x1b \x01(\x01R\rnetworkGco2eq\x12'\n" +
 	"\x0fembodied_gco2eq\x18\x1c \x01(\x01R\x0eembodiedGco2eq\x12+\n" +
-	"\x03put\x18\x1d \x01(\v2\x19.google.protobuf.DurationR\x03put\"\x88\x01\n" +
+	"\x03put\x18\x1d \x01(\v2\x19.google.protobuf.DurationR\x03put\x12\x12\n" +
+	"\x04data\x18\x1e \x01(\x01R\x04data\x12/\n" +
+	"\x05fetch\x18\x1f \x01(\v2\x19.google.protobuf.DurationR\x05fetch\x12\x1a\n" +
+	"\bscarcity\x18  \x01(\x01R\bscarcity\x12\x1a\n" +
+	"\bforecast\x18! \x01(\tR\bforecast\"\x88\x01\n" +
 	"\bRuledOut\x12\x12\n" +
 	"\x04cell\x18\x01 \x01(\tR\x04cell\x12\x16\n" +
 	"\x06region\x18\x02 \x01(\tR\x06region\x12\x18\n" +
@@ -937,11 +998,12 @@ var file_isobar_v1_decision_proto_depIdxs = []int32{
 	7,  // 13: isobar.v1.Candidate.rtt:type_name -> google.protobuf.Duration
 	7,  // 14: isobar.v1.Candidate.digest_age:type_name -> google.protobuf.Duration
 	7,  // 15: isobar.v1.Candidate.put:type_name -> google.protobuf.Duration
-	16, // [16:16] is the sub-list for method output_type
-	16, // [16:16] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	7,  // 16: isobar.v1.Candidate.fetch:type_name -> google.protobuf.Duration
+	17, // [17:17] is the sub-list for method output_type
+	17, // [17:17] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_isobar_v1_decision_proto_init() }

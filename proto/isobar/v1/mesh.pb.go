@@ -128,9 +128,12 @@ type CellInfo struct {
 	// The round trip is emulated on one machine.
 	RttEmulated bool `protobuf:"varint,17,opt,name=rtt_emulated,json=rttEmulated,proto3" json:"rtt_emulated,omitempty"`
 	// API addresses of its servers.
-	Addresses     []string      `protobuf:"bytes,18,rep,name=addresses,proto3" json:"addresses,omitempty"`
-	Servers       []*ServerInfo `protobuf:"bytes,19,rep,name=servers,proto3" json:"servers,omitempty"`
-	Workers       int64         `protobuf:"varint,20,opt,name=workers,proto3" json:"workers,omitempty"`
+	Addresses []string      `protobuf:"bytes,18,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	Servers   []*ServerInfo `protobuf:"bytes,19,rep,name=servers,proto3" json:"servers,omitempty"`
+	Workers   int64         `protobuf:"varint,20,opt,name=workers,proto3" json:"workers,omitempty"`
+	// What foretells its hours of carbon ahead: persistence or model; "" when that
+	// is unknown.
+	Forecast      string `protobuf:"bytes,21,opt,name=forecast,proto3" json:"forecast,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -303,6 +306,13 @@ func (x *CellInfo) GetWorkers() int64 {
 		return x.Workers
 	}
 	return 0
+}
+
+func (x *CellInfo) GetForecast() string {
+	if x != nil {
+		return x.Forecast
+	}
+	return ""
 }
 
 type ServerInfo struct {
@@ -752,7 +762,7 @@ const file_isobar_v1_mesh_proto_rawDesc = "" +
 	"\x14isobar/v1/mesh.proto\x12\tisobar.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16isobar/v1/worker.proto\"\x0e\n" +
 	"\fCellsRequest\":\n" +
 	"\rCellsResponse\x12)\n" +
-	"\x05cells\x18\x01 \x03(\v2\x13.isobar.v1.CellInfoR\x05cells\"\xa7\x05\n" +
+	"\x05cells\x18\x01 \x03(\v2\x13.isobar.v1.CellInfoR\x05cells\"\xc3\x05\n" +
 	"\bCellInfo\x12\x12\n" +
 	"\x04cell\x18\x01 \x01(\tR\x04cell\x12\x16\n" +
 	"\x06region\x18\x02 \x01(\tR\x06region\x12$\n" +
@@ -775,7 +785,8 @@ const file_isobar_v1_mesh_proto_rawDesc = "" +
 	"\frtt_emulated\x18\x11 \x01(\bR\vrttEmulated\x12\x1c\n" +
 	"\taddresses\x18\x12 \x03(\tR\taddresses\x12/\n" +
 	"\aservers\x18\x13 \x03(\v2\x15.isobar.v1.ServerInfoR\aservers\x12\x18\n" +
-	"\aworkers\x18\x14 \x01(\x03R\aworkers\"\xa0\x01\n" +
+	"\aworkers\x18\x14 \x01(\x03R\aworkers\x12\x1a\n" +
+	"\bforecast\x18\x15 \x01(\tR\bforecast\"\xa0\x01\n" +
 	"\n" +
 	"ServerInfo\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +

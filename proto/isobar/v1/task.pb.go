@@ -138,7 +138,12 @@ type TaskSpec struct {
 	// as it can. It bounds the first start only: a retry does not wait by choice.
 	MaxDelay *durationpb.Duration `protobuf:"bytes,16,opt,name=max_delay,json=maxDelay,proto3" json:"max_delay,omitempty"`
 	// Longest round trip from its home to where it runs, inclusive; 0 is any.
-	MaxRtt        *durationpb.Duration `protobuf:"bytes,17,opt,name=max_rtt,json=maxRtt,proto3" json:"max_rtt,omitempty"`
+	MaxRtt *durationpb.Duration `protobuf:"bytes,17,opt,name=max_rtt,json=maxRtt,proto3" json:"max_rtt,omitempty"`
+	// Data that the function reads where it runs, beside its payload; at most 16,
+	// of different names. It bears on where the task runs: bringing it there has a
+	// price and takes time. It is not moved for the function, and where the task
+	// may run is the residency's to say.
+	Inputs        []*Input `protobuf:"bytes,18,rep,name=inputs,proto3" json:"inputs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -305,6 +310,13 @@ func (x *TaskSpec) GetMaxRtt() *durationpb.Duration {
 	return nil
 }
 
+func (x *TaskSpec) GetInputs() []*Input {
+	if x != nil {
+		return x.Inputs
+	}
+	return nil
+}
+
 type isTaskSpec_Input interface {
 	isTaskSpec_Input()
 }
@@ -329,6 +341,71 @@ func (*TaskSpec_Text) isTaskSpec_Input() {}
 
 func (*TaskSpec_Json) isTaskSpec_Input() {}
 
+// Input is data that a task reads, and where it lies.
+type Input struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What explain calls it, 1 to 256 bytes.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Size, 1 byte or more.
+	Bytes int64 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// Regions in which it lies, 1 to 64; it is read from the nearest, and for
+	// nothing by a task that runs in one of them.
+	Places        []string `protobuf:"bytes,3,rep,name=places,proto3" json:"places,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Input) Reset() {
+	*x = Input{}
+	mi := &file_isobar_v1_task_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Input) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Input) ProtoMessage() {}
+
+func (x *Input) ProtoReflect() protoreflect.Message {
+	mi := &file_isobar_v1_task_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Input.ProtoReflect.Descriptor instead.
+func (*Input) Descriptor() ([]byte, []int) {
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Input) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Input) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Input) GetPlaces() []string {
+	if x != nil {
+		return x.Places
+	}
+	return nil
+}
+
 // Residency bounds where a task's bytes may be, by jurisdiction.
 type Residency struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -342,7 +419,7 @@ type Residency struct {
 
 func (x *Residency) Reset() {
 	*x = Residency{}
-	mi := &file_isobar_v1_task_proto_msgTypes[1]
+	mi := &file_isobar_v1_task_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -354,7 +431,7 @@ func (x *Residency) String() string {
 func (*Residency) ProtoMessage() {}
 
 func (x *Residency) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[1]
+	mi := &file_isobar_v1_task_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -367,7 +444,7 @@ func (x *Residency) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Residency.ProtoReflect.Descriptor instead.
 func (*Residency) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{1}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Residency) GetAllowed() []string {
@@ -399,7 +476,7 @@ type RetryPolicy struct {
 
 func (x *RetryPolicy) Reset() {
 	*x = RetryPolicy{}
-	mi := &file_isobar_v1_task_proto_msgTypes[2]
+	mi := &file_isobar_v1_task_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -411,7 +488,7 @@ func (x *RetryPolicy) String() string {
 func (*RetryPolicy) ProtoMessage() {}
 
 func (x *RetryPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[2]
+	mi := &file_isobar_v1_task_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -424,7 +501,7 @@ func (x *RetryPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryPolicy.ProtoReflect.Descriptor instead.
 func (*RetryPolicy) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{2}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *RetryPolicy) GetMaxAttempts() uint32 {
@@ -492,14 +569,15 @@ type Task struct {
 	MaxRtt  *durationpb.Duration   `protobuf:"bytes,29,opt,name=max_rtt,json=maxRtt,proto3" json:"max_rtt,omitempty"`
 	// The newest plan of a task that was put off by choice; it stays after the
 	// start. Explain shows the whole decision.
-	Plan          *Plan `protobuf:"bytes,30,opt,name=plan,proto3" json:"plan,omitempty"`
+	Plan          *Plan    `protobuf:"bytes,30,opt,name=plan,proto3" json:"plan,omitempty"`
+	Inputs        []*Input `protobuf:"bytes,31,rep,name=inputs,proto3" json:"inputs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Task) Reset() {
 	*x = Task{}
-	mi := &file_isobar_v1_task_proto_msgTypes[3]
+	mi := &file_isobar_v1_task_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -511,7 +589,7 @@ func (x *Task) String() string {
 func (*Task) ProtoMessage() {}
 
 func (x *Task) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[3]
+	mi := &file_isobar_v1_task_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -524,7 +602,7 @@ func (x *Task) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Task.ProtoReflect.Descriptor instead.
 func (*Task) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{3}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Task) GetId() string {
@@ -737,6 +815,13 @@ func (x *Task) GetPlan() *Plan {
 	return nil
 }
 
+func (x *Task) GetInputs() []*Input {
+	if x != nil {
+		return x.Inputs
+	}
+	return nil
+}
+
 // Plan is a start that was put off by choice. It books nothing: room is looked
 // for at the start.
 type Plan struct {
@@ -758,7 +843,7 @@ type Plan struct {
 
 func (x *Plan) Reset() {
 	*x = Plan{}
-	mi := &file_isobar_v1_task_proto_msgTypes[4]
+	mi := &file_isobar_v1_task_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -770,7 +855,7 @@ func (x *Plan) String() string {
 func (*Plan) ProtoMessage() {}
 
 func (x *Plan) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[4]
+	mi := &file_isobar_v1_task_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -783,7 +868,7 @@ func (x *Plan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Plan.ProtoReflect.Descriptor instead.
 func (*Plan) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{4}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Plan) GetStart() *timestamppb.Timestamp {
@@ -873,7 +958,7 @@ type Attempt struct {
 
 func (x *Attempt) Reset() {
 	*x = Attempt{}
-	mi := &file_isobar_v1_task_proto_msgTypes[5]
+	mi := &file_isobar_v1_task_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -885,7 +970,7 @@ func (x *Attempt) String() string {
 func (*Attempt) ProtoMessage() {}
 
 func (x *Attempt) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[5]
+	mi := &file_isobar_v1_task_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -898,7 +983,7 @@ func (x *Attempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attempt.ProtoReflect.Descriptor instead.
 func (*Attempt) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{5}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Attempt) GetNumber() uint64 {
@@ -1022,7 +1107,7 @@ type SubmitRequest struct {
 
 func (x *SubmitRequest) Reset() {
 	*x = SubmitRequest{}
-	mi := &file_isobar_v1_task_proto_msgTypes[6]
+	mi := &file_isobar_v1_task_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1034,7 +1119,7 @@ func (x *SubmitRequest) String() string {
 func (*SubmitRequest) ProtoMessage() {}
 
 func (x *SubmitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[6]
+	mi := &file_isobar_v1_task_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1047,7 +1132,7 @@ func (x *SubmitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubmitRequest.ProtoReflect.Descriptor instead.
 func (*SubmitRequest) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{6}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *SubmitRequest) GetTasks() []*TaskSpec {
@@ -1067,7 +1152,7 @@ type SubmitResponse struct {
 
 func (x *SubmitResponse) Reset() {
 	*x = SubmitResponse{}
-	mi := &file_isobar_v1_task_proto_msgTypes[7]
+	mi := &file_isobar_v1_task_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1079,7 +1164,7 @@ func (x *SubmitResponse) String() string {
 func (*SubmitResponse) ProtoMessage() {}
 
 func (x *SubmitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[7]
+	mi := &file_isobar_v1_task_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1092,7 +1177,7 @@ func (x *SubmitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubmitResponse.ProtoReflect.Descriptor instead.
 func (*SubmitResponse) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{7}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SubmitResponse) GetResults() []*SubmitResult {
@@ -1121,7 +1206,7 @@ type SubmitResult struct {
 
 func (x *SubmitResult) Reset() {
 	*x = SubmitResult{}
-	mi := &file_isobar_v1_task_proto_msgTypes[8]
+	mi := &file_isobar_v1_task_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1133,7 +1218,7 @@ func (x *SubmitResult) String() string {
 func (*SubmitResult) ProtoMessage() {}
 
 func (x *SubmitResult) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[8]
+	mi := &file_isobar_v1_task_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1146,7 +1231,7 @@ func (x *SubmitResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubmitResult.ProtoReflect.Descriptor instead.
 func (*SubmitResult) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{8}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *SubmitResult) GetTaskId() string {
@@ -1219,7 +1304,7 @@ type TaskError struct {
 
 func (x *TaskError) Reset() {
 	*x = TaskError{}
-	mi := &file_isobar_v1_task_proto_msgTypes[9]
+	mi := &file_isobar_v1_task_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1231,7 +1316,7 @@ func (x *TaskError) String() string {
 func (*TaskError) ProtoMessage() {}
 
 func (x *TaskError) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[9]
+	mi := &file_isobar_v1_task_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1244,7 +1329,7 @@ func (x *TaskError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskError.ProtoReflect.Descriptor instead.
 func (*TaskError) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{9}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *TaskError) GetCode() string {
@@ -1328,7 +1413,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_isobar_v1_task_proto_msgTypes[10]
+	mi := &file_isobar_v1_task_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1340,7 +1425,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[10]
+	mi := &file_isobar_v1_task_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1353,7 +1438,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{10}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *GetRequest) GetTaskId() string {
@@ -1379,7 +1464,7 @@ type GetResponse struct {
 
 func (x *GetResponse) Reset() {
 	*x = GetResponse{}
-	mi := &file_isobar_v1_task_proto_msgTypes[11]
+	mi := &file_isobar_v1_task_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1391,7 +1476,7 @@ func (x *GetResponse) String() string {
 func (*GetResponse) ProtoMessage() {}
 
 func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[11]
+	mi := &file_isobar_v1_task_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1404,7 +1489,7 @@ func (x *GetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{11}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *GetResponse) GetTask() *Task {
@@ -1425,7 +1510,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_isobar_v1_task_proto_msgTypes[12]
+	mi := &file_isobar_v1_task_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1437,7 +1522,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[12]
+	mi := &file_isobar_v1_task_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1450,7 +1535,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{12}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *WaitRequest) GetTaskId() string {
@@ -1478,7 +1563,7 @@ type WaitResponse struct {
 
 func (x *WaitResponse) Reset() {
 	*x = WaitResponse{}
-	mi := &file_isobar_v1_task_proto_msgTypes[13]
+	mi := &file_isobar_v1_task_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1490,7 +1575,7 @@ func (x *WaitResponse) String() string {
 func (*WaitResponse) ProtoMessage() {}
 
 func (x *WaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[13]
+	mi := &file_isobar_v1_task_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1503,7 +1588,7 @@ func (x *WaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitResponse.ProtoReflect.Descriptor instead.
 func (*WaitResponse) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{13}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *WaitResponse) GetTask() *Task {
@@ -1534,7 +1619,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_isobar_v1_task_proto_msgTypes[14]
+	mi := &file_isobar_v1_task_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1546,7 +1631,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[14]
+	mi := &file_isobar_v1_task_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1559,7 +1644,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{14}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListRequest) GetTenant() string {
@@ -1612,7 +1697,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_isobar_v1_task_proto_msgTypes[15]
+	mi := &file_isobar_v1_task_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1624,7 +1709,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[15]
+	mi := &file_isobar_v1_task_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1637,7 +1722,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{15}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListResponse) GetTasks() []*Task {
@@ -1685,7 +1770,7 @@ type CancelRequest struct {
 
 func (x *CancelRequest) Reset() {
 	*x = CancelRequest{}
-	mi := &file_isobar_v1_task_proto_msgTypes[16]
+	mi := &file_isobar_v1_task_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1697,7 +1782,7 @@ func (x *CancelRequest) String() string {
 func (*CancelRequest) ProtoMessage() {}
 
 func (x *CancelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[16]
+	mi := &file_isobar_v1_task_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1710,7 +1795,7 @@ func (x *CancelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRequest.ProtoReflect.Descriptor instead.
 func (*CancelRequest) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{16}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CancelRequest) GetTaskId() string {
@@ -1738,7 +1823,7 @@ type CancelResponse struct {
 
 func (x *CancelResponse) Reset() {
 	*x = CancelResponse{}
-	mi := &file_isobar_v1_task_proto_msgTypes[17]
+	mi := &file_isobar_v1_task_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1750,7 +1835,7 @@ func (x *CancelResponse) String() string {
 func (*CancelResponse) ProtoMessage() {}
 
 func (x *CancelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[17]
+	mi := &file_isobar_v1_task_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1763,7 +1848,7 @@ func (x *CancelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelResponse.ProtoReflect.Descriptor instead.
 func (*CancelResponse) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{17}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CancelResponse) GetTask() *Task {
@@ -1802,7 +1887,7 @@ type InvokeRequest struct {
 
 func (x *InvokeRequest) Reset() {
 	*x = InvokeRequest{}
-	mi := &file_isobar_v1_task_proto_msgTypes[18]
+	mi := &file_isobar_v1_task_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1814,7 +1899,7 @@ func (x *InvokeRequest) String() string {
 func (*InvokeRequest) ProtoMessage() {}
 
 func (x *InvokeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[18]
+	mi := &file_isobar_v1_task_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1827,7 +1912,7 @@ func (x *InvokeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InvokeRequest.ProtoReflect.Descriptor instead.
 func (*InvokeRequest) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{18}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *InvokeRequest) GetTenant() string {
@@ -1952,7 +2037,7 @@ type InvokeResponse struct {
 
 func (x *InvokeResponse) Reset() {
 	*x = InvokeResponse{}
-	mi := &file_isobar_v1_task_proto_msgTypes[19]
+	mi := &file_isobar_v1_task_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1964,7 +2049,7 @@ func (x *InvokeResponse) String() string {
 func (*InvokeResponse) ProtoMessage() {}
 
 func (x *InvokeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[19]
+	mi := &file_isobar_v1_task_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1977,7 +2062,7 @@ func (x *InvokeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InvokeResponse.ProtoReflect.Descriptor instead.
 func (*InvokeResponse) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{19}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *InvokeResponse) GetResult() []byte {
@@ -2040,7 +2125,7 @@ var File_isobar_v1_task_proto protoreflect.FileDescriptor
 
 const file_isobar_v1_task_proto_rawDesc = "" +
 	"\n" +
-	"\x14isobar/v1/task.proto\x12\tisobar.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18isobar/v1/decision.proto\"\xaf\x05\n" +
+	"\x14isobar/v1/task.proto\x12\tisobar.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18isobar/v1/decision.proto\"\xd9\x05\n" +
 	"\bTaskSpec\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x1a\n" +
 	"\bfunction\x18\x02 \x01(\tR\bfunction\x12\x1a\n" +
@@ -2062,8 +2147,13 @@ const file_isobar_v1_task_proto_rawDesc = "" +
 	"minQuality\x12,\n" +
 	"\x05retry\x18\x0f \x01(\v2\x16.isobar.v1.RetryPolicyR\x05retry\x126\n" +
 	"\tmax_delay\x18\x10 \x01(\v2\x19.google.protobuf.DurationR\bmaxDelay\x122\n" +
-	"\amax_rtt\x18\x11 \x01(\v2\x19.google.protobuf.DurationR\x06maxRttB\a\n" +
-	"\x05input\"=\n" +
+	"\amax_rtt\x18\x11 \x01(\v2\x19.google.protobuf.DurationR\x06maxRtt\x12(\n" +
+	"\x06inputs\x18\x12 \x03(\v2\x10.isobar.v1.InputR\x06inputsB\a\n" +
+	"\x05input\"I\n" +
+	"\x05Input\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\x12\x16\n" +
+	"\x06places\x18\x03 \x03(\tR\x06places\"=\n" +
 	"\tResidency\x12\x18\n" +
 	"\aallowed\x18\x01 \x03(\tR\aallowed\x12\x16\n" +
 	"\x06denied\x18\x02 \x03(\tR\x06denied\"\xa1\x01\n" +
@@ -2071,7 +2161,7 @@ const file_isobar_v1_task_proto_rawDesc = "" +
 	"\fmax_attempts\x18\x01 \x01(\rR\vmaxAttempts\x123\n" +
 	"\abackoff\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\abackoff\x12:\n" +
 	"\vmax_backoff\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\n" +
-	"maxBackoff\"\x90\t\n" +
+	"maxBackoff\"\xba\t\n" +
 	"\x04Task\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12*\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x14.isobar.v1.TaskStateR\x05state\x12\x16\n" +
@@ -2106,7 +2196,8 @@ const file_isobar_v1_task_proto_rawDesc = "" +
 	"\tmax_delay\x18\x1b \x01(\v2\x19.google.protobuf.DurationR\bmaxDelay\x125\n" +
 	"\bstart_by\x18\x1c \x01(\v2\x1a.google.protobuf.TimestampR\astartBy\x122\n" +
 	"\amax_rtt\x18\x1d \x01(\v2\x19.google.protobuf.DurationR\x06maxRtt\x12#\n" +
-	"\x04plan\x18\x1e \x01(\v2\x0f.isobar.v1.PlanR\x04plan\"\xf8\x01\n" +
+	"\x04plan\x18\x1e \x01(\v2\x0f.isobar.v1.PlanR\x04plan\x12(\n" +
+	"\x06inputs\x18\x1f \x03(\v2\x10.isobar.v1.InputR\x06inputs\"\xf8\x01\n" +
 	"\x04Plan\x120\n" +
 	"\x05start\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05start\x12\x12\n" +
 	"\x04cell\x18\x02 \x01(\tR\x04cell\x12\x16\n" +
@@ -2245,96 +2336,99 @@ func file_isobar_v1_task_proto_rawDescGZIP() []byte {
 }
 
 var file_isobar_v1_task_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_isobar_v1_task_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_isobar_v1_task_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_isobar_v1_task_proto_goTypes = []any{
 	(TaskState)(0),                // 0: isobar.v1.TaskState
 	(*TaskSpec)(nil),              // 1: isobar.v1.TaskSpec
-	(*Residency)(nil),             // 2: isobar.v1.Residency
-	(*RetryPolicy)(nil),           // 3: isobar.v1.RetryPolicy
-	(*Task)(nil),                  // 4: isobar.v1.Task
-	(*Plan)(nil),                  // 5: isobar.v1.Plan
-	(*Attempt)(nil),               // 6: isobar.v1.Attempt
-	(*SubmitRequest)(nil),         // 7: isobar.v1.SubmitRequest
-	(*SubmitResponse)(nil),        // 8: isobar.v1.SubmitResponse
-	(*SubmitResult)(nil),          // 9: isobar.v1.SubmitResult
-	(*TaskError)(nil),             // 10: isobar.v1.TaskError
-	(*GetRequest)(nil),            // 11: isobar.v1.GetRequest
-	(*GetResponse)(nil),           // 12: isobar.v1.GetResponse
-	(*WaitRequest)(nil),           // 13: isobar.v1.WaitRequest
-	(*WaitResponse)(nil),          // 14: isobar.v1.WaitResponse
-	(*ListRequest)(nil),           // 15: isobar.v1.ListRequest
-	(*ListResponse)(nil),          // 16: isobar.v1.ListResponse
-	(*CancelRequest)(nil),         // 17: isobar.v1.CancelRequest
-	(*CancelResponse)(nil),        // 18: isobar.v1.CancelResponse
-	(*InvokeRequest)(nil),         // 19: isobar.v1.InvokeRequest
-	(*InvokeResponse)(nil),        // 20: isobar.v1.InvokeResponse
-	(*structpb.Value)(nil),        // 21: google.protobuf.Value
-	(*timestamppb.Timestamp)(nil), // 22: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 23: google.protobuf.Duration
-	(*Candidate)(nil),             // 24: isobar.v1.Candidate
+	(*Input)(nil),                 // 2: isobar.v1.Input
+	(*Residency)(nil),             // 3: isobar.v1.Residency
+	(*RetryPolicy)(nil),           // 4: isobar.v1.RetryPolicy
+	(*Task)(nil),                  // 5: isobar.v1.Task
+	(*Plan)(nil),                  // 6: isobar.v1.Plan
+	(*Attempt)(nil),               // 7: isobar.v1.Attempt
+	(*SubmitRequest)(nil),         // 8: isobar.v1.SubmitRequest
+	(*SubmitResponse)(nil),        // 9: isobar.v1.SubmitResponse
+	(*SubmitResult)(nil),          // 10: isobar.v1.SubmitResult
+	(*TaskError)(nil),             // 11: isobar.v1.TaskError
+	(*GetRequest)(nil),            // 12: isobar.v1.GetRequest
+	(*GetResponse)(nil),           // 13: isobar.v1.GetResponse
+	(*WaitRequest)(nil),           // 14: isobar.v1.WaitRequest
+	(*WaitResponse)(nil),          // 15: isobar.v1.WaitResponse
+	(*ListRequest)(nil),           // 16: isobar.v1.ListRequest
+	(*ListResponse)(nil),          // 17: isobar.v1.ListResponse
+	(*CancelRequest)(nil),         // 18: isobar.v1.CancelRequest
+	(*CancelResponse)(nil),        // 19: isobar.v1.CancelResponse
+	(*InvokeRequest)(nil),         // 20: isobar.v1.InvokeRequest
+	(*InvokeResponse)(nil),        // 21: isobar.v1.InvokeResponse
+	(*structpb.Value)(nil),        // 22: google.protobuf.Value
+	(*timestamppb.Timestamp)(nil), // 23: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 24: google.protobuf.Duration
+	(*Candidate)(nil),             // 25: isobar.v1.Candidate
 }
 var file_isobar_v1_task_proto_depIdxs = []int32{
-	21, // 0: isobar.v1.TaskSpec.json:type_name -> google.protobuf.Value
-	22, // 1: isobar.v1.TaskSpec.deadline:type_name -> google.protobuf.Timestamp
-	22, // 2: isobar.v1.TaskSpec.not_before:type_name -> google.protobuf.Timestamp
-	2,  // 3: isobar.v1.TaskSpec.residency:type_name -> isobar.v1.Residency
-	3,  // 4: isobar.v1.TaskSpec.retry:type_name -> isobar.v1.RetryPolicy
-	23, // 5: isobar.v1.TaskSpec.max_delay:type_name -> google.protobuf.Duration
-	23, // 6: isobar.v1.TaskSpec.max_rtt:type_name -> google.protobuf.Duration
-	23, // 7: isobar.v1.RetryPolicy.backoff:type_name -> google.protobuf.Duration
-	23, // 8: isobar.v1.RetryPolicy.max_backoff:type_name -> google.protobuf.Duration
-	0,  // 9: isobar.v1.Task.state:type_name -> isobar.v1.TaskState
-	22, // 10: isobar.v1.Task.submitted:type_name -> google.protobuf.Timestamp
-	22, // 11: isobar.v1.Task.deadline:type_name -> google.protobuf.Timestamp
-	22, // 12: isobar.v1.Task.not_before:type_name -> google.protobuf.Timestamp
-	22, // 13: isobar.v1.Task.next:type_name -> google.protobuf.Timestamp
-	22, // 14: isobar.v1.Task.ended:type_name -> google.protobuf.Timestamp
-	2,  // 15: isobar.v1.Task.residency:type_name -> isobar.v1.Residency
-	3,  // 16: isobar.v1.Task.retry:type_name -> isobar.v1.RetryPolicy
-	6,  // 17: isobar.v1.Task.attempts:type_name -> isobar.v1.Attempt
-	23, // 18: isobar.v1.Task.max_delay:type_name -> google.protobuf.Duration
-	22, // 19: isobar.v1.Task.start_by:type_name -> google.protobuf.Timestamp
-	23, // 20: isobar.v1.Task.max_rtt:type_name -> google.protobuf.Duration
-	5,  // 21: isobar.v1.Task.plan:type_name -> isobar.v1.Plan
-	22, // 22: isobar.v1.Plan.start:type_name -> google.protobuf.Timestamp
-	22, // 23: isobar.v1.Plan.decided:type_name -> google.protobuf.Timestamp
-	22, // 24: isobar.v1.Attempt.leased:type_name -> google.protobuf.Timestamp
-	22, // 25: isobar.v1.Attempt.started:type_name -> google.protobuf.Timestamp
-	22, // 26: isobar.v1.Attempt.ended:type_name -> google.protobuf.Timestamp
-	23, // 27: isobar.v1.Attempt.run_time:type_name -> google.protobuf.Duration
-	1,  // 28: isobar.v1.SubmitRequest.tasks:type_name -> isobar.v1.TaskSpec
-	9,  // 29: isobar.v1.SubmitResponse.results:type_name -> isobar.v1.SubmitResult
-	0,  // 30: isobar.v1.SubmitResult.state:type_name -> isobar.v1.TaskState
-	24, // 31: isobar.v1.SubmitResult.provisional:type_name -> isobar.v1.Candidate
-	10, // 32: isobar.v1.SubmitResult.error:type_name -> isobar.v1.TaskError
-	23, // 33: isobar.v1.TaskError.retry_after:type_name -> google.protobuf.Duration
-	4,  // 34: isobar.v1.GetResponse.task:type_name -> isobar.v1.Task
-	23, // 35: isobar.v1.WaitRequest.timeout:type_name -> google.protobuf.Duration
-	4,  // 36: isobar.v1.WaitResponse.task:type_name -> isobar.v1.Task
-	0,  // 37: isobar.v1.ListRequest.state:type_name -> isobar.v1.TaskState
-	4,  // 38: isobar.v1.ListResponse.tasks:type_name -> isobar.v1.Task
-	4,  // 39: isobar.v1.CancelResponse.task:type_name -> isobar.v1.Task
-	21, // 40: isobar.v1.InvokeRequest.json:type_name -> google.protobuf.Value
-	2,  // 41: isobar.v1.InvokeRequest.residency:type_name -> isobar.v1.Residency
-	23, // 42: isobar.v1.InvokeRequest.timeout:type_name -> google.protobuf.Duration
-	23, // 43: isobar.v1.InvokeResponse.run_time:type_name -> google.protobuf.Duration
-	7,  // 44: isobar.v1.TaskService.Submit:input_type -> isobar.v1.SubmitRequest
-	11, // 45: isobar.v1.TaskService.Get:input_type -> isobar.v1.GetRequest
-	13, // 46: isobar.v1.TaskService.Wait:input_type -> isobar.v1.WaitRequest
-	15, // 47: isobar.v1.TaskService.List:input_type -> isobar.v1.ListRequest
-	17, // 48: isobar.v1.TaskService.Cancel:input_type -> isobar.v1.CancelRequest
-	19, // 49: isobar.v1.TaskService.Invoke:input_type -> isobar.v1.InvokeRequest
-	8,  // 50: isobar.v1.TaskService.Submit:output_type -> isobar.v1.SubmitResponse
-	12, // 51: isobar.v1.TaskService.Get:output_type -> isobar.v1.GetResponse
-	14, // 52: isobar.v1.TaskService.Wait:output_type -> isobar.v1.WaitResponse
-	16, // 53: isobar.v1.TaskService.List:output_type -> isobar.v1.ListResponse
-	18, // 54: isobar.v1.TaskService.Cancel:output_type -> isobar.v1.CancelResponse
-	20, // 55: isobar.v1.TaskService.Invoke:output_type -> isobar.v1.InvokeResponse
-	50, // [50:56] is the sub-list for method output_type
-	44, // [44:50] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	22, // 0: isobar.v1.TaskSpec.json:type_name -> google.protobuf.Value
+	23, // 1: isobar.v1.TaskSpec.deadline:type_name -> google.protobuf.Timestamp
+	23, // 2: isobar.v1.TaskSpec.not_before:type_name -> google.protobuf.Timestamp
+	3,  // 3: isobar.v1.TaskSpec.residency:type_name -> isobar.v1.Residency
+	4,  // 4: isobar.v1.TaskSpec.retry:type_name -> isobar.v1.RetryPolicy
+	24, // 5: isobar.v1.TaskSpec.max_delay:type_name -> google.protobuf.Duration
+	24, // 6: isobar.v1.TaskSpec.max_rtt:type_name -> google.protobuf.Duration
+	2,  // 7: isobar.v1.TaskSpec.inputs:type_name -> isobar.v1.Input
+	24, // 8: isobar.v1.RetryPolicy.backoff:type_name -> google.protobuf.Duration
+	24, // 9: isobar.v1.RetryPolicy.max_backoff:type_name -> google.protobuf.Duration
+	0,  // 10: isobar.v1.Task.state:type_name -> isobar.v1.TaskState
+	23, // 11: isobar.v1.Task.submitted:type_name -> google.protobuf.Timestamp
+	23, // 12: isobar.v1.Task.deadline:type_name -> google.protobuf.Timestamp
+	23, // 13: isobar.v1.Task.not_before:type_name -> google.protobuf.Timestamp
+	23, // 14: isobar.v1.Task.next:type_name -> google.protobuf.Timestamp
+	23, // 15: isobar.v1.Task.ended:type_name -> google.protobuf.Timestamp
+	3,  // 16: isobar.v1.Task.residency:type_name -> isobar.v1.Residency
+	4,  // 17: isobar.v1.Task.retry:type_name -> isobar.v1.RetryPolicy
+	7,  // 18: isobar.v1.Task.attempts:type_name -> isobar.v1.Attempt
+	24, // 19: isobar.v1.Task.max_delay:type_name -> google.protobuf.Duration
+	23, // 20: isobar.v1.Task.start_by:type_name -> google.protobuf.Timestamp
+	24, // 21: isobar.v1.Task.max_rtt:type_name -> google.protobuf.Duration
+	6,  // 22: isobar.v1.Task.plan:type_name -> isobar.v1.Plan
+	2,  // 23: isobar.v1.Task.inputs:type_name -> isobar.v1.Input
+	23, // 24: isobar.v1.Plan.start:type_name -> google.protobuf.Timestamp
+	23, // 25: isobar.v1.Plan.decided:type_name -> google.protobuf.Timestamp
+	23, // 26: isobar.v1.Attempt.leased:type_name -> google.protobuf.Timestamp
+	23, // 27: isobar.v1.Attempt.started:type_name -> google.protobuf.Timestamp
+	23, // 28: isobar.v1.Attempt.ended:type_name -> google.protobuf.Timestamp
+	24, // 29: isobar.v1.Attempt.run_time:type_name -> google.protobuf.Duration
+	1,  // 30: isobar.v1.SubmitRequest.tasks:type_name -> isobar.v1.TaskSpec
+	10, // 31: isobar.v1.SubmitResponse.results:type_name -> isobar.v1.SubmitResult
+	0,  // 32: isobar.v1.SubmitResult.state:type_name -> isobar.v1.TaskState
+	25, // 33: isobar.v1.SubmitResult.provisional:type_name -> isobar.v1.Candidate
+	11, // 34: isobar.v1.SubmitResult.error:type_name -> isobar.v1.TaskError
+	24, // 35: isobar.v1.TaskError.retry_after:type_name -> google.protobuf.Duration
+	5,  // 36: isobar.v1.GetResponse.task:type_name -> isobar.v1.Task
+	24, // 37: isobar.v1.WaitRequest.timeout:type_name -> google.protobuf.Duration
+	5,  // 38: isobar.v1.WaitResponse.task:type_name -> isobar.v1.Task
+	0,  // 39: isobar.v1.ListRequest.state:type_name -> isobar.v1.TaskState
+	5,  // 40: isobar.v1.ListResponse.tasks:type_name -> isobar.v1.Task
+	5,  // 41: isobar.v1.CancelResponse.task:type_name -> isobar.v1.Task
+	22, // 42: isobar.v1.InvokeRequest.json:type_name -> google.protobuf.Value
+	3,  // 43: isobar.v1.InvokeRequest.residency:type_name -> isobar.v1.Residency
+	24, // 44: isobar.v1.InvokeRequest.timeout:type_name -> google.protobuf.Duration
+	24, // 45: isobar.v1.InvokeResponse.run_time:type_name -> google.protobuf.Duration
+	8,  // 46: isobar.v1.TaskService.Submit:input_type -> isobar.v1.SubmitRequest
+	12, // 47: isobar.v1.TaskService.Get:input_type -> isobar.v1.GetRequest
+	14, // 48: isobar.v1.TaskService.Wait:input_type -> isobar.v1.WaitRequest
+	16, // 49: isobar.v1.TaskService.List:input_type -> isobar.v1.ListRequest
+	18, // 50: isobar.v1.TaskService.Cancel:input_type -> isobar.v1.CancelRequest
+	20, // 51: isobar.v1.TaskService.Invoke:input_type -> isobar.v1.InvokeRequest
+	9,  // 52: isobar.v1.TaskService.Submit:output_type -> isobar.v1.SubmitResponse
+	13, // 53: isobar.v1.TaskService.Get:output_type -> isobar.v1.GetResponse
+	15, // 54: isobar.v1.TaskService.Wait:output_type -> isobar.v1.WaitResponse
+	17, // 55: isobar.v1.TaskService.List:output_type -> isobar.v1.ListResponse
+	19, // 56: isobar.v1.TaskService.Cancel:output_type -> isobar.v1.CancelResponse
+	21, // 57: isobar.v1.TaskService.Invoke:output_type -> isobar.v1.InvokeResponse
+	52, // [52:58] is the sub-list for method output_type
+	46, // [46:52] is the sub-list for method input_type
+	46, // [46:46] is the sub-list for extension type_name
+	46, // [46:46] is the sub-list for extension extendee
+	0,  // [0:46] is the sub-list for field type_name
 }
 
 func init() { file_isobar_v1_task_proto_init() }
@@ -2348,7 +2442,7 @@ func file_isobar_v1_task_proto_init() {
 		(*TaskSpec_Text)(nil),
 		(*TaskSpec_Json)(nil),
 	}
-	file_isobar_v1_task_proto_msgTypes[18].OneofWrappers = []any{
+	file_isobar_v1_task_proto_msgTypes[19].OneofWrappers = []any{
 		(*InvokeRequest_Payload)(nil),
 		(*InvokeRequest_Text)(nil),
 		(*InvokeRequest_Json)(nil),
@@ -2359,7 +2453,7 @@ func file_isobar_v1_task_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isobar_v1_task_proto_rawDesc), len(file_isobar_v1_task_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   20,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

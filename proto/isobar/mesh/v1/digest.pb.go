@@ -69,10 +69,12 @@ type Digest struct {
 	EmbodiedMgPerCpuHour uint64 `protobuf:"varint,28,opt,name=embodied_mg_per_cpu_hour,json=embodiedMgPerCpuHour,proto3" json:"embodied_mg_per_cpu_hour,omitempty"`
 	// When the first hour of carbon began, and how many microseconds of the wall
 	// clock an hour of it lasts; 0 is an hour.
-	CarbonFromMs  int64  `protobuf:"varint,29,opt,name=carbon_from_ms,json=carbonFromMs,proto3" json:"carbon_from_ms,omitempty"`
-	CarbonStepUs  uint64 `protobuf:"varint,30,opt,name=carbon_step_us,json=carbonStepUs,proto3" json:"carbon_step_us,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	CarbonFromMs int64  `protobuf:"varint,29,opt,name=carbon_from_ms,json=carbonFromMs,proto3" json:"carbon_from_ms,omitempty"`
+	CarbonStepUs uint64 `protobuf:"varint,30,opt,name=carbon_step_us,json=carbonStepUs,proto3" json:"carbon_step_us,omitempty"`
+	// What foretold the hours after the first: 0 not told, 1 persistence, 2 model.
+	CarbonForecast uint32 `protobuf:"varint,31,opt,name=carbon_forecast,json=carbonForecast,proto3" json:"carbon_forecast,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Digest) Reset() {
@@ -315,6 +317,13 @@ func (x *Digest) GetCarbonStepUs() uint64 {
 	return 0
 }
 
+func (x *Digest) GetCarbonForecast() uint32 {
+	if x != nil {
+		return x.CarbonForecast
+	}
+	return 0
+}
+
 type CapacityDigest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	CpuMilli      int64                  `protobuf:"varint,1,opt,name=cpu_milli,json=cpuMilli,proto3" json:"cpu_milli,omitempty"`
@@ -456,7 +465,7 @@ var File_isobar_mesh_v1_digest_proto protoreflect.FileDescriptor
 
 const file_isobar_mesh_v1_digest_proto_rawDesc = "" +
 	"\n" +
-	"\x1bisobar/mesh/v1/digest.proto\x12\x0eisobar.mesh.v1\"\x89\b\n" +
+	"\x1bisobar/mesh/v1/digest.proto\x12\x0eisobar.mesh.v1\"\xb2\b\n" +
 	"\x06Digest\x12\x12\n" +
 	"\x04cell\x18\x01 \x01(\tR\x04cell\x12\x16\n" +
 	"\x06region\x18\x02 \x01(\tR\x06region\x12 \n" +
@@ -489,7 +498,8 @@ const file_isobar_mesh_v1_digest_proto_rawDesc = "" +
 	"\x12milliwatts_per_gib\x18\x1b \x01(\x04R\x10milliwattsPerGib\x126\n" +
 	"\x18embodied_mg_per_cpu_hour\x18\x1c \x01(\x04R\x14embodiedMgPerCpuHour\x12$\n" +
 	"\x0ecarbon_from_ms\x18\x1d \x01(\x03R\fcarbonFromMs\x12$\n" +
-	"\x0ecarbon_step_us\x18\x1e \x01(\x04R\fcarbonStepUs\"`\n" +
+	"\x0ecarbon_step_us\x18\x1e \x01(\x04R\fcarbonStepUs\x12'\n" +
+	"\x0fcarbon_forecast\x18\x1f \x01(\rR\x0ecarbonForecast\"`\n" +
 	"\x0eCapacityDigest\x12\x1b\n" +
 	"\tcpu_milli\x18\x01 \x01(\x03R\bcpuMilli\x12\x1d\n" +
 	"\n" +

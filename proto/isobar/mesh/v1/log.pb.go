@@ -7,6 +7,7 @@
 package meshv1
 
 import (
+	v1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	reflect "reflect"
@@ -2075,24 +2076,25 @@ type TaskRecord struct {
 	PayloadRef     []byte                 `protobuf:"bytes,9,opt,name=payload_ref,json=payloadRef,proto3" json:"payload_ref,omitempty"`
 	IdempotencyKey string                 `protobuf:"bytes,10,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
 	// SHA-256 over all that makes two submits the same.
-	IdempotencyHash []byte   `protobuf:"bytes,11,opt,name=idempotency_hash,json=idempotencyHash,proto3" json:"idempotency_hash,omitempty"`
-	RequestId       string   `protobuf:"bytes,12,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	CorrelationId   string   `protobuf:"bytes,13,opt,name=correlation_id,json=correlationId,proto3" json:"correlation_id,omitempty"`
-	SubmittedMs     int64    `protobuf:"varint,14,opt,name=submitted_ms,json=submittedMs,proto3" json:"submitted_ms,omitempty"`
-	DeadlineMs      int64    `protobuf:"varint,15,opt,name=deadline_ms,json=deadlineMs,proto3" json:"deadline_ms,omitempty"` // 0 none
-	NotBeforeMs     int64    `protobuf:"varint,16,opt,name=not_before_ms,json=notBeforeMs,proto3" json:"not_before_ms,omitempty"`
-	LifetimeMs      int64    `protobuf:"varint,17,opt,name=lifetime_ms,json=lifetimeMs,proto3" json:"lifetime_ms,omitempty"`    // wall time it expires at
-	RetentionMs     int64    `protobuf:"varint,18,opt,name=retention_ms,json=retentionMs,proto3" json:"retention_ms,omitempty"` // how long it is kept after it ended
-	TimeoutMs       int64    `protobuf:"varint,19,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`       // longest run of one attempt
-	Allowed         []string `protobuf:"bytes,20,rep,name=allowed,proto3" json:"allowed,omitempty"`
-	Denied          []string `protobuf:"bytes,21,rep,name=denied,proto3" json:"denied,omitempty"`
-	MinQuality      float64  `protobuf:"fixed64,22,opt,name=min_quality,json=minQuality,proto3" json:"min_quality,omitempty"`
-	MaxAttempts     uint32   `protobuf:"varint,23,opt,name=max_attempts,json=maxAttempts,proto3" json:"max_attempts,omitempty"`
-	BackoffMs       int64    `protobuf:"varint,24,opt,name=backoff_ms,json=backoffMs,proto3" json:"backoff_ms,omitempty"`
-	MaxBackoffMs    int64    `protobuf:"varint,25,opt,name=max_backoff_ms,json=maxBackoffMs,proto3" json:"max_backoff_ms,omitempty"`
-	Traceparent     string   `protobuf:"bytes,26,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
-	MaxDelayMs      int64    `protobuf:"varint,27,opt,name=max_delay_ms,json=maxDelayMs,proto3" json:"max_delay_ms,omitempty"` // how long its start may be put off by choice
-	MaxRttUs        int64    `protobuf:"varint,28,opt,name=max_rtt_us,json=maxRttUs,proto3" json:"max_rtt_us,omitempty"`       // 0 any
+	IdempotencyHash []byte      `protobuf:"bytes,11,opt,name=idempotency_hash,json=idempotencyHash,proto3" json:"idempotency_hash,omitempty"`
+	RequestId       string      `protobuf:"bytes,12,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	CorrelationId   string      `protobuf:"bytes,13,opt,name=correlation_id,json=correlationId,proto3" json:"correlation_id,omitempty"`
+	SubmittedMs     int64       `protobuf:"varint,14,opt,name=submitted_ms,json=submittedMs,proto3" json:"submitted_ms,omitempty"`
+	DeadlineMs      int64       `protobuf:"varint,15,opt,name=deadline_ms,json=deadlineMs,proto3" json:"deadline_ms,omitempty"` // 0 none
+	NotBeforeMs     int64       `protobuf:"varint,16,opt,name=not_before_ms,json=notBeforeMs,proto3" json:"not_before_ms,omitempty"`
+	LifetimeMs      int64       `protobuf:"varint,17,opt,name=lifetime_ms,json=lifetimeMs,proto3" json:"lifetime_ms,omitempty"`    // wall time it expires at
+	RetentionMs     int64       `protobuf:"varint,18,opt,name=retention_ms,json=retentionMs,proto3" json:"retention_ms,omitempty"` // how long it is kept after it ended
+	TimeoutMs       int64       `protobuf:"varint,19,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`       // longest run of one attempt
+	Allowed         []string    `protobuf:"bytes,20,rep,name=allowed,proto3" json:"allowed,omitempty"`
+	Denied          []string    `protobuf:"bytes,21,rep,name=denied,proto3" json:"denied,omitempty"`
+	MinQuality      float64     `protobuf:"fixed64,22,opt,name=min_quality,json=minQuality,proto3" json:"min_quality,omitempty"`
+	MaxAttempts     uint32      `protobuf:"varint,23,opt,name=max_attempts,json=maxAttempts,proto3" json:"max_attempts,omitempty"`
+	BackoffMs       int64       `protobuf:"varint,24,opt,name=backoff_ms,json=backoffMs,proto3" json:"backoff_ms,omitempty"`
+	MaxBackoffMs    int64       `protobuf:"varint,25,opt,name=max_backoff_ms,json=maxBackoffMs,proto3" json:"max_backoff_ms,omitempty"`
+	Traceparent     string      `protobuf:"bytes,26,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
+	MaxDelayMs      int64       `protobuf:"varint,27,opt,name=max_delay_ms,json=maxDelayMs,proto3" json:"max_delay_ms,omitempty"` // how long its start may be put off by choice
+	MaxRttUs        int64       `protobuf:"varint,28,opt,name=max_rtt_us,json=maxRttUs,proto3" json:"max_rtt_us,omitempty"`       // 0 any
+	Inputs          []*v1.Input `protobuf:"bytes,29,rep,name=inputs,proto3" json:"inputs,omitempty"`                              // by name
 	// What the machine itself changes.
 	State        uint32           `protobuf:"varint,40,opt,name=state,proto3" json:"state,omitempty"`                 // isobar.v1.TaskState
 	Attempt      uint64           `protobuf:"varint,41,opt,name=attempt,proto3" json:"attempt,omitempty"`             // highest granted
@@ -2345,6 +2347,13 @@ func (x *TaskRecord) GetMaxRttUs() int64 {
 		return x.MaxRttUs
 	}
 	return 0
+}
+
+func (x *TaskRecord) GetInputs() []*v1.Input {
+	if x != nil {
+		return x.Inputs
+	}
+	return nil
 }
 
 func (x *TaskRecord) GetState() uint32 {
@@ -3222,7 +3231,7 @@ var File_isobar_mesh_v1_log_proto protoreflect.FileDescriptor
 
 const file_isobar_mesh_v1_log_proto_rawDesc = "" +
 	"\n" +
-	"\x18isobar/mesh/v1/log.proto\x12\x0eisobar.mesh.v1\"\xee\b\n" +
+	"\x18isobar/mesh/v1/log.proto\x12\x0eisobar.mesh.v1\x1a\x14isobar/v1/task.proto\"\xee\b\n" +
 	"\x10SchedulerCommand\x12.\n" +
 	"\x06clocks\x18\x01 \x01(\v2\x16.isobar.mesh.v1.ClocksR\x06clocks\x120\n" +
 	"\x06accept\x18\x02 \x01(\v2\x16.isobar.mesh.v1.AcceptH\x00R\x06accept\x12-\n" +
@@ -3372,7 +3381,7 @@ const file_isobar_mesh_v1_log_proto_rawDesc = "" +
 	"\x04lane\x18\x03 \x01(\rR\x04lane\x12\x1b\n" +
 	"\tbefore_id\x18\x04 \x01(\tR\bbeforeId\x12\x14\n" +
 	"\x05limit\x18\x05 \x01(\rR\x05limit\x12\x16\n" +
-	"\x06reason\x18\x06 \x01(\tR\x06reason\"\xc9\f\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\"\xf3\f\n" +
 	"\n" +
 	"TaskRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
@@ -3412,7 +3421,8 @@ const file_isobar_mesh_v1_log_proto_rawDesc = "" +
 	"\fmax_delay_ms\x18\x1b \x01(\x03R\n" +
 	"maxDelayMs\x12\x1c\n" +
 	"\n" +
-	"max_rtt_us\x18\x1c \x01(\x03R\bmaxRttUs\x12\x14\n" +
+	"max_rtt_us\x18\x1c \x01(\x03R\bmaxRttUs\x12(\n" +
+	"\x06inputs\x18\x1d \x03(\v2\x10.isobar.v1.InputR\x06inputs\x12\x14\n" +
 	"\x05state\x18( \x01(\rR\x05state\x12\x18\n" +
 	"\aattempt\x18) \x01(\x04R\aattempt\x12\x18\n" +
 	"\acounted\x18* \x01(\rR\acounted\x12+\n" +
@@ -3561,6 +3571,7 @@ var file_isobar_mesh_v1_log_proto_goTypes = []any{
 	(*GuestRecord)(nil),      // 30: isobar.mesh.v1.GuestRecord
 	(*QueueRecord)(nil),      // 31: isobar.mesh.v1.QueueRecord
 	(*Pause)(nil),            // 32: isobar.mesh.v1.Pause
+	(*v1.Input)(nil),         // 33: isobar.v1.Input
 }
 var file_isobar_mesh_v1_log_proto_depIdxs = []int32{
 	1,  // 0: isobar.mesh.v1.SchedulerCommand.clocks:type_name -> isobar.mesh.v1.Clocks
@@ -3594,17 +3605,18 @@ var file_isobar_mesh_v1_log_proto_depIdxs = []int32{
 	30, // 28: isobar.mesh.v1.GuestAccept.guest:type_name -> isobar.mesh.v1.GuestRecord
 	11, // 29: isobar.mesh.v1.GuestEnd.ended:type_name -> isobar.mesh.v1.Ended
 	4,  // 30: isobar.mesh.v1.Redrive.cap:type_name -> isobar.mesh.v1.QueueCap
-	28, // 31: isobar.mesh.v1.TaskRecord.lease:type_name -> isobar.mesh.v1.Lease
-	29, // 32: isobar.mesh.v1.TaskRecord.attempts:type_name -> isobar.mesh.v1.AttemptRecord
-	27, // 33: isobar.mesh.v1.TaskRecord.deaths:type_name -> isobar.mesh.v1.Death
-	6,  // 34: isobar.mesh.v1.Lease.holder:type_name -> isobar.mesh.v1.Holder
-	11, // 35: isobar.mesh.v1.GuestRecord.ended:type_name -> isobar.mesh.v1.Ended
-	32, // 36: isobar.mesh.v1.QueueRecord.pause:type_name -> isobar.mesh.v1.Pause
-	37, // [37:37] is the sub-list for method output_type
-	37, // [37:37] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	33, // 31: isobar.mesh.v1.TaskRecord.inputs:type_name -> isobar.v1.Input
+	28, // 32: isobar.mesh.v1.TaskRecord.lease:type_name -> isobar.mesh.v1.Lease
+	29, // 33: isobar.mesh.v1.TaskRecord.attempts:type_name -> isobar.mesh.v1.AttemptRecord
+	27, // 34: isobar.mesh.v1.TaskRecord.deaths:type_name -> isobar.mesh.v1.Death
+	6,  // 35: isobar.mesh.v1.Lease.holder:type_name -> isobar.mesh.v1.Holder
+	11, // 36: isobar.mesh.v1.GuestRecord.ended:type_name -> isobar.mesh.v1.Ended
+	32, // 37: isobar.mesh.v1.QueueRecord.pause:type_name -> isobar.mesh.v1.Pause
+	38, // [38:38] is the sub-list for method output_type
+	38, // [38:38] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_isobar_mesh_v1_log_proto_init() }
