@@ -2,6 +2,7 @@ package fsm
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 
 	"google.golang.org/protobuf/proto"
@@ -42,7 +43,7 @@ func audit(r state.Reader) error {
 	}
 	for k, v := range r.Scan(nil, nil) {
 		switch k[0] {
-		case 'b', 'c', 'T', 'n', 'o':
+		case 'b', 'c', 'T', 'n', 'o', 's':
 			continue
 		}
 		w, ok := want[string(k)]
@@ -57,7 +58,29 @@ func audit(r state.Reader) error {
 	for k := range want {
 		return fmt.Errorf("key %q is missing", k)
 	}
-	return auditTopics(r)
+	return errors.Join(auditTopics(r), auditLines(r))
+}
+
+// auditLines holds that of each ordering key the first task only may go on.
+func auditLines(r state.Reader) error {
+	behind := map[string]string{} // the task before, by line
+	for k, v := range r.Scan([]byte("v"), []byte("w")) {
+		line, id := string(k[:len(k)-8]), string(v)
+		rec, _ := Task(r, id)
+		before := behind[line]
+		behind[line] = id
+		switch s := State(rec); {
+		case before == "" && rec.Held:
+			return fmt.Errorf("task %s is held, and the first of its line", id)
+		case before != "" && s != deferred:
+			return fmt.Errorf("task %s is %s behind %s", id, s, before)
+		case Ended(s) && (s != dead || !rec.OrderBlocks):
+			return fmt.Errorf("task %s is %s, and in its line", id, s)
+		case rec.OrderRelaxed && s == leased:
+			return fmt.Errorf("task %s was granted, and is in its line", id)
+		}
+	}
+	return nil
 }
 
 // auditTopics compares what is told of each topic with the payloads that live.
@@ -139,6 +162,12 @@ func auditTask(rec *meshv1.TaskRecord, want map[string][]byte, queues map[Queue]
 			want[string(deadKey(q, id))] = nil
 		}
 	}
+	if rec.OrderSeq != 0 {
+		want[string(placeKey(rec))] = []byte(id)
+	}
+	if rec.Held && (State(rec) != deferred || rec.OrderSeq == 0 || rec.NextMs != 0) {
+		return fmt.Errorf("held and %s, at place %d, until %d", State(rec), rec.OrderSeq, rec.NextMs)
+	}
 	if Kept(rec) {
 		n.Bytes += rec.PayloadBytes
 		if len(rec.PayloadRef) > 0 {
@@ -155,7 +184,9 @@ func auditTask(rec *meshv1.TaskRecord, want map[string][]byte, queues map[Queue]
 	switch State(rec) {
 	case deferred:
 		n.Deferred++
-		want[string(calendarKey(rec.NextMs, kindNext, id))] = nil
+		if !rec.Held {
+			want[string(calendarKey(rec.NextMs, kindNext, id))] = nil
+		}
 		if rec.PutOff {
 			want[string(putOffKey(id))] = nil
 			if rec.NextMs != rec.PlanMs || rec.NextMs > StartBy(rec) || rec.Counted > 0 {
@@ -223,13 +254,15 @@ func (w watch) see(r state.Reader) error {
 		case rec.Attempt == old.Attempt+1 && State(old) != ready:
 			return fmt.Errorf("task %s: attempt %d granted while %s", rec.Id, rec.Attempt, State(old))
 		case rec.Redrives == old.Redrives+1:
-			if State(old) != dead || State(rec) != ready || rec.RedrivenAttempt != old.Attempt || rec.Counted != 0 {
+			if State(old) != dead || State(rec) != ready && !rec.Held || rec.RedrivenAttempt != old.Attempt || rec.Counted != 0 {
 				return fmt.Errorf("task %s: redriven while %s, now %v", rec.Id, State(old), rec)
 			}
 		case rec.Redrives != old.Redrives:
 			return fmt.Errorf("task %s: %d redrives after %d", rec.Id, rec.Redrives, old.Redrives)
 		case Ended(State(old)) && State(old) == dead && moved(old, rec):
 			// its payload was appended again
+		case Ended(State(old)) && rec.OrderSeq != old.OrderSeq:
+			return fmt.Errorf("task %s: its place went from %d to %d after it was %s", rec.Id, old.OrderSeq, rec.OrderSeq, State(old))
 		case Ended(State(old)) && !proto.Equal(old, rec):
 			return fmt.Errorf("task %s: changed after it was %s", rec.Id, State(old))
 		case State(old) == leased && State(rec) == leased && (rec.Attempt != old.Attempt || !sameHolder(old.Lease.Holder, rec.Lease.Holder)):

@@ -31,6 +31,8 @@ import (
 //	m lease-ms id attempt  guests by the lease time they must start by
 //	f queue id             deferred tasks of a queue
 //	D queue id             dead letters of a queue
+//	s                      number of the last task that entered a line
+//	v tenant function ordering-key number  the line of a key → id
 const (
 	kindNext      = 'n' // a deferred task becomes ready
 	kindExpire    = 'd' // deadline or lifetime
@@ -71,6 +73,20 @@ func putOffKey(id string) []byte         { return []byte("d" + id) }
 func trimKey(topic string) []byte        { return []byte("T" + topic) }
 func highKey(topic string) []byte        { return []byte("n" + topic) }
 func tellKey(topic string) []byte        { return []byte("o" + topic) }
+
+func orderKey() []byte { return []byte("s") }
+
+// lineKey is the front of a key's line. Names before the ordering key hold no zero
+// byte, and the key itself none.
+func lineKey(rec *meshv1.TaskRecord) []byte {
+	return []byte("v" + rec.Tenant + "\x00" + rec.Function + "\x00" + rec.OrderingKey + "\x00")
+}
+
+func placeKey(rec *meshv1.TaskRecord) []byte {
+	return append(lineKey(rec), lineNumber(rec.OrderSeq)...)
+}
+
+func lineNumber(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }
 
 func deferredKey(q Queue, id string) []byte { return []byte("f" + q.key() + id) }
 func deadKey(q Queue, id string) []byte     { return []byte("D" + q.key() + id) }

@@ -38,6 +38,9 @@ func (a *apply) grant(c *meshv1.Grant) error {
 	}
 	lease.UntilLeaseMs = min(now+c.TtlMs, lease.LimitLeaseMs)
 	rec.State, rec.Attempt, rec.Lease = uint32(leased), c.Attempt, lease
+	if rec.OrderRelaxed {
+		a.pass(rec)
+	}
 	a.Set(leaseKey(lease.UntilLeaseMs, rec.Id), nil)
 	a.queueAdd(QueueOf(rec), func(r *meshv1.QueueRecord) { r.Leased++ })
 	if c.Decision != nil {

@@ -3,6 +3,7 @@ package fsm
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
@@ -69,7 +70,7 @@ func (b *bench) drains(t *rapid.T) {
 	}
 	for _, k := range b.keys() {
 		// Trim positions and pauses outlive tasks; audit sees to the rest.
-		if k[1] != 'T' && k[1] != 'n' && k[1] != 'o' && k[1] != 'Q' {
+		if !strings.ContainsRune("TnoQs", rune(k[1])) {
 			t.Fatalf("left behind: %v", b.keys())
 		}
 	}
@@ -297,6 +298,11 @@ func anySubmit(t *rapid.T, b *bench, id string) *meshv1.Accept {
 		r.State, r.Counted, r.FinalAttempt, r.PutOff, r.Plans, r.PlanMs = 3, 9, 9, true, 9, 9
 		r.Attempts = []*meshv1.AttemptRecord{{Number: 9}}
 	})
+	if rapid.Bool().Draw(t, "ordered") {
+		c.Task.OrderingKey = rapid.SampledFrom([]string{"o1", "o1", "o2"}).Draw(t, "ordering key")
+		c.Task.OrderRelaxed, c.Task.OrderBlocks = pick("relaxed", 0, 0, 1) == 1, pick("blocks", 0, 1) == 1
+		c.Task.OrderSeq, c.Task.Held = 9, true
+	}
 	if rapid.Bool().Draw(t, "keyed") {
 		k := keyed(id, rapid.SampledFrom([]string{"k1", "k2"}).Draw(t, "key"), rapid.SampledFrom([]string{"a", "b"}).Draw(t, "content"))
 		c.Task.IdempotencyKey, c.Task.IdempotencyHash = k.Task.IdempotencyKey, k.Task.IdempotencyHash

@@ -56,6 +56,9 @@ func (a *apply) redrive(c *meshv1.Redrive) error {
 	// It has as long to live as it had when it was accepted.
 	rec.LifetimeMs = max(rec.LifetimeMs, a.clocks.WallMs+min(max(rec.LifetimeMs-born(rec), 1), maxMs))
 	a.Set(calendarKey(expiry(rec), kindExpire, rec.Id), nil)
+	if rec.OrderSeq == 0 {
+		a.enter(rec) // those that were behind it have gone on
+	}
 	a.toReady(rec)
 	a.result.Verdict = Accepted
 	a.store(rec)

@@ -64,6 +64,7 @@ func (a *apply) accept(c *meshv1.Accept) error {
 		a.raise(q.String(), rec.PayloadRef)
 	}
 	a.fresh(rec)
+	a.enter(rec)
 	a.Set(calendarKey(expiry(rec), kindExpire, rec.Id), nil)
 	if rec.NotBeforeMs > a.clocks.WallMs {
 		a.toDeferred(rec, rec.NotBeforeMs)
@@ -88,7 +89,7 @@ func (a *apply) room(q Queue, limit *meshv1.QueueCap, more uint64) error {
 // acceptable reports whether the record of a new task can be stored: its names
 // keep the keys apart, its numbers cannot overflow.
 func acceptable(rec *meshv1.TaskRecord) bool {
-	return rec.GetId() != "" && nameable(rec.Tenant, rec.Function, rec.Lane) && rec.PayloadBytes <= maxBytes &&
+	return rec.GetId() != "" && nameable(rec.Tenant, rec.Function, rec.Lane) && !strings.Contains(rec.OrderingKey, "\x00") && rec.PayloadBytes <= maxBytes &&
 		rec.LifetimeMs > 0 && (rec.IdempotencyKey == "" || len(rec.IdempotencyHash) == sha256.Size) &&
 		inRange(rec.DeadlineMs, rec.NotBeforeMs, rec.LifetimeMs, rec.RetentionMs, rec.TimeoutMs, rec.BackoffMs, rec.MaxBackoffMs, rec.MaxDelayMs, rec.MaxRttUs)
 }
@@ -101,6 +102,8 @@ func (a *apply) fresh(rec *meshv1.TaskRecord) {
 	rec.NextMs, rec.EndedMs, rec.Reason, rec.FinalAttempt, rec.Blocked = 0, 0, "", 0, ""
 	rec.ResultBytes, rec.ResultSha256 = 0, nil
 	rec.PutOff, rec.Plans, rec.Plan, rec.PlanMs = false, 0, nil, 0
+	rec.OrderSeq, rec.Held = 0, false
+	rec.OrderBlocks = rec.OrderBlocks && !rec.OrderRelaxed
 	rec.Redrives, rec.RedrivenAttempt, rec.Deaths, rec.PayloadLost = 0, 0, nil, false
 	rec.Decisions = rec.Decisions[max(0, len(rec.Decisions)-keepDecisions):]
 }
@@ -159,13 +162,15 @@ func (a *apply) leave(rec *meshv1.TaskRecord) {
 	q := QueueOf(rec)
 	switch State(rec) {
 	case deferred:
-		a.Delete(calendarKey(rec.NextMs, kindNext, rec.Id))
+		if !rec.Held {
+			a.Delete(calendarKey(rec.NextMs, kindNext, rec.Id))
+		}
 		a.Delete(deferredKey(q, rec.Id))
 		a.queueAdd(q, func(r *meshv1.QueueRecord) { r.Deferred-- })
 		if rec.PutOff {
 			a.Delete(putOffKey(rec.Id))
 		}
-		rec.NextMs, rec.PutOff = 0, false
+		rec.NextMs, rec.PutOff, rec.Held = 0, false, false
 	case ready:
 		a.Delete(readyKey(q, rec.Id))
 		a.queueAdd(q, func(r *meshv1.QueueRecord) { r.Ready-- })
@@ -186,7 +191,13 @@ func (a *apply) toDeferred(rec *meshv1.TaskRecord, at int64) {
 	a.queueAdd(QueueOf(rec), func(r *meshv1.QueueRecord) { r.Deferred++ })
 }
 
+// toReady makes the task ready, or holds it while others are before it in the
+// line of its ordering key.
 func (a *apply) toReady(rec *meshv1.TaskRecord) {
+	if !a.first(rec) {
+		a.toHeld(rec)
+		return
+	}
 	a.leave(rec)
 	rec.State = uint32(ready)
 	q := QueueOf(rec)
@@ -208,6 +219,9 @@ func (a *apply) end(rec *meshv1.TaskRecord, s isobarv1.TaskState, reason string)
 	if s == dead {
 		a.Set(deadKey(q, rec.Id), nil)
 		a.queueAdd(q, func(r *meshv1.QueueRecord) { r.Dead++ })
+	}
+	if s != dead || !rec.OrderBlocks {
+		a.pass(rec)
 	}
 	if !Kept(rec) {
 		a.dropPayload(rec)
@@ -232,6 +246,7 @@ func (a *apply) dropPayload(rec *meshv1.TaskRecord) {
 
 // forget drops all that is kept of an ended task.
 func (a *apply) forget(rec *meshv1.TaskRecord) {
+	a.pass(rec)
 	if State(rec) == dead {
 		a.Delete(deadKey(QueueOf(rec), rec.Id))
 		a.queueAdd(QueueOf(rec), func(r *meshv1.QueueRecord) { r.Dead-- })

@@ -145,7 +145,7 @@ func (s *story) run(command proto.Message) string {
 		fmt.Fprintf(&b, "%s", res.Verdict)
 	}
 	if res.Task != nil {
-		fmt.Fprintf(&b, ": %s", taskLine(res.Task))
+		fmt.Fprintf(&b, ": %s", s.taskLine(res.Task))
 	} else if res.Guest != nil {
 		fmt.Fprintf(&b, ": %s", guestLine(res.Guest))
 	}
@@ -197,7 +197,7 @@ func stateName(s isobarv1.TaskState) string {
 	return strings.ToLower(strings.TrimPrefix(s.String(), "TASK_STATE_"))
 }
 
-func taskLine(rec *meshv1.TaskRecord) string {
+func (s *story) taskLine(rec *meshv1.TaskRecord) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s %s", rec.Id, stateName(State(rec)))
 	if rec.Attempt > 0 {
@@ -205,6 +205,9 @@ func taskLine(rec *meshv1.TaskRecord) string {
 	}
 	if rec.NextMs != 0 {
 		fmt.Fprintf(&b, " next=%s", wallTime(rec.NextMs))
+	}
+	if id, n := Ahead(s.reader(), rec); n > 0 {
+		fmt.Fprintf(&b, " held behind %s, %d ahead", id, n)
 	}
 	if rec.PutOff {
 		b.WriteString(" put off")

@@ -59,5 +59,5 @@ func (s *story) refuse(a args) string {
 		s.must(abroad(a.first(), n, "us-east-1"))
 		s.must(failure(a.first(), n, "refused"))
 	}
-	return fmt.Sprintf("%d offers refused\n%s\n", to-from+1, taskLine(s.task(a.first())))
+	return fmt.Sprintf("%d offers refused\n%s\n", to-from+1, s.taskLine(s.task(a.first())))
 }

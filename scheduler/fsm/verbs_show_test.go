@@ -37,7 +37,7 @@ func (s *story) queues(args) string {
 func (s *story) leases(args) string {
 	var b strings.Builder
 	for rec := range Leases(s.reader()) {
-		fmt.Fprintln(&b, taskLine(rec))
+		fmt.Fprintln(&b, s.taskLine(rec))
 	}
 	return orNone(&b)
 }
@@ -58,7 +58,7 @@ func (s *story) show(a args) string {
 		return "unknown\n"
 	}
 	var b strings.Builder
-	fmt.Fprintln(&b, taskLine(rec))
+	fmt.Fprintln(&b, s.taskLine(rec))
 	for _, att := range rec.Attempts {
 		fmt.Fprintf(&b, "  %d %s", att.Number, att.Outcome)
 		if att.Cell != "" {

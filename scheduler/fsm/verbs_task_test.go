@@ -10,7 +10,7 @@ import (
 
 // submit t1 [tenant=] [function=] [lane=] [request=] [key= content=] [deadline=]
 // [not-before=] [max-delay=] [lifetime=] [retention=] [timeout=] [attempts=] [backoff=]
-// [max-backoff=] [bytes=] [ref=] [cap=] [cap-bytes=]
+// [max-backoff=] [bytes=] [ref=] [cap=] [cap-bytes=] [order=] [relaxed] [blocks]
 func (s *story) submit(a args) string {
 	rec := &meshv1.TaskRecord{
 		Id: a.first(), Tenant: a.str("tenant", "acme"), Function: a.str("function", "resize"), Lane: a.lane(),
@@ -21,6 +21,7 @@ func (s *story) submit(a args) string {
 		BackoffMs: a.span("backoff", "1s"), MaxBackoffMs: a.span("max-backoff", "10s"),
 		PayloadBytes: a.number("bytes", "0"), PayloadRef: a.ref("ref"), MaxDelayMs: a.span("max-delay", "0s"),
 	}
+	rec.OrderingKey, rec.OrderRelaxed, rec.OrderBlocks = a.str("order", ""), a.has("relaxed"), a.has("blocks")
 	if rec.IdempotencyKey != "" {
 		sum := sha256.Sum256([]byte(a.str("content", "")))
 		rec.IdempotencyHash = sum[:]

@@ -2095,6 +2095,11 @@ type TaskRecord struct {
 	MaxDelayMs      int64       `protobuf:"varint,27,opt,name=max_delay_ms,json=maxDelayMs,proto3" json:"max_delay_ms,omitempty"` // how long its start may be put off by choice
 	MaxRttUs        int64       `protobuf:"varint,28,opt,name=max_rtt_us,json=maxRttUs,proto3" json:"max_rtt_us,omitempty"`       // 0 any
 	Inputs          []*v1.Input `protobuf:"bytes,29,rep,name=inputs,proto3" json:"inputs,omitempty"`                              // by name
+	// Order by key: tasks of one tenant's function with the same key, in the order
+	// of their accepts.
+	OrderingKey  string `protobuf:"bytes,30,opt,name=ordering_key,json=orderingKey,proto3" json:"ordering_key,omitempty"`
+	OrderRelaxed bool   `protobuf:"varint,31,opt,name=order_relaxed,json=orderRelaxed,proto3" json:"order_relaxed,omitempty"` // a task's first grant lets the next go, not its end
+	OrderBlocks  bool   `protobuf:"varint,32,opt,name=order_blocks,json=orderBlocks,proto3" json:"order_blocks,omitempty"`    // one that is dead holds up those behind it
 	// What the machine itself changes.
 	State        uint32           `protobuf:"varint,40,opt,name=state,proto3" json:"state,omitempty"`                 // isobar.v1.TaskState
 	Attempt      uint64           `protobuf:"varint,41,opt,name=attempt,proto3" json:"attempt,omitempty"`             // highest granted
@@ -2119,6 +2124,8 @@ type TaskRecord struct {
 	RedrivenAttempt uint64   `protobuf:"varint,61,opt,name=redriven_attempt,json=redrivenAttempt,proto3" json:"redriven_attempt,omitempty"` // highest granted at the last redrive
 	Deaths          []*Death `protobuf:"bytes,62,rep,name=deaths,proto3" json:"deaths,omitempty"`                                           // newest 8, but for the present one
 	PayloadLost     bool     `protobuf:"varint,63,opt,name=payload_lost,json=payloadLost,proto3" json:"payload_lost,omitempty"`             // it cannot be given new attempts
+	OrderSeq        uint64   `protobuf:"varint,64,opt,name=order_seq,json=orderSeq,proto3" json:"order_seq,omitempty"`                      // its place in its key's line; 0 none, or no longer
+	Held            bool     `protobuf:"varint,65,opt,name=held,proto3" json:"held,omitempty"`                                              // deferred until those before it in the line have gone
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -2356,6 +2363,27 @@ func (x *TaskRecord) GetInputs() []*v1.Input {
 	return nil
 }
 
+func (x *TaskRecord) GetOrderingKey() string {
+	if x != nil {
+		return x.OrderingKey
+	}
+	return ""
+}
+
+func (x *TaskRecord) GetOrderRelaxed() bool {
+	if x != nil {
+		return x.OrderRelaxed
+	}
+	return false
+}
+
+func (x *TaskRecord) GetOrderBlocks() bool {
+	if x != nil {
+		return x.OrderBlocks
+	}
+	return false
+}
+
 func (x *TaskRecord) GetState() uint32 {
 	if x != nil {
 		return x.State
@@ -2506,6 +2534,20 @@ func (x *TaskRecord) GetDeaths() []*Death {
 func (x *TaskRecord) GetPayloadLost() bool {
 	if x != nil {
 		return x.PayloadLost
+	}
+	return false
+}
+
+func (x *TaskRecord) GetOrderSeq() uint64 {
+	if x != nil {
+		return x.OrderSeq
+	}
+	return 0
+}
+
+func (x *TaskRecord) GetHeld() bool {
+	if x != nil {
+		return x.Held
 	}
 	return false
 }
@@ -3381,7 +3423,7 @@ const file_isobar_mesh_v1_log_proto_rawDesc = "" +
 	"\x04lane\x18\x03 \x01(\rR\x04lane\x12\x1b\n" +
 	"\tbefore_id\x18\x04 \x01(\tR\bbeforeId\x12\x14\n" +
 	"\x05limit\x18\x05 \x01(\rR\x05limit\x12\x16\n" +
-	"\x06reason\x18\x06 \x01(\tR\x06reason\"\xf3\f\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\"\x8f\x0e\n" +
 	"\n" +
 	"TaskRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
@@ -3422,7 +3464,10 @@ const file_isobar_mesh_v1_log_proto_rawDesc = "" +
 	"maxDelayMs\x12\x1c\n" +
 	"\n" +
 	"max_rtt_us\x18\x1c \x01(\x03R\bmaxRttUs\x12(\n" +
-	"\x06inputs\x18\x1d \x03(\v2\x10.isobar.v1.InputR\x06inputs\x12\x14\n" +
+	"\x06inputs\x18\x1d \x03(\v2\x10.isobar.v1.InputR\x06inputs\x12!\n" +
+	"\fordering_key\x18\x1e \x01(\tR\vorderingKey\x12#\n" +
+	"\rorder_relaxed\x18\x1f \x01(\bR\forderRelaxed\x12!\n" +
+	"\forder_blocks\x18  \x01(\bR\vorderBlocks\x12\x14\n" +
 	"\x05state\x18( \x01(\rR\x05state\x12\x18\n" +
 	"\aattempt\x18) \x01(\x04R\aattempt\x12\x18\n" +
 	"\acounted\x18* \x01(\rR\acounted\x12+\n" +
@@ -3445,7 +3490,9 @@ const file_isobar_mesh_v1_log_proto_rawDesc = "" +
 	"\bredrives\x18< \x01(\rR\bredrives\x12)\n" +
 	"\x10redriven_attempt\x18= \x01(\x04R\x0fredrivenAttempt\x12-\n" +
 	"\x06deaths\x18> \x03(\v2\x15.isobar.mesh.v1.DeathR\x06deaths\x12!\n" +
-	"\fpayload_lost\x18? \x01(\bR\vpayloadLost\"\xa5\x01\n" +
+	"\fpayload_lost\x18? \x01(\bR\vpayloadLost\x12\x1b\n" +
+	"\torder_seq\x18@ \x01(\x04R\borderSeq\x12\x12\n" +
+	"\x04held\x18A \x01(\bR\x04held\"\xa5\x01\n" +
 	"\x05Death\x12\x19\n" +
 	"\bended_ms\x18\x01 \x01(\x03R\aendedMs\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x14\n" +
