@@ -326,6 +326,15 @@ func inputs(m *devMesh) []refused {
 			cell: "eu-north-1", address: m.servers["eu-north"].url(),
 		},
 		{
+			name: "ordering key too long", call: "TaskService/Submit", body: `{"tasks": [{"function": "echo", "orderingKey": "` + strings.Repeat("k", 257) + `"}]}`,
+			code: "invalid_argument", reason: "bad_request", message: "an ordering key is at most 256 bytes, none of them zero", hint: "hash longer ones", field: "tasks[0].orderingKey",
+		},
+		{
+			name: "an ordering of no such mode", call: "FunctionService/Deploy",
+			body: `{"spec": {"name": "x", "ordering": {"mode": "loose"}, "variants": [{"name": "v1", "runtime": "exec", "command": ["cat"]}]}}`,
+			code: "invalid_argument", reason: "bad_function", message: "…ordering.mode…must be strict or relaxed…", hint: "…", field: "…",
+		},
+		{
 			name: "same key, same payload", call: "TaskService/Submit", body: `{"tasks": [{"function": "echo", "text": "a", "idempotencyKey": "bad-input"}]}`, before: keyed,
 			answer: `{"results": [{"taskId": "$TASK", "duplicate": true}]}`,
 		},

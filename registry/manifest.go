@@ -32,6 +32,12 @@ type manifest struct {
 	Variants []manifestVariant `yaml:"variants"`
 
 	Concurrency *manifestConcurrency `yaml:"concurrency"`
+	Ordering    *manifestOrdering    `yaml:"ordering"`
+}
+
+type manifestOrdering struct {
+	Mode   string `yaml:"mode"`
+	OnDead string `yaml:"on_dead"`
 }
 
 type manifestConcurrency struct {
@@ -193,6 +199,9 @@ func (c *converter) spec(m *manifest) *isobarv1.FunctionSpec {
 		if b.Attempts < 0 {
 			c.add("concurrency.attempts", "must be 0 or more; 0 is no bound")
 		}
+	}
+	if o := m.Ordering; o != nil {
+		s.Ordering = &isobarv1.Ordering{Mode: o.Mode, OnDead: o.OnDead}
 	}
 	for i, v := range m.Variants {
 		s.Variants = append(s.Variants, c.variant(fmt.Sprintf("variants[%d].", i), v))

@@ -27,6 +27,7 @@ tenant: acme
 timeout: 30s
 retry: {max_attempts: 7, backoff: 500ms, max_backoff: 1m30s}
 concurrency: {attempts: 20, cpu: 12.5, memory_mib: 4096, gpus: 2}
+ordering: {mode: strict, on_dead: block}
 env:
   SIZE: "128"
   EMPTY: ""
@@ -88,6 +89,7 @@ func TestParseManifest(t *testing.T) {
 		Env:   map[string]string{"SIZE": "128", "EMPTY": ""},
 
 		Concurrency: &isobarv1.Concurrency{Attempts: 20, Cpu: 12.5, MemoryMib: 4096, Gpus: 2},
+		Ordering:    &isobarv1.Ordering{Mode: "strict", OnDead: "block"},
 		Variants: []*isobarv1.Variant{
 			{
 				Name: "wasm", Runtime: "wasm", Module: digest.Of(module), Quality: 0.9, Usd: 0.00001,

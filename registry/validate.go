@@ -139,6 +139,7 @@ func Validate(spec *isobarv1.FunctionSpec) error {
 	e.duration("timeout", spec.GetTimeout(), time.Millisecond, MaxTimeout)
 	e.retry("retry", spec.GetRetry())
 	e.concurrency("concurrency.", spec.GetConcurrency())
+	e.ordering(spec.GetOrdering())
 	if n := len(spec.GetVariants()); n < 1 || n > MaxVariants {
 		e.add("variants", "must be 1 to %d, not %d", MaxVariants, n)
 	}
@@ -184,6 +185,25 @@ func (e *fieldErrors) err() error {
 		return nil
 	}
 	return &InvalidError{Fields: e.all}
+}
+
+// ordering checks the words of an Ordering; what is left out is the first of each.
+func (e *fieldErrors) ordering(o *isobarv1.Ordering) {
+	const relaxed = "relaxed"
+	switch o.GetMode() {
+	case "", "strict", relaxed:
+	default:
+		e.add("ordering.mode", "must be strict or relaxed")
+	}
+	switch o.GetOnDead() {
+	case "", "pass":
+	case "block":
+		if o.GetMode() == relaxed {
+			e.add("ordering.on_dead", "can block under mode strict only: a relaxed key never waits for an end")
+		}
+	default:
+		e.add("ordering.on_dead", "must be pass or block")
+	}
 }
 
 func (e *fieldErrors) concurrency(path string, c *isobarv1.Concurrency) {

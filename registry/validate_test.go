@@ -57,6 +57,9 @@ func TestValidate(t *testing.T) {
 		{"", func(s *spec) {
 			s.Concurrency = &isobarv1.Concurrency{Attempts: 1_000_000, Cpu: 0.5, MemoryMib: 1, Gpus: 1}
 		}},
+		{"ordering.mode", func(s *spec) { s.Ordering = &isobarv1.Ordering{Mode: "loose"} }},
+		{"ordering.on_dead", func(s *spec) { s.Ordering = &isobarv1.Ordering{OnDead: "retry"} }},
+		{"ordering.on_dead", func(s *spec) { s.Ordering = &isobarv1.Ordering{Mode: "relaxed", OnDead: "block"} }},
 		{"concurrency.attempts", func(s *spec) { s.Concurrency = &isobarv1.Concurrency{Attempts: 1_000_001} }},
 		{"concurrency.cpu", func(s *spec) { s.Concurrency = &isobarv1.Concurrency{Cpu: -1} }},
 		{"concurrency.cpu", func(s *spec) { s.Concurrency = &isobarv1.Concurrency{Cpu: math.NaN()} }},

@@ -149,7 +149,7 @@ func (l *leader) redrive(ctx context.Context, id string) Redriven {
 		return out
 	}
 	out.Record = res.Task
-	out.Already = len(res.Effects) == 0
+	out.Already = res.Count == 0
 	return out
 }
 

@@ -153,7 +153,8 @@ func (l *leader) record(sub Submission) (*meshv1.TaskRecord, *isobarv1.Function,
 		PayloadBytes: uint64(len(sub.Payload)), PayloadSha256: sum[:], IdempotencyKey: spec.IdempotencyKey, RequestId: spec.RequestId,
 		CorrelationId: spec.CorrelationId, LifetimeMs: wall.Add(l.Lifetime).UnixMilli(), RetentionMs: l.Retention.Milliseconds(),
 		TimeoutMs: fn.Spec.Timeout.AsDuration().Milliseconds(), Allowed: res.Allowed, Denied: res.Denied,
-		MinQuality: spec.MinQuality, Traceparent: sub.Traceparent, Inputs: inputs,
+		MinQuality: spec.MinQuality, Traceparent: sub.Traceparent, OrderingKey: spec.OrderingKey, Inputs: inputs,
+		OrderRelaxed: fn.Spec.GetOrdering().GetMode() == "relaxed", OrderBlocks: fn.Spec.GetOrdering().GetOnDead() == "block",
 	}
 	if dl := spec.GetDeadline(); dl != nil {
 		rec.DeadlineMs = dl.AsTime().UnixMilli()
@@ -275,7 +276,7 @@ func sameness(rec *meshv1.TaskRecord, spec *isobarv1.TaskSpec) []byte {
 	scheduling := &isobarv1.TaskSpec{
 		ContentType: rec.ContentType, Lane: mesh.Lane(rec.Lane).String(), Deadline: spec.Deadline, NotBefore: spec.NotBefore,
 		Residency: spec.Residency, MinQuality: spec.MinQuality, Retry: spec.Retry,
-		MaxDelay: spec.MaxDelay, MaxRtt: spec.MaxRtt, Inputs: rec.Inputs,
+		MaxDelay: spec.MaxDelay, MaxRtt: spec.MaxRtt, Inputs: rec.Inputs, OrderingKey: spec.OrderingKey,
 	}
 	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(scheduling)
 	if err == nil {

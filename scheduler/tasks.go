@@ -57,6 +57,13 @@ func unknownTask(id string) *Refusal {
 	return &Refusal{Reason: UnknownTask, TaskID: id, Message: "no task " + id + " is known here", Hint: "records are dropped when their retention ends"}
 }
 
+// Ahead is the first of the tasks that hold the task up by its ordering key, and
+// how many there are, counted up to 100; "" when none does.
+func (s *Scheduler) Ahead(rec *meshv1.TaskRecord) (id string, n uint32) {
+	id, ahead := fsm.Ahead(s.State, rec)
+	return id, uint32(ahead)
+}
+
 // Result reads a completed task's result.
 func (s *Scheduler) Result(id string) []byte {
 	b, _ := fsm.TaskResult(s.State, id)

@@ -18,7 +18,7 @@ import (
 
 // taskFlags describe a task, for submit and for explain.
 type taskFlags struct {
-	lane, key, correlation, request string
+	lane, key, order, correlation, request string
 	contentType                     string
 	deadline, notBefore             string
 	maxDelay, maxRTT                time.Duration
@@ -62,7 +62,7 @@ func (f *taskFlags) spec(a *app, function, arg string) (*isobarv1.TaskSpec, erro
 		return nil, err
 	}
 	spec := &isobarv1.TaskSpec{
-		Tenant: a.tenant, Function: function, ContentType: f.contentType, Lane: f.lane, IdempotencyKey: f.key,
+		Tenant: a.tenant, Function: function, ContentType: f.contentType, Lane: f.lane, IdempotencyKey: f.key, OrderingKey: f.order,
 		RequestId: f.request, CorrelationId: f.correlation, Residency: f.residencyOf(), MinQuality: f.minQuality,
 	}
 	if f.maxAttempts > 0 {
@@ -143,6 +143,7 @@ With --wait the result is printed instead, and the exit code tells how the task 
 	f.schedule(c)
 	flags := c.Flags()
 	flags.StringVar(&f.key, "key", "", "idempotency key: tasks of one function with one key are one task")
+	flags.StringVar(&f.order, "ordering-key", "", "tasks of one function with one ordering key run in the order of their submits, one at a time")
 	flags.StringVar(&f.correlation, "correlation-id", "", "free text carried to the trace and to get")
 	flags.StringVar(&f.request, "request-id", "", "repeats a submit whose answer was lost (default new)")
 	flags.Uint32Var(&f.maxAttempts, "max-attempts", 0, "started attempts at most, 1 to 100 (default the function's)")

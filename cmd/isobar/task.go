@@ -119,7 +119,7 @@ func (a *app) printTask(t *isobarv1.Task) {
 	}
 	fields(a.stdout,
 		"task", t.GetId(), "state", state(t.GetState()), "reason", t.GetReason(), "tenant", t.GetTenant(), "function", t.GetFunction(),
-		"version", t.GetVersion(), "lane", t.GetLane(), "home", t.GetHome(), "key", t.GetIdempotencyKey(),
+		"version", t.GetVersion(), "lane", t.GetLane(), "home", t.GetHome(), "key", t.GetIdempotencyKey(), "ordering key", t.GetOrderingKey(), "waits behind", waitsBehind(t),
 		"correlation id", t.GetCorrelationId(), "residency", residency, "min quality", quality, "submitted", timestamp(t.GetSubmitted()),
 		"not before", timestamp(t.GetNotBefore()), "start by", timestamp(t.GetStartBy()), "max rtt", optional(t.GetMaxRtt()), "inputs", inputsText(t.GetInputs()), "next try", timestamp(t.GetNext()), "deadline", timestamp(t.GetDeadline()),
 		"ended", timestamp(t.GetEnded()), "payload", bytesText(t.GetPayloadBytes()))
@@ -132,6 +132,18 @@ func (a *app) printTask(t *isobarv1.Task) {
 	}
 	if result != "" {
 		fmt.Fprintf(a.stdout, "\nresult:\n%s\n", strings.TrimSuffix(result, "\n"))
+	}
+}
+
+// waitsBehind names the task that holds this one up by its ordering key.
+func waitsBehind(t *isobarv1.Task) string {
+	switch t.GetAhead() {
+	case 0:
+		return ""
+	case 1:
+		return t.GetWaitsBehind()
+	default:
+		return fmt.Sprintf("%s, the first of %d before it", t.GetWaitsBehind(), t.GetAhead())
 	}
 }
 

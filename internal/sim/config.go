@@ -118,6 +118,7 @@ const (
 	SawRedriven    = "dead letter redriven"
 	SawRevived     = "dead letter redriven and completed"
 	SawRedrivenTwo = "redrive repeated"
+	SawHeld        = "task held behind another of its ordering key"
 )
 
 // Sights lists them all.
@@ -125,7 +126,7 @@ func Sights() []string {
 	return []string{
 		SawLeaderLost, SawFenced, SawRetry, SawRefused, SawIsolated, SawRegionDown, SawUnknown, SawRepeatOffer,
 		SawRepeatLease, SawUndelivered, SawLateDone, SawAdopted, SawCancelled,
-		SawRedriven, SawRevived, SawRedrivenTwo,
+		SawRedriven, SawRevived, SawRedrivenTwo, SawHeld,
 	}
 }
 

@@ -55,13 +55,14 @@ type truth struct {
 	poison   map[string]bool  // never end
 	redriven map[string]bool
 	keys     map[string]string
+	lines    map[string][]string // by cell and ordering key, in the order of accepts
 }
 
 func newTruth() truth {
 	return truth{
 		started: map[numbered]string{}, finished: map[numbered]bool{}, granted: map[numbered]string{},
 		ended: map[string]isobarv1.TaskState{}, accepted: map[string]*cell{}, keys: map[string]string{},
-		poison: map[string]bool{}, redriven: map[string]bool{},
+		poison: map[string]bool{}, redriven: map[string]bool{}, lines: map[string][]string{},
 	}
 }
 
@@ -93,9 +94,14 @@ func (w *world) committed(c *cell, cmd *meshv1.SchedulerCommand, res *fsm.Result
 		if m.Accept.Task.Function == poison {
 			w.truth.poison[m.Accept.Task.Id] = true
 		}
+		w.joins(c, res.Task)
 	case *meshv1.SchedulerCommand_Redrive:
 		w.redrives(m.Redrive.TaskId, res)
+		if res.Count > 0 {
+			w.joins(c, res.Task)
+		}
 	case *meshv1.SchedulerCommand_Grant:
+		w.inOrder(c, res.Task)
 		w.grants(numbered{m.Grant.TaskId, m.Grant.Attempt}, m.Grant.Holder)
 	case *meshv1.SchedulerCommand_Complete:
 		w.completes(c, m.Complete, res)
@@ -117,7 +123,7 @@ func (w *world) committed(c *cell, cmd *meshv1.SchedulerCommand, res *fsm.Result
 
 // redrives lets a task that was dead end once more.
 func (w *world) redrives(id string, res *fsm.Result) {
-	if len(res.Effects) == 0 {
+	if res.Count == 0 {
 		w.saw(SawRedrivenTwo)
 		return
 	}
@@ -127,6 +133,34 @@ func (w *world) redrives(id string, res *fsm.Result) {
 	delete(w.truth.ended, id)
 	w.truth.redriven[id] = true
 	w.saw(SawRedriven)
+}
+
+// joins puts a task at the end of its ordering key's line, where one that was
+// redriven is too.
+func (w *world) joins(c *cell, rec *meshv1.TaskRecord) {
+	if rec.OrderingKey == "" {
+		return
+	}
+	line := c.id + " " + rec.OrderingKey
+	w.truth.lines[line] = append(slices.DeleteFunc(w.truth.lines[line], func(id string) bool { return id == rec.Id }), rec.Id)
+	if len(w.truth.lines[line]) > 1 && rec.Held {
+		w.saw(SawHeld)
+	}
+}
+
+// inOrder holds a grant against the line: what is before it has ended, or, relaxed,
+// been granted.
+func (w *world) inOrder(c *cell, rec *meshv1.TaskRecord) {
+	for _, before := range w.truth.lines[c.id+" "+rec.OrderingKey] {
+		if before == rec.Id {
+			return
+		}
+		_, ended := w.truth.ended[before]
+		_, granted := w.truth.granted[numbered{before, 1}]
+		if !ended && (!rec.OrderRelaxed || !granted) {
+			w.violate("task %s is granted, and %s is before it with key %s", rec.Id, before, rec.OrderingKey)
+		}
+	}
 }
 
 func (w *world) grants(at numbered, holder *meshv1.Holder) {

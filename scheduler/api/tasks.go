@@ -1,11 +1,13 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 	"unicode/utf8"
@@ -34,7 +36,8 @@ type tasks struct {
 	*Services
 }
 
-// Submit accepts each task at its home, all side by side.
+// Submit accepts each task at its home: those of one ordering key one after the
+// other, all else side by side.
 func (h *tasks) Submit(ctx context.Context, r *isobarv1.SubmitRequest) (*isobarv1.SubmitResponse, error) {
 	if n := len(r.Tasks); n == 0 || n > maxBatch {
 		return nil, &scheduler.Refusal{
@@ -45,13 +48,16 @@ func (h *tasks) Submit(ctx context.Context, r *isobarv1.SubmitRequest) (*isobarv
 	errs := make([]error, len(r.Tasks))
 	var wait sync.WaitGroup
 	slots := make(chan struct{}, 256)
-	for i, spec := range r.Tasks {
+	for _, line := range lines(r.Tasks) {
 		slots <- struct{}{}
 		wait.Go(func() {
 			defer func() { <-slots }()
-			out.Results[i], errs[i] = h.submit(ctx, spec)
-			if errs[i] != nil {
-				errs[i] = ofTask(i, errs[i])
+			for _, i := range line {
+				var err error
+				if out.Results[i], err = h.submit(ctx, r.Tasks[i]); err != nil {
+					refuseRest(errs, line, i, err)
+					return
+				}
 			}
 		})
 	}
@@ -65,6 +71,38 @@ func (h *tasks) Submit(ctx context.Context, r *isobarv1.SubmitRequest) (*isobarv
 		}
 	}
 	return out, nil
+}
+
+// lines are the indexes of the tasks that must be accepted one after the other:
+// those of one ordering key together, each other one by itself.
+func lines(specs []*isobarv1.TaskSpec) [][]int {
+	var out [][]int
+	of := map[[3]string]int{}
+	for i, spec := range specs {
+		key := [3]string{cmp.Or(spec.GetTenant(), defaultTenant), spec.GetFunction(), spec.GetOrderingKey()}
+		if at, ok := of[key]; ok && spec.GetOrderingKey() != "" {
+			out[at] = append(out[at], i)
+			continue
+		}
+		of[key] = len(out)
+		out = append(out, []int{i})
+	}
+	return out
+}
+
+// refuseRest notes that the task at failed, and that those behind it in its line
+// were not tried: accepted, they would have gone before it.
+func refuseRest(errs []error, line []int, failed int, err error) {
+	for _, i := range line[slices.Index(line, failed):] {
+		errs[i] = ofTask(i, err)
+		if i == failed {
+			continue
+		}
+		ref := *refusal(err, func() string { return "" })
+		ref.Message = fmt.Sprintf("not tried: tasks[%d], before it with the ordering key, was not accepted: %s", failed, ref.Message)
+		ref.Unknown, ref.Field, ref.TaskID = false, "", ""
+		errs[i] = &ref
+	}
 }
 
 // ofTask says which task of the request a refused field belongs to.
@@ -92,7 +130,7 @@ func (h *tasks) submit(ctx context.Context, spec *isobarv1.TaskSpec) (*isobarv1.
 		return nil, err
 	}
 	cell := h.Scheduler.Cell.ID
-	if spec.IdempotencyKey != "" {
+	if key := homeKey(spec); key != "" {
 		if err := h.checkHomes(ctx); err != nil {
 			return nil, err
 		}
@@ -101,7 +139,7 @@ func (h *tasks) submit(ctx context.Context, spec *isobarv1.TaskSpec) (*isobarv1.
 		if err != nil {
 			return nil, err
 		}
-		if cell, err = h.keyedHome(spec.Tenant, spec.IdempotencyKey, res); err != nil {
+		if cell, err = h.keyedHome(spec.Tenant, key, res); err != nil {
 			return nil, err
 		}
 		if cell != h.Scheduler.Cell.ID && res.Bound() && !h.Scheduler.Cell.Within(res) {
@@ -123,6 +161,16 @@ func (h *tasks) submit(ctx context.Context, spec *isobarv1.TaskSpec) (*isobarv1.
 		return res.Results[0], nil
 	})
 	return res, h.withAddress(err)
+}
+
+// homeKey is what decides where a task's home is; "" when it may be anywhere. An
+// order needs one home; so does an idempotency key, which then counts among the
+// tasks of the ordering key.
+func homeKey(spec *isobarv1.TaskSpec) string {
+	if spec.OrderingKey != "" {
+		return spec.Function + "\x00" + spec.OrderingKey
+	}
+	return spec.IdempotencyKey
 }
 
 // withAddress adds where to submit to a refusal that names a cell.
@@ -148,6 +196,8 @@ func checkSpec(spec *isobarv1.TaskSpec) error {
 		return bad("minQuality", fmt.Sprintf("%v is not between 0 and 1", spec.MinQuality), "quality is a share: 0.8")
 	case len(spec.IdempotencyKey) > 256 || len(spec.RequestId) > 256 || len(spec.CorrelationId) > 256:
 		return bad("idempotencyKey", "keys and ids are at most 256 bytes", "hash longer ones")
+	case len(spec.OrderingKey) > 256 || strings.Contains(spec.OrderingKey, "\x00"):
+		return bad("orderingKey", "an ordering key is at most 256 bytes, none of them zero", "hash longer ones")
 	case len(spec.ContentType) > 256:
 		return bad("contentType", "a content type is at most 256 bytes", "application/json, say")
 	case len(spec.GetResidency().GetAllowed())+len(spec.GetResidency().GetDenied()) > 64:
@@ -296,6 +346,7 @@ func (h *tasks) Get(ctx context.Context, r *isobarv1.GetRequest) (*isobarv1.GetR
 
 func (s *Services) task(rec *meshv1.TaskRecord, result bool) *isobarv1.Task {
 	t := scheduler.TaskMessage(rec)
+	t.WaitsBehind, t.Ahead = s.Scheduler.Ahead(rec)
 	if result && t.State == isobarv1.TaskState_TASK_STATE_COMPLETED {
 		t.Result = s.Scheduler.Result(rec.Id)
 		if utf8.Valid(t.Result) {

@@ -146,7 +146,8 @@ type Result struct {
 	Effects []Effect
 	// More: a Tick or a Purge stopped at its limit.
 	More bool
-	// Count of the tasks a Purge cancelled.
+	// Count of the tasks a Purge cancelled, and a Redrive gave new attempts: none
+	// when it is a repeat.
 	Count int
 	// Pause after a PauseQueue; nil when the queue is not paused.
 	Pause *meshv1.Pause

@@ -112,7 +112,7 @@ func (c tally) see(t *rapid.T, command proto.Message, res *Result) {
 	case *meshv1.GuestStart:
 		c.once(t, fmt.Sprintf("guest %s/%d", m.TaskId, m.Attempt), "started", m.Worker)
 	case *meshv1.Redrive:
-		if res.Verdict == Accepted && len(res.Effects) > 0 {
+		if res.Count > 0 {
 			delete(c[m.TaskId], "ended") // it may end once more
 		}
 	case *meshv1.Complete:

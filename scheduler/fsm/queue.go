@@ -60,7 +60,7 @@ func (a *apply) redrive(c *meshv1.Redrive) error {
 		a.enter(rec) // those that were behind it have gone on
 	}
 	a.toReady(rec)
-	a.result.Verdict = Accepted
+	a.result.Verdict, a.result.Count = Accepted, 1
 	a.store(rec)
 	return nil
 }

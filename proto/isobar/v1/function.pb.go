@@ -39,7 +39,9 @@ type FunctionSpec struct {
 	Env map[string]string `protobuf:"bytes,6,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// What attempts of its tasks may hold at once, for each home cell. The newest
 	// version's bound holds for tasks of older ones too.
-	Concurrency   *Concurrency `protobuf:"bytes,7,opt,name=concurrency,proto3" json:"concurrency,omitempty"`
+	Concurrency *Concurrency `protobuf:"bytes,7,opt,name=concurrency,proto3" json:"concurrency,omitempty"`
+	// What order by key means for its tasks that have an ordering key.
+	Ordering      *Ordering `protobuf:"bytes,8,opt,name=ordering,proto3" json:"ordering,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -123,6 +125,72 @@ func (x *FunctionSpec) GetConcurrency() *Concurrency {
 	return nil
 }
 
+func (x *FunctionSpec) GetOrdering() *Ordering {
+	if x != nil {
+		return x.Ordering
+	}
+	return nil
+}
+
+// Ordering says how tasks of one ordering key follow each other.
+type Ordering struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// strict (default): one at a time; the next may start when the one before has
+	// ended, retries and pauses included. relaxed: first attempts are granted in
+	// order, and nothing waits for an end or for a retry.
+	Mode string `protobuf:"bytes,1,opt,name=mode,proto3" json:"mode,omitempty"`
+	// Strict: what a dead task does to its key. pass (default): it is a dead letter,
+	// and the next goes on; redriven, it goes to the end. block: those behind it wait
+	// until it was redriven and has ended well, or is forgotten with its retention.
+	OnDead        string `protobuf:"bytes,2,opt,name=on_dead,json=onDead,proto3" json:"on_dead,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Ordering) Reset() {
+	*x = Ordering{}
+	mi := &file_isobar_v1_function_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Ordering) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Ordering) ProtoMessage() {}
+
+func (x *Ordering) ProtoReflect() protoreflect.Message {
+	mi := &file_isobar_v1_function_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Ordering.ProtoReflect.Descriptor instead.
+func (*Ordering) Descriptor() ([]byte, []int) {
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Ordering) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *Ordering) GetOnDead() string {
+	if x != nil {
+		return x.OnDead
+	}
+	return ""
+}
+
 // Concurrency bounds what attempts hold at once, wherever they run; 0 is no
 // bound. A task above it waits, and those of other functions go on.
 type Concurrency struct {
@@ -138,7 +206,7 @@ type Concurrency struct {
 
 func (x *Concurrency) Reset() {
 	*x = Concurrency{}
-	mi := &file_isobar_v1_function_proto_msgTypes[1]
+	mi := &file_isobar_v1_function_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -150,7 +218,7 @@ func (x *Concurrency) String() string {
 func (*Concurrency) ProtoMessage() {}
 
 func (x *Concurrency) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_function_proto_msgTypes[1]
+	mi := &file_isobar_v1_function_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -163,7 +231,7 @@ func (x *Concurrency) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Concurrency.ProtoReflect.Descriptor instead.
 func (*Concurrency) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_function_proto_rawDescGZIP(), []int{1}
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Concurrency) GetAttempts() uint32 {
@@ -221,7 +289,7 @@ type Variant struct {
 
 func (x *Variant) Reset() {
 	*x = Variant{}
-	mi := &file_isobar_v1_function_proto_msgTypes[2]
+	mi := &file_isobar_v1_function_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -233,7 +301,7 @@ func (x *Variant) String() string {
 func (*Variant) ProtoMessage() {}
 
 func (x *Variant) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_function_proto_msgTypes[2]
+	mi := &file_isobar_v1_function_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -246,7 +314,7 @@ func (x *Variant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Variant.ProtoReflect.Descriptor instead.
 func (*Variant) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_function_proto_rawDescGZIP(), []int{2}
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Variant) GetName() string {
@@ -344,7 +412,7 @@ type Resources struct {
 
 func (x *Resources) Reset() {
 	*x = Resources{}
-	mi := &file_isobar_v1_function_proto_msgTypes[3]
+	mi := &file_isobar_v1_function_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -356,7 +424,7 @@ func (x *Resources) String() string {
 func (*Resources) ProtoMessage() {}
 
 func (x *Resources) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_function_proto_msgTypes[3]
+	mi := &file_isobar_v1_function_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -369,7 +437,7 @@ func (x *Resources) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resources.ProtoReflect.Descriptor instead.
 func (*Resources) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_function_proto_rawDescGZIP(), []int{3}
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Resources) GetCpu() float64 {
@@ -429,7 +497,7 @@ type Function struct {
 
 func (x *Function) Reset() {
 	*x = Function{}
-	mi := &file_isobar_v1_function_proto_msgTypes[4]
+	mi := &file_isobar_v1_function_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -441,7 +509,7 @@ func (x *Function) String() string {
 func (*Function) ProtoMessage() {}
 
 func (x *Function) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_function_proto_msgTypes[4]
+	mi := &file_isobar_v1_function_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -454,7 +522,7 @@ func (x *Function) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Function.ProtoReflect.Descriptor instead.
 func (*Function) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_function_proto_rawDescGZIP(), []int{4}
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Function) GetSpec() *FunctionSpec {
@@ -496,7 +564,7 @@ type DeployRequest struct {
 
 func (x *DeployRequest) Reset() {
 	*x = DeployRequest{}
-	mi := &file_isobar_v1_function_proto_msgTypes[5]
+	mi := &file_isobar_v1_function_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -508,7 +576,7 @@ func (x *DeployRequest) String() string {
 func (*DeployRequest) ProtoMessage() {}
 
 func (x *DeployRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_function_proto_msgTypes[5]
+	mi := &file_isobar_v1_function_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -521,7 +589,7 @@ func (x *DeployRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeployRequest.ProtoReflect.Descriptor instead.
 func (*DeployRequest) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_function_proto_rawDescGZIP(), []int{5}
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *DeployRequest) GetSpec() *FunctionSpec {
@@ -548,7 +616,7 @@ type DeployResponse struct {
 
 func (x *DeployResponse) Reset() {
 	*x = DeployResponse{}
-	mi := &file_isobar_v1_function_proto_msgTypes[6]
+	mi := &file_isobar_v1_function_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -560,7 +628,7 @@ func (x *DeployResponse) String() string {
 func (*DeployResponse) ProtoMessage() {}
 
 func (x *DeployResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_function_proto_msgTypes[6]
+	mi := &file_isobar_v1_function_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -573,7 +641,7 @@ func (x *DeployResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeployResponse.ProtoReflect.Descriptor instead.
 func (*DeployResponse) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_function_proto_rawDescGZIP(), []int{6}
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *DeployResponse) GetFunction() *Function {
@@ -602,7 +670,7 @@ type CellReadiness struct {
 
 func (x *CellReadiness) Reset() {
 	*x = CellReadiness{}
-	mi := &file_isobar_v1_function_proto_msgTypes[7]
+	mi := &file_isobar_v1_function_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -614,7 +682,7 @@ func (x *CellReadiness) String() string {
 func (*CellReadiness) ProtoMessage() {}
 
 func (x *CellReadiness) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_function_proto_msgTypes[7]
+	mi := &file_isobar_v1_function_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -627,7 +695,7 @@ func (x *CellReadiness) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CellReadiness.ProtoReflect.Descriptor instead.
 func (*CellReadiness) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_function_proto_rawDescGZIP(), []int{7}
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *CellReadiness) GetCell() string {
@@ -661,7 +729,7 @@ type FunctionServiceGetRequest struct {
 
 func (x *FunctionServiceGetRequest) Reset() {
 	*x = FunctionServiceGetRequest{}
-	mi := &file_isobar_v1_function_proto_msgTypes[8]
+	mi := &file_isobar_v1_function_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -673,7 +741,7 @@ func (x *FunctionServiceGetRequest) String() string {
 func (*FunctionServiceGetRequest) ProtoMessage() {}
 
 func (x *FunctionServiceGetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_function_proto_msgTypes[8]
+	mi := &file_isobar_v1_function_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -686,7 +754,7 @@ func (x *FunctionServiceGetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FunctionServiceGetRequest.ProtoReflect.Descriptor instead.
 func (*FunctionServiceGetRequest) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_function_proto_rawDescGZIP(), []int{8}
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *FunctionServiceGetRequest) GetTenant() string {
@@ -713,7 +781,7 @@ type FunctionServiceGetResponse struct {
 
 func (x *FunctionServiceGetResponse) Reset() {
 	*x = FunctionServiceGetResponse{}
-	mi := &file_isobar_v1_function_proto_msgTypes[9]
+	mi := &file_isobar_v1_function_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -725,7 +793,7 @@ func (x *FunctionServiceGetResponse) String() string {
 func (*FunctionServiceGetResponse) ProtoMessage() {}
 
 func (x *FunctionServiceGetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_function_proto_msgTypes[9]
+	mi := &file_isobar_v1_function_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -738,7 +806,7 @@ func (x *FunctionServiceGetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FunctionServiceGetResponse.ProtoReflect.Descriptor instead.
 func (*FunctionServiceGetResponse) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_function_proto_rawDescGZIP(), []int{9}
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *FunctionServiceGetResponse) GetFunction() *Function {
@@ -764,7 +832,7 @@ type FunctionServiceListRequest struct {
 
 func (x *FunctionServiceListRequest) Reset() {
 	*x = FunctionServiceListRequest{}
-	mi := &file_isobar_v1_function_proto_msgTypes[10]
+	mi := &file_isobar_v1_function_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -776,7 +844,7 @@ func (x *FunctionServiceListRequest) String() string {
 func (*FunctionServiceListRequest) ProtoMessage() {}
 
 func (x *FunctionServiceListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_function_proto_msgTypes[10]
+	mi := &file_isobar_v1_function_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -789,7 +857,7 @@ func (x *FunctionServiceListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FunctionServiceListRequest.ProtoReflect.Descriptor instead.
 func (*FunctionServiceListRequest) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_function_proto_rawDescGZIP(), []int{10}
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *FunctionServiceListRequest) GetTenant() string {
@@ -808,7 +876,7 @@ type FunctionServiceListResponse struct {
 
 func (x *FunctionServiceListResponse) Reset() {
 	*x = FunctionServiceListResponse{}
-	mi := &file_isobar_v1_function_proto_msgTypes[11]
+	mi := &file_isobar_v1_function_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -820,7 +888,7 @@ func (x *FunctionServiceListResponse) String() string {
 func (*FunctionServiceListResponse) ProtoMessage() {}
 
 func (x *FunctionServiceListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_function_proto_msgTypes[11]
+	mi := &file_isobar_v1_function_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -833,7 +901,7 @@ func (x *FunctionServiceListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FunctionServiceListResponse.ProtoReflect.Descriptor instead.
 func (*FunctionServiceListResponse) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_function_proto_rawDescGZIP(), []int{11}
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *FunctionServiceListResponse) GetFunctions() []*Function {
@@ -853,7 +921,7 @@ type FunctionServiceDeleteRequest struct {
 
 func (x *FunctionServiceDeleteRequest) Reset() {
 	*x = FunctionServiceDeleteRequest{}
-	mi := &file_isobar_v1_function_proto_msgTypes[12]
+	mi := &file_isobar_v1_function_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -865,7 +933,7 @@ func (x *FunctionServiceDeleteRequest) String() string {
 func (*FunctionServiceDeleteRequest) ProtoMessage() {}
 
 func (x *FunctionServiceDeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_function_proto_msgTypes[12]
+	mi := &file_isobar_v1_function_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -878,7 +946,7 @@ func (x *FunctionServiceDeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FunctionServiceDeleteRequest.ProtoReflect.Descriptor instead.
 func (*FunctionServiceDeleteRequest) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_function_proto_rawDescGZIP(), []int{12}
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *FunctionServiceDeleteRequest) GetTenant() string {
@@ -903,7 +971,7 @@ type FunctionServiceDeleteResponse struct {
 
 func (x *FunctionServiceDeleteResponse) Reset() {
 	*x = FunctionServiceDeleteResponse{}
-	mi := &file_isobar_v1_function_proto_msgTypes[13]
+	mi := &file_isobar_v1_function_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -915,7 +983,7 @@ func (x *FunctionServiceDeleteResponse) String() string {
 func (*FunctionServiceDeleteResponse) ProtoMessage() {}
 
 func (x *FunctionServiceDeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_function_proto_msgTypes[13]
+	mi := &file_isobar_v1_function_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -928,14 +996,14 @@ func (x *FunctionServiceDeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FunctionServiceDeleteResponse.ProtoReflect.Descriptor instead.
 func (*FunctionServiceDeleteResponse) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_function_proto_rawDescGZIP(), []int{13}
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{14}
 }
 
 var File_isobar_v1_function_proto protoreflect.FileDescriptor
 
 const file_isobar_v1_function_proto_rawDesc = "" +
 	"\n" +
-	"\x18isobar/v1/function.proto\x12\tisobar.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14isobar/v1/task.proto\"\xf3\x02\n" +
+	"\x18isobar/v1/function.proto\x12\tisobar.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14isobar/v1/task.proto\"\xa4\x03\n" +
 	"\fFunctionSpec\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x123\n" +
@@ -943,10 +1011,14 @@ const file_isobar_v1_function_proto_rawDesc = "" +
 	"\x05retry\x18\x04 \x01(\v2\x16.isobar.v1.RetryPolicyR\x05retry\x12.\n" +
 	"\bvariants\x18\x05 \x03(\v2\x12.isobar.v1.VariantR\bvariants\x122\n" +
 	"\x03env\x18\x06 \x03(\v2 .isobar.v1.FunctionSpec.EnvEntryR\x03env\x128\n" +
-	"\vconcurrency\x18\a \x01(\v2\x16.isobar.v1.ConcurrencyR\vconcurrency\x1a6\n" +
+	"\vconcurrency\x18\a \x01(\v2\x16.isobar.v1.ConcurrencyR\vconcurrency\x12/\n" +
+	"\bordering\x18\b \x01(\v2\x13.isobar.v1.OrderingR\bordering\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"n\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"7\n" +
+	"\bOrdering\x12\x12\n" +
+	"\x04mode\x18\x01 \x01(\tR\x04mode\x12\x17\n" +
+	"\aon_dead\x18\x02 \x01(\tR\x06onDead\"n\n" +
 	"\vConcurrency\x12\x1a\n" +
 	"\battempts\x18\x01 \x01(\rR\battempts\x12\x10\n" +
 	"\x03cpu\x18\x02 \x01(\x01R\x03cpu\x12\x1d\n" +
@@ -1023,57 +1095,59 @@ func file_isobar_v1_function_proto_rawDescGZIP() []byte {
 	return file_isobar_v1_function_proto_rawDescData
 }
 
-var file_isobar_v1_function_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_isobar_v1_function_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_isobar_v1_function_proto_goTypes = []any{
 	(*FunctionSpec)(nil),                  // 0: isobar.v1.FunctionSpec
-	(*Concurrency)(nil),                   // 1: isobar.v1.Concurrency
-	(*Variant)(nil),                       // 2: isobar.v1.Variant
-	(*Resources)(nil),                     // 3: isobar.v1.Resources
-	(*Function)(nil),                      // 4: isobar.v1.Function
-	(*DeployRequest)(nil),                 // 5: isobar.v1.DeployRequest
-	(*DeployResponse)(nil),                // 6: isobar.v1.DeployResponse
-	(*CellReadiness)(nil),                 // 7: isobar.v1.CellReadiness
-	(*FunctionServiceGetRequest)(nil),     // 8: isobar.v1.FunctionServiceGetRequest
-	(*FunctionServiceGetResponse)(nil),    // 9: isobar.v1.FunctionServiceGetResponse
-	(*FunctionServiceListRequest)(nil),    // 10: isobar.v1.FunctionServiceListRequest
-	(*FunctionServiceListResponse)(nil),   // 11: isobar.v1.FunctionServiceListResponse
-	(*FunctionServiceDeleteRequest)(nil),  // 12: isobar.v1.FunctionServiceDeleteRequest
-	(*FunctionServiceDeleteResponse)(nil), // 13: isobar.v1.FunctionServiceDeleteResponse
-	nil,                                   // 14: isobar.v1.FunctionSpec.EnvEntry
-	(*durationpb.Duration)(nil),           // 15: google.protobuf.Duration
-	(*RetryPolicy)(nil),                   // 16: isobar.v1.RetryPolicy
-	(*timestamppb.Timestamp)(nil),         // 17: google.protobuf.Timestamp
+	(*Ordering)(nil),                      // 1: isobar.v1.Ordering
+	(*Concurrency)(nil),                   // 2: isobar.v1.Concurrency
+	(*Variant)(nil),                       // 3: isobar.v1.Variant
+	(*Resources)(nil),                     // 4: isobar.v1.Resources
+	(*Function)(nil),                      // 5: isobar.v1.Function
+	(*DeployRequest)(nil),                 // 6: isobar.v1.DeployRequest
+	(*DeployResponse)(nil),                // 7: isobar.v1.DeployResponse
+	(*CellReadiness)(nil),                 // 8: isobar.v1.CellReadiness
+	(*FunctionServiceGetRequest)(nil),     // 9: isobar.v1.FunctionServiceGetRequest
+	(*FunctionServiceGetResponse)(nil),    // 10: isobar.v1.FunctionServiceGetResponse
+	(*FunctionServiceListRequest)(nil),    // 11: isobar.v1.FunctionServiceListRequest
+	(*FunctionServiceListResponse)(nil),   // 12: isobar.v1.FunctionServiceListResponse
+	(*FunctionServiceDeleteRequest)(nil),  // 13: isobar.v1.FunctionServiceDeleteRequest
+	(*FunctionServiceDeleteResponse)(nil), // 14: isobar.v1.FunctionServiceDeleteResponse
+	nil,                                   // 15: isobar.v1.FunctionSpec.EnvEntry
+	(*durationpb.Duration)(nil),           // 16: google.protobuf.Duration
+	(*RetryPolicy)(nil),                   // 17: isobar.v1.RetryPolicy
+	(*timestamppb.Timestamp)(nil),         // 18: google.protobuf.Timestamp
 }
 var file_isobar_v1_function_proto_depIdxs = []int32{
-	15, // 0: isobar.v1.FunctionSpec.timeout:type_name -> google.protobuf.Duration
-	16, // 1: isobar.v1.FunctionSpec.retry:type_name -> isobar.v1.RetryPolicy
-	2,  // 2: isobar.v1.FunctionSpec.variants:type_name -> isobar.v1.Variant
-	14, // 3: isobar.v1.FunctionSpec.env:type_name -> isobar.v1.FunctionSpec.EnvEntry
-	1,  // 4: isobar.v1.FunctionSpec.concurrency:type_name -> isobar.v1.Concurrency
-	3,  // 5: isobar.v1.Variant.resources:type_name -> isobar.v1.Resources
-	15, // 6: isobar.v1.Variant.run:type_name -> google.protobuf.Duration
-	15, // 7: isobar.v1.Variant.cold:type_name -> google.protobuf.Duration
-	0,  // 8: isobar.v1.Function.spec:type_name -> isobar.v1.FunctionSpec
-	17, // 9: isobar.v1.Function.deployed:type_name -> google.protobuf.Timestamp
-	0,  // 10: isobar.v1.DeployRequest.spec:type_name -> isobar.v1.FunctionSpec
-	4,  // 11: isobar.v1.DeployResponse.function:type_name -> isobar.v1.Function
-	7,  // 12: isobar.v1.DeployResponse.cells:type_name -> isobar.v1.CellReadiness
-	4,  // 13: isobar.v1.FunctionServiceGetResponse.function:type_name -> isobar.v1.Function
-	7,  // 14: isobar.v1.FunctionServiceGetResponse.cells:type_name -> isobar.v1.CellReadiness
-	4,  // 15: isobar.v1.FunctionServiceListResponse.functions:type_name -> isobar.v1.Function
-	5,  // 16: isobar.v1.FunctionService.Deploy:input_type -> isobar.v1.DeployRequest
-	8,  // 17: isobar.v1.FunctionService.Get:input_type -> isobar.v1.FunctionServiceGetRequest
-	10, // 18: isobar.v1.FunctionService.List:input_type -> isobar.v1.FunctionServiceListRequest
-	12, // 19: isobar.v1.FunctionService.Delete:input_type -> isobar.v1.FunctionServiceDeleteRequest
-	6,  // 20: isobar.v1.FunctionService.Deploy:output_type -> isobar.v1.DeployResponse
-	9,  // 21: isobar.v1.FunctionService.Get:output_type -> isobar.v1.FunctionServiceGetResponse
-	11, // 22: isobar.v1.FunctionService.List:output_type -> isobar.v1.FunctionServiceListResponse
-	13, // 23: isobar.v1.FunctionService.Delete:output_type -> isobar.v1.FunctionServiceDeleteResponse
-	20, // [20:24] is the sub-list for method output_type
-	16, // [16:20] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	16, // 0: isobar.v1.FunctionSpec.timeout:type_name -> google.protobuf.Duration
+	17, // 1: isobar.v1.FunctionSpec.retry:type_name -> isobar.v1.RetryPolicy
+	3,  // 2: isobar.v1.FunctionSpec.variants:type_name -> isobar.v1.Variant
+	15, // 3: isobar.v1.FunctionSpec.env:type_name -> isobar.v1.FunctionSpec.EnvEntry
+	2,  // 4: isobar.v1.FunctionSpec.concurrency:type_name -> isobar.v1.Concurrency
+	1,  // 5: isobar.v1.FunctionSpec.ordering:type_name -> isobar.v1.Ordering
+	4,  // 6: isobar.v1.Variant.resources:type_name -> isobar.v1.Resources
+	16, // 7: isobar.v1.Variant.run:type_name -> google.protobuf.Duration
+	16, // 8: isobar.v1.Variant.cold:type_name -> google.protobuf.Duration
+	0,  // 9: isobar.v1.Function.spec:type_name -> isobar.v1.FunctionSpec
+	18, // 10: isobar.v1.Function.deployed:type_name -> google.protobuf.Timestamp
+	0,  // 11: isobar.v1.DeployRequest.spec:type_name -> isobar.v1.FunctionSpec
+	5,  // 12: isobar.v1.DeployResponse.function:type_name -> isobar.v1.Function
+	8,  // 13: isobar.v1.DeployResponse.cells:type_name -> isobar.v1.CellReadiness
+	5,  // 14: isobar.v1.FunctionServiceGetResponse.function:type_name -> isobar.v1.Function
+	8,  // 15: isobar.v1.FunctionServiceGetResponse.cells:type_name -> isobar.v1.CellReadiness
+	5,  // 16: isobar.v1.FunctionServiceListResponse.functions:type_name -> isobar.v1.Function
+	6,  // 17: isobar.v1.FunctionService.Deploy:input_type -> isobar.v1.DeployRequest
+	9,  // 18: isobar.v1.FunctionService.Get:input_type -> isobar.v1.FunctionServiceGetRequest
+	11, // 19: isobar.v1.FunctionService.List:input_type -> isobar.v1.FunctionServiceListRequest
+	13, // 20: isobar.v1.FunctionService.Delete:input_type -> isobar.v1.FunctionServiceDeleteRequest
+	7,  // 21: isobar.v1.FunctionService.Deploy:output_type -> isobar.v1.DeployResponse
+	10, // 22: isobar.v1.FunctionService.Get:output_type -> isobar.v1.FunctionServiceGetResponse
+	12, // 23: isobar.v1.FunctionService.List:output_type -> isobar.v1.FunctionServiceListResponse
+	14, // 24: isobar.v1.FunctionService.Delete:output_type -> isobar.v1.FunctionServiceDeleteResponse
+	21, // [21:25] is the sub-list for method output_type
+	17, // [17:21] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_isobar_v1_function_proto_init() }
@@ -1082,14 +1156,14 @@ func file_isobar_v1_function_proto_init() {
 		return
 	}
 	file_isobar_v1_task_proto_init()
-	file_isobar_v1_function_proto_msgTypes[3].OneofWrappers = []any{}
+	file_isobar_v1_function_proto_msgTypes[4].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isobar_v1_function_proto_rawDesc), len(file_isobar_v1_function_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   15,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

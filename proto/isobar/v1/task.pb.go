@@ -30,7 +30,7 @@ type TaskState int32
 const (
 	TaskState_TASK_STATE_UNSPECIFIED TaskState = 0
 	// Waits for a time: not-before, the pause before another attempt, or a start
-	// put off by choice.
+	// put off by choice; or for the tasks before it with its ordering key.
 	TaskState_TASK_STATE_DEFERRED TaskState = 1
 	// Waits for a place.
 	TaskState_TASK_STATE_READY TaskState = 2
@@ -143,7 +143,15 @@ type TaskSpec struct {
 	// of different names. It bears on where the task runs: bringing it there has a
 	// price and takes time. It is not moved for the function, and where the task
 	// may run is the residency's to say.
-	Inputs        []*Input `protobuf:"bytes,18,rep,name=inputs,proto3" json:"inputs,omitempty"`
+	Inputs []*Input `protobuf:"bytes,18,rep,name=inputs,proto3" json:"inputs,omitempty"`
+	// Tasks of one function with one ordering key start in the order of their
+	// accepts, at most 256 bytes without a zero byte; in one Submit, in the order of
+	// the request, and those behind one that was refused are not tried. Strict or
+	// relaxed is the function's to say, see Ordering; tasks of different keys go
+	// side by side. The key decides the home, so a client that waits for each answer
+	// has one order over the whole mesh; with an idempotency key too, that holds
+	// among the tasks of the ordering key.
+	OrderingKey   string `protobuf:"bytes,19,opt,name=ordering_key,json=orderingKey,proto3" json:"ordering_key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -315,6 +323,13 @@ func (x *TaskSpec) GetInputs() []*Input {
 		return x.Inputs
 	}
 	return nil
+}
+
+func (x *TaskSpec) GetOrderingKey() string {
+	if x != nil {
+		return x.OrderingKey
+	}
+	return ""
 }
 
 type isTaskSpec_Input interface {
@@ -569,8 +584,13 @@ type Task struct {
 	MaxRtt  *durationpb.Duration   `protobuf:"bytes,29,opt,name=max_rtt,json=maxRtt,proto3" json:"max_rtt,omitempty"`
 	// The newest plan of a task that was put off by choice; it stays after the
 	// start. Explain shows the whole decision.
-	Plan          *Plan    `protobuf:"bytes,30,opt,name=plan,proto3" json:"plan,omitempty"`
-	Inputs        []*Input `protobuf:"bytes,31,rep,name=inputs,proto3" json:"inputs,omitempty"`
+	Plan        *Plan    `protobuf:"bytes,30,opt,name=plan,proto3" json:"plan,omitempty"`
+	Inputs      []*Input `protobuf:"bytes,31,rep,name=inputs,proto3" json:"inputs,omitempty"`
+	OrderingKey string   `protobuf:"bytes,32,opt,name=ordering_key,json=orderingKey,proto3" json:"ordering_key,omitempty"`
+	// While others of its ordering key are before it: the first of them, and how
+	// many, counted up to 100.
+	WaitsBehind   string `protobuf:"bytes,33,opt,name=waits_behind,json=waitsBehind,proto3" json:"waits_behind,omitempty"`
+	Ahead         uint32 `protobuf:"varint,34,opt,name=ahead,proto3" json:"ahead,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -820,6 +840,27 @@ func (x *Task) GetInputs() []*Input {
 		return x.Inputs
 	}
 	return nil
+}
+
+func (x *Task) GetOrderingKey() string {
+	if x != nil {
+		return x.OrderingKey
+	}
+	return ""
+}
+
+func (x *Task) GetWaitsBehind() string {
+	if x != nil {
+		return x.WaitsBehind
+	}
+	return ""
+}
+
+func (x *Task) GetAhead() uint32 {
+	if x != nil {
+		return x.Ahead
+	}
+	return 0
 }
 
 // Plan is a start that was put off by choice. It books nothing: room is looked
@@ -2125,7 +2166,7 @@ var File_isobar_v1_task_proto protoreflect.FileDescriptor
 
 const file_isobar_v1_task_proto_rawDesc = "" +
 	"\n" +
-	"\x14isobar/v1/task.proto\x12\tisobar.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18isobar/v1/decision.proto\"\xd9\x05\n" +
+	"\x14isobar/v1/task.proto\x12\tisobar.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18isobar/v1/decision.proto\"\xfc\x05\n" +
 	"\bTaskSpec\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x1a\n" +
 	"\bfunction\x18\x02 \x01(\tR\bfunction\x12\x1a\n" +
@@ -2148,7 +2189,8 @@ const file_isobar_v1_task_proto_rawDesc = "" +
 	"\x05retry\x18\x0f \x01(\v2\x16.isobar.v1.RetryPolicyR\x05retry\x126\n" +
 	"\tmax_delay\x18\x10 \x01(\v2\x19.google.protobuf.DurationR\bmaxDelay\x122\n" +
 	"\amax_rtt\x18\x11 \x01(\v2\x19.google.protobuf.DurationR\x06maxRtt\x12(\n" +
-	"\x06inputs\x18\x12 \x03(\v2\x10.isobar.v1.InputR\x06inputsB\a\n" +
+	"\x06inputs\x18\x12 \x03(\v2\x10.isobar.v1.InputR\x06inputs\x12!\n" +
+	"\fordering_key\x18\x13 \x01(\tR\vorderingKeyB\a\n" +
 	"\x05input\"I\n" +
 	"\x05Input\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
@@ -2161,7 +2203,8 @@ const file_isobar_v1_task_proto_rawDesc = "" +
 	"\fmax_attempts\x18\x01 \x01(\rR\vmaxAttempts\x123\n" +
 	"\abackoff\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\abackoff\x12:\n" +
 	"\vmax_backoff\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\n" +
-	"maxBackoff\"\xba\t\n" +
+	"maxBackoff\"\x96\n" +
+	"\n" +
 	"\x04Task\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12*\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x14.isobar.v1.TaskStateR\x05state\x12\x16\n" +
@@ -2197,7 +2240,10 @@ const file_isobar_v1_task_proto_rawDesc = "" +
 	"\bstart_by\x18\x1c \x01(\v2\x1a.google.protobuf.TimestampR\astartBy\x122\n" +
 	"\amax_rtt\x18\x1d \x01(\v2\x19.google.protobuf.DurationR\x06maxRtt\x12#\n" +
 	"\x04plan\x18\x1e \x01(\v2\x0f.isobar.v1.PlanR\x04plan\x12(\n" +
-	"\x06inputs\x18\x1f \x03(\v2\x10.isobar.v1.InputR\x06inputs\"\xf8\x01\n" +
+	"\x06inputs\x18\x1f \x03(\v2\x10.isobar.v1.InputR\x06inputs\x12!\n" +
+	"\fordering_key\x18  \x01(\tR\vorderingKey\x12!\n" +
+	"\fwaits_behind\x18! \x01(\tR\vwaitsBehind\x12\x14\n" +
+	"\x05ahead\x18\" \x01(\rR\x05ahead\"\xf8\x01\n" +
 	"\x04Plan\x120\n" +
 	"\x05start\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05start\x12\x12\n" +
 	"\x04cell\x18\x02 \x01(\tR\x04cell\x12\x16\n" +
