@@ -330,7 +330,7 @@ func (l *leader) digestLocked(_ time.Time) *meshv1.Digest {
 	e := l.Carbon()
 	d := &meshv1.Digest{
 		CarbonForecast: uint32(max(slices.Index(forecasts(), e.Forecast), 0)),
-		Cell: string(l.Cell.ID), Region: l.Cell.Region, Incarnation: l.incarnation, Term: l.term, Sequence: l.view.seq,
+		Cell:           string(l.Cell.ID), Region: l.Cell.Region, Incarnation: l.incarnation, Term: l.term, Sequence: l.view.seq,
 		CpuHour: toMicro(l.Prices.CPUHour), MemoryGibHour: toMicro(l.Prices.MemoryGiBHour),
 		Zone: e.Zone, CarbonKind: carbonNumber(e), MilliwattsPerCpu: toThousandths(e.WattsPerCPU), PueMilli: uint32(e.PUE*1000 + 0.5),
 		IdleMilliwattsPerCpu: toThousandths(e.IdleWattsPerCPU), MilliwattsPerGib: toThousandths(e.WattsPerGiB),
