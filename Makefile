@@ -101,7 +101,7 @@ RUNS ?= 20
 
 .PHONY: soak
 soak: ## Kill servers under load, run after run, a line each [RUNS=20 SEED=1]
-	@$(GO) test -count=1 -v -timeout 0 -run '^TestKilledServer$$' ./meshtest -meshtest.runs=$(RUNS) $(if $(SEED),-meshtest.seed=$(SEED))
+	@$(GO) test -count=1 -v -timeout 0 -run '^(TestKilledServer|TestDeadLettersUnderKills)$$' ./meshtest -meshtest.runs=$(RUNS) -meshtest.letterruns=$(RUNS) $(if $(SEED),-meshtest.seed=$(SEED))
 
 .PHONY: soak-pulsar
 soak-pulsar: ## Kill Apache Pulsar and leaders ten times each under 50,000 tasks [TASKS=50000 SEED=1]

@@ -168,7 +168,7 @@ func (r *killRun) killLeader(t *testing.T, region string) {
 			return err
 		}
 		if r.leased = tasksIn(samples, "leased"); r.leased == 0 || samples["isobar_leading"] != 1 {
-			return errors.New("no lease is out")
+			return errNoLease
 		}
 		return nil
 	})

@@ -14,6 +14,8 @@ var (
 	runs     = flag.Int("meshtest.runs", 2, "runs of the kill test")
 	seed     = flag.Uint64("meshtest.seed", 1, "seed of its first run; each further run adds one")
 	inFlight = flag.Int("meshtest.tasks", 2000, "tasks not ended when its server is killed")
+	// CI runs three, soak as many as it is told.
+	letterRuns = flag.Int("meshtest.letterruns", 3, "runs of the test of dead letters")
 	// of TestKilledPulsar
 	pulsarTasks = flag.Int("meshtest.pulsar-tasks", 5000, "tasks on a Pulsar that is killed")
 	pulsarKills = flag.Int("meshtest.pulsar-kills", 1, "how often it is killed")
