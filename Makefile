@@ -89,7 +89,7 @@ verify: ## Check that what is generated is up to date
 	@echo "generated files are up to date"
 
 .PHONY: bench
-bench: ## Measure decisions, durable tasks, Invoke and take-over [BENCH_FLAGS='-only decide -json']
+bench: ## Measure decisions, durable tasks, Invoke, take-over and, where one runs, Pulsar [BENCH_FLAGS='-only decide -json']
 	@echo "==> building the benchmark"
 	@$(GO) run ./loadtest/bench $(BENCH_FLAGS)
 	@echo "==> placement: Decide against a bare scoring loop, many tasks at once"
@@ -98,10 +98,11 @@ bench: ## Measure decisions, durable tasks, Invoke and take-over [BENCH_FLAGS='-
 	@$(GO) test -run '^$$' -bench '^BenchmarkYear$$' -benchtime 1x -timeout 20m ./simulate
 
 RUNS ?= 20
+LETTERS ?= 100
 
 .PHONY: soak
-soak: ## Kill servers under load, run after run, a line each [RUNS=20 SEED=1]
-	@$(GO) test -count=1 -v -timeout 0 -run '^(TestKilledServer|TestDeadLettersUnderKills)$$' ./meshtest -meshtest.runs=$(RUNS) -meshtest.letterruns=$(RUNS) $(if $(SEED),-meshtest.seed=$(SEED))
+soak: ## Kill servers under load, run after run, a line each [RUNS=20 LETTERS=100 SEED=1]
+	@$(GO) test -count=1 -v -timeout 0 -run '^(TestKilledServer|TestDeadLettersUnderKills)$$' ./meshtest -meshtest.runs=$(RUNS) -meshtest.letterruns=$(LETTERS) $(if $(SEED),-meshtest.seed=$(SEED))
 
 .PHONY: soak-pulsar
 soak-pulsar: ## Kill Apache Pulsar and leaders ten times each under 50,000 tasks [TASKS=50000 SEED=1]

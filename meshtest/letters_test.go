@@ -90,6 +90,8 @@ func (r *letterRun) run(t *testing.T) {
 	r.redrive(t, region)
 }
 
+// submit submits tasks until all are accepted: while nobody leads some are refused,
+// by name, and their idempotency keys make repeats of the rest harmless.
 func (r *letterRun) submit(t *testing.T, region string, from, to int) []string {
 	t.Helper()
 	req := &isobarv1.SubmitRequest{}
@@ -100,18 +102,24 @@ func (r *letterRun) submit(t *testing.T, region string, from, to int) []string {
 		}
 		req.Tasks = append(req.Tasks, spec)
 	}
-	res, err := r.m.client(t, region).Submit(t.Context(), req)
-	if err != nil {
-		t.Fatal(err)
-	}
 	var ids []string
-	for i, x := range res.GetResults() {
-		if x.GetError() != nil {
-			t.Fatalf("submit: %v", x.GetError())
+	eventually(t, time.Minute, "acceptance of all tasks", func(ctx context.Context) error {
+		res, err := r.m.client(t, region).Submit(ctx, req)
+		if err != nil {
+			return err
 		}
-		ids = append(ids, x.GetTaskId())
+		ids = nil
+		for _, x := range res.GetResults() {
+			if x.GetError() != nil {
+				return fmt.Errorf("submit: %v", x.GetError())
+			}
+			ids = append(ids, x.GetTaskId())
+		}
+		return nil
+	})
+	for i, id := range ids {
 		if req.Tasks[i].Function == "poison" {
-			r.poison = append(r.poison, x.GetTaskId())
+			r.poison = append(r.poison, id)
 		}
 	}
 	return ids

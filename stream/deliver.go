@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/isobar-mesh/isobar/broker"
@@ -71,11 +72,12 @@ func (s *Streams) Next(ctx context.Context, m Member, w Want) (*Batch, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer l.hold(session{m.Group, m.Session})()
+	calls, release := l.hold(session{m.Group, m.Session})
+	defer release()
 	until := time.Now().Add(w.Wait)
 	for {
 		woken := l.woken(m.Group.Name)
-		b, err := l.look(ctx, m, w)
+		b, err := l.look(ctx, m, w, &calls.deliver)
 		if err != nil {
 			return nil, err
 		}
@@ -100,7 +102,7 @@ func (s *Streams) Next(ctx context.Context, m Member, w Want) (*Batch, error) {
 }
 
 // look gives the session what there is now.
-func (l *leader) look(ctx context.Context, m Member, w Want) (*Batch, error) {
+func (l *leader) look(ctx context.Context, m Member, w Want, one sync.Locker) (*Batch, error) {
 	rec, ok := l.Lookup(m.Group.Name)
 	if !ok {
 		return nil, fmt.Errorf("stream: consume %s: %w", m.Group, groups.ErrUnknownStream)
@@ -113,7 +115,8 @@ func (l *leader) look(ctx context.Context, m Member, w Want) (*Batch, error) {
 	if len(b.Assignment.Partitions) == 0 {
 		return b, nil
 	}
-	defer l.lock(m.Group)()
+	one.Lock()
+	defer one.Unlock()
 	room := min(w.Max, w.InFlight-l.inFlight(m, rec))
 	bytes := uint64(batchBytes)
 	// Another partition comes first each time, so that none waits for a busy one.

@@ -196,10 +196,9 @@ type leader struct {
 	// publishing is held for reading by who looked a stream up and appends to it.
 	publishing sync.RWMutex
 
-	mu      sync.Mutex
-	wakes   map[groups.Name]chan struct{} // closed when a stream is touched
-	open    map[session]int               // sessions with a call under way
-	holding map[groups.Group]*sync.Mutex  // one delivery of a group at a time
+	mu    sync.Mutex
+	wakes map[groups.Name]chan struct{} // closed when a stream is touched
+	open  map[session]*calls            // sessions with calls under way
 }
 
 // session is one member of one group.
@@ -213,7 +212,7 @@ func newLeader(s *Streams) *leader {
 	leaseMs, wallMs := groups.ReadClocks(s.State)
 	return &leader{
 		Streams: s, ctx: ctx, end: end, clock: newClock(leaseMs, wallMs, s.Wall(), time.Now()),
-		told: map[broker.Partition]broker.Position{}, wakes: map[groups.Name]chan struct{}{}, open: map[session]int{}, holding: map[groups.Group]*sync.Mutex{},
+		told: map[broker.Partition]broker.Position{}, wakes: map[groups.Name]chan struct{}{}, open: map[session]*calls{},
 	}
 }
 
@@ -290,28 +289,28 @@ func (l *leader) woken(n groups.Name) <-chan struct{} {
 	return ch
 }
 
+// calls are those of one session that are under way. Deliveries are made one
+// after the other, so that together they are within what it may hold; those of
+// other sessions are of other partitions.
+type calls struct {
+	n       int
+	deliver sync.Mutex
+}
+
 // hold keeps a session in its group while a call of it is under way.
-func (l *leader) hold(s session) (release func()) {
+func (l *leader) hold(s session) (c *calls, release func()) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.open[s]++
-	return func() {
+	if c = l.open[s]; c == nil {
+		c = &calls{}
+		l.open[s] = c
+	}
+	c.n++
+	return c, func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		if l.open[s]--; l.open[s] == 0 {
+		if c.n--; c.n == 0 {
 			delete(l.open, s)
 		}
 	}
-}
-
-func (l *leader) lock(g groups.Group) (unlock func()) {
-	l.mu.Lock()
-	m := l.holding[g]
-	if m == nil {
-		m = &sync.Mutex{}
-		l.holding[g] = m
-	}
-	l.mu.Unlock()
-	m.Lock()
-	return m.Unlock
 }

@@ -24,6 +24,9 @@ type StreamHarness struct {
 	// Crash ends the leader without a goodbye: what is not durable is lost. It
 	// returns the backend of the next one.
 	Crash func() broker.Streams
+	// Fault begins a fault; end ends it and returns the backend to go on with. An
+	// Unload is of partition 0 of the stream f of the tenant default.
+	Fault func(f Fault) (end func() broker.Streams)
 }
 
 // StreamFactory makes a StreamHarness and registers its clean-up with t.
@@ -55,10 +58,13 @@ func RunStreams(t *testing.T, f StreamFactory) {
 		{"full", Config{MaxBytes: 1000}, streamFull},
 		{"cancelled context", Config{}, streamCancelled},
 		{"concurrent", Config{}, streamConcurrent},
+		{"partition unloaded", Config{}, func(s *streamSuite) { s.fault(Unload) }},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
+			if !tt.config.Breaks {
+				t.Parallel()
+			}
 			tt.run(&streamSuite{TB: t, ctx: t.Context(), StreamHarness: f(t, tt.config)})
 		})
 	}
@@ -568,5 +574,56 @@ func streamConcurrent(s *streamSuite) {
 		if seen[fmt.Sprint(w)] != each {
 			s.Errorf("%d messages of writer %d were seen, want %d", seen[fmt.Sprint(w)], w, each)
 		}
+	}
+}
+
+// fault has a fault befall messages on their way. Those are repeated until they are
+// acknowledged, and all are there once and in order then.
+func (s *streamSuite) fault(f Fault) {
+	p := part("f", 0)
+	msgs := sequence(p, 0, 60)
+	s.put(msgs[:20]...)
+	flying := make(chan error, 1)
+	go func() {
+		_, err := s.tryPut(msgs[20:40]...)
+		flying <- err
+	}()
+	end := s.Fault(f)
+	s.Logf("what was on its way has error %v", <-flying)
+	s.Streams = end()
+	for _, some := range [][]broker.StreamMessage{msgs[20:40], msgs[40:]} {
+		s.again("append", func() error { _, err := s.tryPut(some...); return err })
+	}
+	var got []broker.StreamStored
+	s.again("read", func() error {
+		got = nil
+		for m, err := range s.Streams.Read(s.ctx, p, 0) {
+			if err != nil {
+				return err
+			}
+			got = append(got, m)
+		}
+		return nil
+	})
+	for i := range max(len(got), len(msgs)) {
+		if i >= len(got) || i >= len(msgs) || got[i].ID != msgs[i].ID {
+			s.Fatalf("message %d of %d is not as sent; %d were read", i, len(msgs), len(got))
+		}
+	}
+}
+
+// again repeats a call until it succeeds. Until then it may only say that the
+// backend is away.
+func (s *streamSuite) again(what string, call func() error) {
+	s.Helper()
+	for end := time.Now().Add(patience); ; {
+		err := call()
+		if err == nil {
+			return
+		}
+		if !errors.Is(err, broker.ErrUnavailable) || time.Now().After(end) {
+			s.Fatalf("%s after the fault: %v", what, err)
+		}
+		time.Sleep(50 * time.Millisecond)
 	}
 }

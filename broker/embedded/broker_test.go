@@ -123,6 +123,7 @@ func TestConformance(t *testing.T) {
 				},
 			}
 		})
+		t.Run("streams", func(t *testing.T) { brokertest.RunStreams(t, streamHarness) })
 	})
 }
 

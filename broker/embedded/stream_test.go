@@ -11,19 +11,23 @@ import (
 	"github.com/isobar-mesh/isobar/state"
 )
 
-func TestStreamConformance(t *testing.T) {
-	t.Parallel()
-	t.Run("embedded", func(t *testing.T) {
-		t.Parallel()
-		brokertest.RunStreams(t, func(t *testing.T, config brokertest.Config) *brokertest.StreamHarness {
-			c := newCell(t, embedded.Options{MaxBytes: config.MaxBytes})
-			lead := func() broker.Streams {
-				c.elect()
-				return embedded.NewStreams(c.replica.Reader(state.BrokerMachine), c.options)
-			}
-			return &brokertest.StreamHarness{Streams: lead(), Commit: c.commit, Crash: lead}
-		})
-	})
+// streamHarness is the suite's cell of streams.
+func streamHarness(t *testing.T, config brokertest.Config) *brokertest.StreamHarness {
+	c := newCell(t, embedded.Options{MaxBytes: config.MaxBytes})
+	streams := func() broker.Streams {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return embedded.NewStreams(c.replica.Reader(state.BrokerMachine), c.options)
+	}
+	c.elect()
+	return &brokertest.StreamHarness{
+		Streams: streams(), Commit: c.commit,
+		Crash: func() broker.Streams { c.elect(); return streams() },
+		Fault: func(f brokertest.Fault) func() broker.Streams {
+			end := c.fault(f)
+			return func() broker.Streams { end(); return streams() }
+		},
+	}
 }
 
 // TestStreamTrimInBatches: a long trim takes effect at once, is carried out in

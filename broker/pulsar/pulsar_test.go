@@ -137,8 +137,8 @@ func (c *cell) foreign(t broker.Topic) error {
 	return nil
 }
 
-func (c *cell) unload(t broker.Topic) {
-	path := strings.Replace(c.topic(t), "://", "/", 1)
+func (c *cell) unload(topic string) {
+	path := strings.Replace(topic, "://", "/", 1)
 	if status := c.admin(http.MethodPut, "/"+path+"/unload", "", nil); status/100 != 2 {
 		c.t.Errorf("unload %s: status %d", path, status)
 	}
@@ -159,13 +159,15 @@ func TestConformance(t *testing.T) {
 	t.Run("pulsar", func(t *testing.T) {
 		shared := pulsartest.Shared(t)
 		var own destructible
-		brokertest.Run(t, func(sub *testing.T, config brokertest.Config) *brokertest.Harness {
-			cluster := shared
-			if config.Breaks {
-				i := own.get(t)
-				cluster = pulsartest.Cluster{Service: i.Service, Admin: i.Admin}
+		cluster := func(config brokertest.Config) pulsartest.Cluster {
+			if !config.Breaks {
+				return shared
 			}
-			c := newCell(sub, cluster)
+			i := own.get(t)
+			return pulsartest.Cluster{Service: i.Service, Admin: i.Admin}
+		}
+		brokertest.Run(t, func(sub *testing.T, config brokertest.Config) *brokertest.Harness {
+			c := newCell(sub, cluster(config))
 			c.options.Quota = int64(config.MaxBytes)
 			return &brokertest.Harness{
 				Broker:  c.elect(),
@@ -174,6 +176,12 @@ func TestConformance(t *testing.T) {
 				Foreign: c.foreign,
 				Need:    c.log.need,
 			}
+		})
+		t.Run("streams", func(t *testing.T) {
+			brokertest.RunStreams(t, func(sub *testing.T, config brokertest.Config) *brokertest.StreamHarness {
+				c := cluster(config)
+				return streamHarness(sub, config, c, own.instance)
+			})
 		})
 	})
 }
@@ -188,7 +196,7 @@ func (c *cell) fault(f brokertest.Fault, i *standalone.Instance) func() broker.B
 	}
 	switch f {
 	case brokertest.Unload:
-		c.unload(broker.Topic{Tenant: "default", Function: "f", Lane: mesh.Standard})
+		c.unload(c.topic(broker.Topic{Tenant: "default", Function: "f", Lane: mesh.Standard}))
 		return same
 	case brokertest.Kill:
 		i.Kill()

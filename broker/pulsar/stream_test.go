@@ -20,22 +20,31 @@ import (
 	"github.com/isobar-mesh/isobar/broker/pulsar/standalone"
 )
 
-func TestStreamConformance(t *testing.T) {
-	t.Run("pulsar", func(t *testing.T) {
-		shared := pulsartest.Shared(t)
-		brokertest.RunStreams(t, func(sub *testing.T, config brokertest.Config) *brokertest.StreamHarness {
-			c := newCell(sub, shared)
-			c.options.Quota = int64(config.MaxBytes)
-			return &brokertest.StreamHarness{
-				Streams: c.elect().Streams(),
-				Crash: func() broker.Streams {
-					// A process that is killed takes its connections with it.
-					_ = c.leader.Close()
-					return c.elect().Streams()
-				},
+// streamHarness is the suite's cell of streams, on a cluster that own is, if it is
+// one that may be broken.
+func streamHarness(t *testing.T, config brokertest.Config, cluster pulsartest.Cluster, own *standalone.Instance) *brokertest.StreamHarness {
+	c := newCell(t, cluster)
+	c.options.Quota = int64(config.MaxBytes)
+	return &brokertest.StreamHarness{
+		Streams: c.elect().Streams(),
+		Crash: func() broker.Streams {
+			// A process that is killed takes its connections with it.
+			_ = c.leader.Close()
+			return c.elect().Streams()
+		},
+		Fault: func(f brokertest.Fault) func() broker.Streams {
+			if f == brokertest.Unload {
+				name, err := c.leader.Streams().TopicName(context.Background(), "default", "f")
+				if err != nil {
+					t.Fatal(err)
+				}
+				c.unload(name + "-partition-0")
+				return func() broker.Streams { return c.leader.Streams() }
 			}
-		})
-	})
+			end := c.fault(f, own)
+			return func() broker.Streams { return end().(*pulsar.Broker).Streams() }
+		},
+	}
 }
 
 // streams is a cell's streams on the shared cluster, with one stream of them.

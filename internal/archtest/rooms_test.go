@@ -121,7 +121,7 @@ func rooms() map[string]room {
 		"cmd/pulsar": {may: "broker/pulsar/standalone"},
 		"cmd/demo":   {may: "carbon client examples/functions/sentiment internal/mesh internal/meshfile loadtest registry " + v1},
 		// The benchmarks time the rooms from inside, so they may know them; nobody imports them.
-		"loadtest/bench": {may: "broker/embedded client consensus consensus/raftlog internal/config internal/identity internal/mesh internal/server " +
+		"loadtest/bench": {may: "broker/embedded broker/pulsar/standalone client consensus consensus/raftlog internal/config internal/identity internal/mesh internal/server " +
 			"internal/telemetry loadtest placement scheduler scheduler/fairness scheduler/fsm state state/pebblestore worker worker/attempt worker/attempt/wasm " + meshV1 + " " + v1},
 
 		"docs":                               {tests: true},
@@ -148,7 +148,7 @@ func libraries() map[string]string {
 		"github.com/google/btree":             "state",
 		"github.com/oklog/ulid/v2":            "scheduler",
 		"github.com/spf13/cobra":              "cmd/isobar",
-		"github.com/apache/pulsar-client-go":  "broker/pulsar meshtest",
+		"github.com/apache/pulsar-client-go":  "broker/pulsar loadtest/bench meshtest",
 		"go.opentelemetry.io/otel/sdk":        "internal/telemetry client worker meshtest scheduler/api internal/server",
 		"go.opentelemetry.io/otel/exporters":  "internal/telemetry",
 		"github.com/prometheus/client_golang": "internal/telemetry internal/server loadtest/bench broker/pulsar",

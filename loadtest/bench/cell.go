@@ -42,8 +42,8 @@ type cell struct {
 }
 
 // startCell runs n servers and returns when all vote and the function is
-// deployed.
-func startCell(ctx context.Context, o options, n int) (*cell, error) {
+// deployed. change, when not nil, changes each one's configuration.
+func startCell(ctx context.Context, o options, n int, change func(*config.Server)) (*cell, error) {
 	dir, err := os.MkdirTemp(o.dir, "cell-")
 	if err != nil {
 		return nil, err
@@ -55,6 +55,9 @@ func startCell(ctx context.Context, o options, n int) (*cell, error) {
 	ctx, stop := context.WithCancel(ctx)
 	c := &cell{stop: stop, ended: make(chan error, n), n: n}
 	for _, cfg := range configs {
+		if change != nil {
+			change(&cfg)
+		}
 		tel, err := telemetry.New(ctx, telemetry.Options{Service: "isobar-server", Instance: cfg.Name})
 		if err != nil {
 			stop()

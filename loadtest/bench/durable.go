@@ -36,7 +36,7 @@ func durableCell(ctx context.Context, o options, r *report, n int) (err error) {
 		name += "s"
 	}
 	r.add("durable", name+": the log alone", floor, "commits/s", fmt.Sprintf("groups of 512 bytes, %d in flight", o.inFlight))
-	c, err := startCell(ctx, o, n)
+	c, err := startCell(ctx, o, n, nil)
 	if err != nil {
 		return err
 	}

@@ -25,7 +25,7 @@ import (
 // benchInvoke compares Invoke of a function that does nothing, by a real worker,
 // with a direct call of the worker's runtime and with an RPC that only echoes.
 func benchInvoke(ctx context.Context, o options, r *report) (err error) {
-	c, err := startCell(ctx, o, 1)
+	c, err := startCell(ctx, o, 1, nil)
 	if err != nil {
 		return err
 	}

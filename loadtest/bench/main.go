@@ -8,7 +8,9 @@
 //   - Invoke beside the same function called directly and a plain echo RPC;
 //   - what a backlog in another lane, or of another tenant, adds to a wait;
 //   - the time from becoming leader to the first lease, without and with a
-//     backlog.
+//     backlog;
+//   - where an Apache Pulsar runs (`make pulsar`): its own client, streams and
+//     durable tasks on it, and the same on the embedded broker.
 //
 // Servers are whole servers of internal/server with their own listeners, logs,
 // stores and mutual TLS, but they, the workers and the load share this process
@@ -69,6 +71,7 @@ func parts() []part {
 		{"invoke", benchInvoke},
 		{"lanes", benchLanes},
 		{"takeover", benchTakeover},
+		{"pulsar", benchPulsar},
 	}
 }
 
@@ -77,7 +80,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	flags.SetOutput(stderr)
 	o := options{status: stderr}
 	flags.BoolVar(&o.json, "json", false, "print JSON")
-	only := flags.String("only", "", "regular expression of the parts to run: decide, durable, invoke, lanes, takeover")
+	only := flags.String("only", "", "regular expression of the parts to run: decide, durable, invoke, lanes, takeover, pulsar")
 	flags.DurationVar(&o.span, "span", 5*time.Second, "length of each measurement")
 	flags.IntVar(&o.backlog, "backlog", 100_000, "waiting tasks at a take-over")
 	flags.IntVar(&o.rounds, "rounds", 20, "take-overs whose median is told")

@@ -44,6 +44,12 @@ func (r *report) aim(part, name string, value, limit float64, unit, note string)
 	r.Rows = append(r.Rows, row{Part: part, Name: name, Value: value, Unit: unit, Note: note, Met: &met})
 }
 
+// atLeast adds a figure that should be at least the limit.
+func (r *report) atLeast(part, name string, value, limit float64, unit, note string) {
+	met := value >= limit
+	r.Rows = append(r.Rows, row{Part: part, Name: name, Value: value, Unit: unit, Note: fmt.Sprintf("%s; aim %g", note, limit), Met: &met})
+}
+
 func (r *report) json(w io.Writer) error {
 	e := json.NewEncoder(w)
 	e.SetIndent("", "  ")
