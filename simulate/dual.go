@@ -35,7 +35,7 @@ const (
 	// rounds bounds the steps of the ascent.
 	rounds = 300
 	// effort bounds the searches of all rounds, so that large traces end.
-	effort = 40_000_000
+	effort = 200_000_000
 	// halvings is how often the steps are halved when no round brings a better
 	// bound.
 	halvings = 15

@@ -140,7 +140,8 @@ Objective carbon; no round trip is too long, nothing is sent. Carbon: Electricit
 "Sequence": of the regions with room now, the one with the lowest mean cost of its variants at the present intensity; there the best start by the
 forecast at which any variant has room; then the cheapest variant that has room then. "Booked": the same, but of all regions that have room in
 time, which takes a calendar of what is booked, everywhere. "Joint": the policy isobar. All three decide task by task, as the cells of a mesh do, and
-book what they chose: nothing is moved later, and there are no shadow prices. Gain: what joint emits less.
+book what they chose: nothing is moved for a newcomer, and there are no shadow prices. Where the forecast changes, what has not begun is decided again
+every hour. Gain: what joint emits less.
 
 | forecast | load | jobs | home kgCO2eq | greenest | sequence | booked | joint | gain on sequence | on booked | starts in which joint is best | late: greenest | sequence | booked | joint | %s, %%: sequence | booked | joint |
 |---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|

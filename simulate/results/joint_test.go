@@ -43,7 +43,7 @@ func carried(t *testing.T) string {
 	var table, pairs, trace strings.Builder
 	table.WriteString("datetime_utc,A,B,C\n")
 	start := time.Date(2022, 1, 1, 0, 0, 0, 0, time.UTC)
-	for h := range 12 * 24 {
+	for h := range 365 * 24 {
 		table.WriteString(start.Add(time.Duration(h) * time.Hour).Format(time.RFC3339))
 		for z := range 3 {
 			fmt.Fprintf(&table, ",%.0f", 300+float64(50*z)-200*math.Cos(float64(h-8*z)*math.Pi/12))

@@ -197,7 +197,7 @@ func (s *sources) sums(g *geography, cut loadtest.Trace, limit, idle int) (sums,
 	return t, nil
 }
 
-// at is the start of that number, of so many: over the year, and over the hours
+// at is the start of that number, of so many: over the year, and, of 24, at four hours
 // of the day. Half as many starts are every second one.
 func (s *sources) at(k, of int) time.Time {
 	return s.table.Start().Add(time.Duration(k*8760/of)*time.Hour + time.Duration(k*24/of)*time.Hour)
