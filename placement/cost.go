@@ -197,7 +197,7 @@ func (d *Decider) price(q *question, o *offer, cell *Cell, v *variantFacts, know
 	o.quality = v.lost
 	o.terms.Quality = float64(v.lost * q.policy.QualityUSD)
 	o.terms.Scarcity = 0
-	if cell.Scarcity != nil {
+	if cell.Scarcity != nil && (o.free || cell.Booked != nil) {
 		o.terms.Scarcity = scarcity(cell.Scarcity, v, model)
 	}
 	if !d.choose(q, o, cell, v, known) {

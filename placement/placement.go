@@ -122,7 +122,9 @@ type Cell struct {
 	Prices Prices
 	// Scarcity is the shadow price of the cell's capacity, where there is too
 	// little for all who want it: what work that comes here keeps others from
-	// saving. Nobody is paid for it; it decides who goes where. Nil is none.
+	// saving. Nobody is paid for it; it decides who goes where. Without a calendar
+	// it is asked of work that finds room now alone: what queues takes none. Nil
+	// is none.
 	Scarcity *Prices
 	// EgressUSDPerGiB from the home to this cell, and ReturnUSDPerGiB back.
 	EgressUSDPerGiB float64

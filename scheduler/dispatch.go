@@ -67,6 +67,7 @@ func (l *leader) dispatch(now time.Time, fresh bool) (more bool) {
 	if fresh {
 		l.waiting.order.Unstick()
 	}
+	l.weigh(now)
 	for range dispatchAtOnce {
 		q := l.waiting.next(now)
 		if q == nil {
@@ -140,7 +141,7 @@ func (l *leader) place(key queueKey, r ref, now time.Time) outcome {
 		return l.park(key, r, now, "version: "+err.Error())
 	}
 	l.view.own(l)
-	d := l.decide(rec, fn, l.Policy, now, placement.Options{})
+	d := l.decideNow(rec, fn, now)
 	if d.Chosen == nil {
 		why := blockedBy(&d)
 		l.noteBlocked(rec, why)

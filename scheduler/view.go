@@ -27,6 +27,10 @@ type view struct {
 	built    time.Time
 	seq      uint64
 	shape    uint64 // of cells, see shapeOf
+	// scarcity is what room is worth to the tasks that wait, by cell, and weighed
+	// when that was found.
+	scarcity map[mesh.CellID]*placement.Prices
+	weighed  time.Time
 	// forecasts tells one state of all cells' intensities from another.
 	forecasts uint64
 }
@@ -60,6 +64,7 @@ func (v *view) refresh(now time.Time, l *leader) (changed bool) {
 	}
 	slices.SortFunc(cells, func(a, b placement.Cell) int { return cmp.Compare(a.ID, b.ID) })
 	v.cells = cells
+	v.setScarcity(v.scarcity)
 	clear(v.index)
 	for i, c := range cells {
 		v.index[c.ID] = i
