@@ -146,11 +146,11 @@ Cloud Carbon Footprint; network and embodied carbon are not counted), and may wa
 Idle capacity: what the mean load of a region's own requests leaves of its accelerators. Objective carbon. Carbon: Electricity Maps 2022 (ODbL);
 round trips: decarbonization-potential (Apache-2.0). "Kept" is the saving against home, of what the oracle's lower bound saves: by isobar, by isobar
 in the worst start, and by the best schedule that was found knowing all. The bound is that of schedules with no more misses than that one.
-Remade by `+"`go run ./simulate/results -only requests`"+`.
+Remade by `+"`go run ./simulate/results -only requests -starts %d`"+`.
 
 | limit | idle | home gCO2eq | cheapest | greenest | isobar | oracle | bound | kept | lowest start | kept by the oracle | misses: home | isobar | oracle |
 |---|---|---|---|---|---|---|---|---|---|---|---|---|---|
-`, window, len(cut.Arrivals), s.starts, len(places()), simulate.Llama70B(), simulate.RequestGPUs, watts, patience, loadtest.SpreadRule)
+`, window, len(cut.Arrivals), s.starts, len(places()), simulate.Llama70B(), simulate.RequestGPUs, watts, patience, loadtest.SpreadRule, s.starts)
 	for _, limit := range limits() {
 		for _, idle := range idleShares() {
 			t, err := s.sums(&g, cut, limit, idle)
@@ -164,8 +164,18 @@ Remade by `+"`go run ./simulate/results -only requests`"+`.
 				t.misses[simulate.Home], t.misses[simulate.Isobar], t.misses[simulate.Oracle])
 		}
 	}
+	b.WriteString(requestsShow)
 	return b.String(), nil
 }
+
+const requestsShow = `
+Where less than 95 % is kept. With much idle capacity the bound is all but reached. At 20 % idle the clean regions are booked out, and have a few
+places each; the bound may divide a request over places and moments, and lets as many be late as the oracle's schedule has, by as much as its
+latest. The best schedule that was found knowing all, by 50,000 rounds of a local search, does not reach 95 % of it there either; isobar keeps 1 to 4
+points less, as it does not know which requests will come. So it is with the deadlines: those it misses and the oracle meets are lost to bursts that
+came after the bookings. Requests are put off by ten seconds at most, so what is kept is where they run. isobar moves what has not begun for a
+newcomer here, which a mesh does not do.
+`
 
 // played is what the table needs of one start, in one limit and idle share.
 type played struct {
