@@ -247,7 +247,9 @@ type Carbon struct {
 	// Zone is the region's column in the feed, such as SE-SE1.
 	Zone string `yaml:"zone"`
 	// File is a CSV, gzip allowed, in gCO2eq/kWh, a row an hour: datetime_utc
-	// and a column a zone, or an hourly export of Electricity Maps.
+	// and a column a zone, or an hourly export of Electricity Maps. Where it holds
+	// two weeks before the present hour, the hours ahead are foretold from them by
+	// the project's own forecast; else by the same hour of the day before.
 	File string `yaml:"file"`
 	// Generate makes plausible intensities around published means, for trying
 	// things out. Not together with file.
