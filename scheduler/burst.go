@@ -31,7 +31,7 @@ func (l *leader) weigh(now time.Time) {
 		tasks = l.nextTasks()
 	}
 	if len(tasks) < 2 {
-		l.view.setScarcity(nil)
+		l.view.scarcity = nil
 		return // what comes next is weighed at once
 	}
 	l.view.weighed = now
@@ -43,13 +43,12 @@ func (l *leader) weigh(now time.Time) {
 		}
 	}
 	all := l.view.decider.DecideAll(tasks, placement.View{Cells: cells, Routes: l.Routes}, l.Policy, l.clock.wall(now), placement.Options{})
-	scarcity := map[mesh.CellID]*placement.Prices{}
+	l.view.scarcity = map[mesh.CellID]*placement.Prices{}
 	for i := range cells {
 		if p := dearer(all.Scarcity[i]); p != nil {
-			scarcity[cells[i].ID] = p
+			l.view.scarcity[cells[i].ID] = p
 		}
 	}
-	l.view.setScarcity(scarcity)
 }
 
 // dearer raises shadow prices a little. They end where some task is indifferent
@@ -132,15 +131,20 @@ func (l *leader) decideNow(rec *meshv1.TaskRecord, fn *isobarv1.Function, now ti
 	if len(prices) == 0 || d.Chosen == nil || d.Chosen.Free > 0 {
 		return d
 	}
-	l.view.setScarcity(nil)
-	defer l.view.setScarcity(prices)
+	l.view.scarcity = nil
+	defer func() { l.view.scarcity = prices }()
 	return l.decide(rec, fn, l.Policy, now, placement.Options{})
 }
 
-// setScarcity puts the shadow prices of room into the view.
-func (v *view) setScarcity(prices map[mesh.CellID]*placement.Prices) {
-	v.scarcity = prices
+// priced is the view as a task of the lane sees it. Lanes that somebody waits for
+// pay nothing for what room is worth to others: a backlog of batch work must not
+// send them away.
+func (v *view) priced(lane mesh.Lane) placement.View {
 	for i := range v.cells {
-		v.cells[i].Scarcity = prices[v.cells[i].ID]
+		v.cells[i].Scarcity = nil
+		if lane >= mesh.Standard {
+			v.cells[i].Scarcity = v.scarcity[v.cells[i].ID]
+		}
 	}
+	return v.placement()
 }

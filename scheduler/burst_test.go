@@ -62,6 +62,29 @@ func TestTasksThatWaitTogetherShareTheRoom(t *testing.T) {
 	})
 }
 
+// TestUrgentLanesPayForNobody: who is waited for goes where it is best, whatever
+// that room is worth to work that waits.
+func TestUrgentLanesPayForNobody(t *testing.T) {
+	t.Parallel()
+	inWorld(t, func(w *world) {
+		home, far := w.cell("eu-1"), w.cell("us-1")
+		home.worker("w1", offering(4, "wasm"), nil)
+		far.worker("w2", offering(4, "wasm"), nil)
+		w.meet()
+		l := home.current()
+		for lane, want := range map[string]mesh.CellID{"critical": "eu-1", "interactive": "eu-1", "standard": "us-1", "batch": "us-1"} {
+			l.mu.Lock()
+			l.view.weighed = time.Now().Add(time.Hour) // and stay
+			l.view.scarcity = map[mesh.CellID]*placement.Prices{"eu-1": {CPUHour: 1e3}}
+			l.mu.Unlock()
+			d, err := home.Decide(Question{Submission: &Submission{Spec: &isobarv1.TaskSpec{Tenant: "default", Function: "work", Lane: lane}}})
+			if err != nil || d.Chosen == nil || d.Chosen.Cell != want {
+				t.Errorf("%s: %+v, %v, want %s", lane, d.Chosen, err, want)
+			}
+		}
+	})
+}
+
 // TestScarceRoomIsNotLeftIdle: who would rather wait for a full place takes room
 // that is free, whatever it is worth to others.
 func TestScarceRoomIsNotLeftIdle(t *testing.T) {
@@ -76,7 +99,7 @@ func TestScarceRoomIsNotLeftIdle(t *testing.T) {
 		l.mu.Lock()
 		dear := map[mesh.CellID]*placement.Prices{"us-1": {CPUHour: 1e6}}
 		l.view.weighed = time.Now().Add(time.Hour) // and stay
-		l.view.setScarcity(dear)
+		l.view.scarcity = dear
 		l.mu.Unlock()
 		home.submit("work")
 		w.await(5*time.Second, "the free place taken", func() bool { return there.count() == 1 })

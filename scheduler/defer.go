@@ -80,10 +80,11 @@ func (l *leader) decide(rec *meshv1.TaskRecord, fn *isobarv1.Function, p placeme
 		t.StartBy, o.Starts = by, true
 		l.expectPlans()
 	}
-	d := l.view.decider.Decide(t, l.view.placement(), p, wall, o)
+	view := l.view.priced(t.Lane)
+	d := l.view.decider.Decide(t, view, p, wall, o)
 	if d.Chosen == nil && !t.StartBy.IsZero() {
 		t.StartBy = time.Time{}
-		d = l.view.decider.Decide(t, l.view.placement(), p, wall, o)
+		d = l.view.decider.Decide(t, view, p, wall, o)
 	}
 	return d
 }

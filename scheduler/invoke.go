@@ -107,7 +107,7 @@ func (l *leader) decideInvoke(in Invocation, avoid []mesh.CellID) placement.Deci
 		InputBytes: int64(len(in.Payload)), OutputBytes: l.learned.output(in.Function.Version), Residency: in.Residency,
 		MinQuality: in.MinQuality, Avoid: avoid,
 	}
-	return l.view.decider.Decide(t, l.view.placement(), l.Policy, l.clock.wall(now), placement.Options{})
+	return l.view.decider.Decide(t, l.view.priced(t.Lane), l.Policy, l.clock.wall(now), placement.Options{})
 }
 
 func (l *leader) invokeAt(ctx context.Context, in Invocation, d *placement.Decision) (*Invoked, error) {

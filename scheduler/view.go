@@ -64,7 +64,6 @@ func (v *view) refresh(now time.Time, l *leader) (changed bool) {
 	}
 	slices.SortFunc(cells, func(a, b placement.Cell) int { return cmp.Compare(a.ID, b.ID) })
 	v.cells = cells
-	v.setScarcity(v.scarcity)
 	clear(v.index)
 	for i, c := range cells {
 		v.index[c.ID] = i
