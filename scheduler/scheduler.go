@@ -51,8 +51,8 @@ type Options struct {
 	// none.
 	PayloadCache int
 	// BrokerShared are the other regions, with their jurisdictions, whose cells
-	// keep payloads in the same broker.
-	BrokerShared []mesh.Cell
+	// keep payloads in the same broker, as far as it is known now.
+	BrokerShared func() []mesh.Cell
 	// Functions and tenants.
 	Registry Registry
 	// Neighbours are the other cells as gossip and certificates show them.
@@ -215,6 +215,9 @@ func New(o Options) *Scheduler {
 	}
 	if o.Tracer == nil {
 		o.Tracer = noTracer{}
+	}
+	if o.BrokerShared == nil {
+		o.BrokerShared = func() []mesh.Cell { return nil }
 	}
 	return &Scheduler{Options: o, changed: make(chan struct{}), learned: newLearned()}
 }

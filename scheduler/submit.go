@@ -427,7 +427,7 @@ func (s *Scheduler) elsewhere(res mesh.Residency) *Refusal {
 // brokerWithin refuses what would lie in a broker that a region outside its
 // residency uses too.
 func (s *Scheduler) brokerWithin(res mesh.Residency) error {
-	for _, other := range s.BrokerShared {
+	for _, other := range s.BrokerShared() {
 		if !other.Within(res) {
 			return &Refusal{
 				Reason: BrokerShared, Field: "residency",

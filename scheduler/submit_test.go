@@ -29,7 +29,7 @@ func TestWhatSubmitRefuses(t *testing.T) {
 		c := w.cell("eu-1")
 		c.worker("w1", offering(1, "wasm"), nil)
 		w.cell("us-1", func(o *Options) {
-			o.BrokerShared = []mesh.Cell{{Region: "ap", Jurisdictions: []string{"in"}}}
+			o.BrokerShared = func() []mesh.Cell { return []mesh.Cell{{Region: "ap", Jurisdictions: []string{"in"}}} }
 		}).worker("w2", offering(1, "wasm"), nil)
 		w.meet()
 		w.registry.tenant("bound", mesh.Residency{Allowed: []string{"us"}})

@@ -40,6 +40,7 @@ type Broker struct {
 	trims   map[topicName]broker.Reference
 	foreign foreign
 	alarms  map[namespace][]string
+	sharers map[string][]string
 	strange string // why the cluster is not ours; "" while it is, or is not known
 }
 

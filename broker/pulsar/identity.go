@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
-	"time"
 
 	"github.com/isobar-mesh/isobar/broker"
 )
@@ -55,7 +54,7 @@ func (b *Broker) epoch(ctx context.Context, mint bool) (uint64, error) {
 		}
 		// Whoever creates the namespace mints; the others read what was minted.
 		w := wanted(b.options.Quota)
-		w.Properties = map[string]string{epochProperty: strconv.FormatInt(time.Now().UnixMilli(), 10), incarnationProperty: incarnation}
+		w.Properties = b.markProperties(incarnation)
 		p, err = b.admin.ensureNamespace(ctx, n, b.options.Cluster, w)
 	}
 	if err != nil {
@@ -113,7 +112,13 @@ func (b *Broker) recognise() {
 	}
 	ctx, cancel := b.call(b.ctx)
 	defer cancel()
-	_, _ = b.epoch(ctx, false) // it is noted, and asked again by who needs it
+	// What is wrong is noted, and found again by who needs it.
+	_, err := b.epoch(ctx, false)
+	if marked := err == nil; marked || errors.Is(err, errNoEpoch) {
+		if err := b.lookAround(ctx, marked); err != nil {
+			b.options.Logger.Warn("who else uses this Pulsar is not known", "error", err)
+		}
+	}
 }
 
 // noTopic is why a topic that is not in the cluster is not there: errNoTopic if

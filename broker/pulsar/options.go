@@ -29,6 +29,11 @@ type Options struct {
 	Cluster string
 	// Cell owns the topics, and Server of it is the one that appends.
 	Cell, Server string
+	// Region and Jurisdictions of the cell are told to other cells that use the
+	// cluster. SharedWith are the regions known to use it, too.
+	Region        string
+	Jurisdictions []string
+	SharedWith    map[string][]string
 	// Log is what the cell's log says of its payloads. Without it the cell is one
 	// that has never written anything.
 	Log Log

@@ -16,7 +16,7 @@ func TestPage(t *testing.T) {
 		t.Fatal(err)
 	}
 	page := string(b)
-	names := []string{taskProperty, hashProperty, cellProperty, epochProperty, incarnationProperty, trimProperty, baseProperty, fromProperty, idProperty, attributePrefix, storage, refuseAppends}
+	names := []string{taskProperty, hashProperty, cellProperty, epochProperty, incarnationProperty, regionProperty, jurisdictionsProperty, seenProperty, trimProperty, baseProperty, fromProperty, idProperty, attributePrefix, storage, refuseAppends}
 	for f := range reflect.TypeFor[policies]().Fields() {
 		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 		if name != "properties" {

@@ -3,6 +3,7 @@ package pulsar_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -141,6 +142,48 @@ func (c *cell) unload(topic string) {
 	path := strings.Replace(topic, "://", "/", 1)
 	if status := c.admin(http.MethodPut, "/"+path+"/unload", "", nil); status/100 != 2 {
 		c.t.Errorf("unload %s: status %d", path, status)
+	}
+}
+
+// A cell of another region on the same cluster is found, by the mark it left with
+// its first payload and renews.
+func TestSharedCluster(t *testing.T) {
+	t.Parallel()
+	shared := pulsartest.Shared(t)
+	var cells []*cell
+	for i := range 2 {
+		c := newCell(t, shared)
+		c.options.Region, c.options.Jurisdictions = "region-of-"+c.options.Cell, []string{fmt.Sprint("j", i)}
+		c.options.CheckEvery = 50 * time.Millisecond
+		cells = append(cells, c)
+	}
+	first, second := cells[0].elect(), cells[1].elect()
+	payload := []byte("a payload")
+	m := broker.Message{Topic: broker.Topic{Tenant: "default", Function: "f", Lane: mesh.Standard}, TaskID: "t", SHA256: sha256.Sum256(payload), Payload: payload}
+	if _, err := first.Prepare(t.Context(), []broker.Message{m}); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(time.Minute); second.Sharers()[cells[0].options.Region] == nil; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("the other region's cell is not among %v", second.Sharers())
+		}
+	}
+	if got := second.Sharers()[cells[0].options.Region]; len(got) != 1 || got[0] != "j0" {
+		t.Errorf("its jurisdictions are %v, want j0", got)
+	}
+	if got := first.Sharers()[cells[1].options.Region]; got != nil {
+		t.Errorf("a cell that has never written shares the cluster: %v", got)
+	}
+	renewed := func() string {
+		var p map[string]string
+		cells[0].admin(http.MethodGet, "/namespaces/isobar/"+cells[0].options.Cell+".k3f9ab/properties", "", &p)
+		return p["isobar-seen"]
+	}
+	was := renewed()
+	for end := time.Now().Add(time.Minute); was == "" || renewed() == was; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("the mark, seen at %q, is not renewed", was)
+		}
 	}
 }
 

@@ -22,8 +22,9 @@ type payloads interface {
 }
 
 // openBroker opens the configured broker and returns what keeps the messages of
-// streams, and how much memory the leader takes for payloads. A cluster that cannot be reached is no error: the server
-// starts, and accepts nothing until it is there.
+// streams, and how much memory the leader takes for payloads. A cluster that
+// cannot be reached is no error: the server starts, and accepts nothing until it
+// is there.
 func (s *Server) openBroker() (messages broker.Streams, cache int, err error) {
 	c := s.cfg.Broker
 	if c.Kind != "pulsar" {
@@ -31,7 +32,8 @@ func (s *Server) openBroker() (messages broker.Streams, cache int, err error) {
 		return embedded.NewStreams(s.state.Reader(state.BrokerMachine), embedded.Options{}), 0, nil
 	}
 	p, err := pulsar.Open(pulsar.Options{
-		Service: c.Service, Admin: c.Admin, Cluster: c.Cluster, Cell: string(s.cell.ID), Server: s.cfg.Name, Quota: int64(c.Quota), Timeout: c.Timeout,
+		Service: c.Service, Admin: c.Admin, Cluster: c.Cluster, Cell: string(s.cell.ID), Server: s.cfg.Name,
+		Region: s.cell.Region, Jurisdictions: s.cell.Jurisdictions, SharedWith: c.SharedWith, Quota: int64(c.Quota), Timeout: c.Timeout,
 		Auth: pulsar.Auth{TokenFile: c.TokenFile, Issuer: c.OAuth2.Issuer, Audience: c.OAuth2.Audience, KeyFile: c.OAuth2.KeyFile, Scope: c.OAuth2.Scope},
 		TLS:  pulsar.TLS(c.TLS), Log: payloadLog{s.state.Reader(state.SchedulerMachine)}, Logger: s.log.With("part", "broker"),
 	})
@@ -66,8 +68,20 @@ func (l payloadLog) Needed(low, high broker.Reference) (task, topic string, ok b
 	return fsm.Needed(l, low, high)
 }
 
-// sharers are the regions that use the same cluster.
-func sharers(regions map[string][]string) []mesh.Cell {
+// sharers are the regions that use the same cluster: those the configuration
+// names, and those whose marks are found in it.
+func (s *Server) sharers() []mesh.Cell {
+	regions := maps.Clone(s.cfg.Broker.SharedWith)
+	if p, ok := s.broker.(*pulsar.Broker); ok {
+		for region, jurisdictions := range p.Sharers() {
+			if _, declared := regions[region]; !declared {
+				if regions == nil {
+					regions = map[string][]string{}
+				}
+				regions[region] = jurisdictions
+			}
+		}
+	}
 	var out []mesh.Cell
 	for _, name := range slices.Sorted(maps.Keys(regions)) {
 		out = append(out, mesh.Cell{Region: name, Jurisdictions: regions[name]})

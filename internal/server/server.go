@@ -324,7 +324,7 @@ func (s *Server) openScheduler() error {
 		Messages: messages, Wall: s.clock.wall,
 	})
 	s.sched = scheduler.New(scheduler.Options{
-		Cell: s.cell, Log: (*lateLog)(s), State: s.state.Reader(state.SchedulerMachine), Broker: s.broker, PayloadCache: cache, BrokerShared: sharers(s.cfg.Broker.SharedWith),
+		Cell: s.cell, Log: (*lateLog)(s), State: s.state.Reader(state.SchedulerMachine), Broker: s.broker, PayloadCache: cache, BrokerShared: s.sharers,
 		Registry: s.known, Neighbours: s.mesh, Peers: s.peers, Carbon: s.energy, Prices: pricesOf(s.cfg.Prices),
 		Policy: placement.Policy{
 			CarbonUSDPerTonne: s.cfg.Policy.CarbonPrice, LatencyUSDPerS: s.cfg.Policy.LatencyPrice, DelayUSDPerS: s.cfg.Policy.DelayPrice, QualityUSD: s.cfg.Policy.QualityPrice,

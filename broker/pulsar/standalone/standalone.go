@@ -3,6 +3,7 @@ package standalone
 import (
 	"cmp"
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -33,12 +34,27 @@ type Options struct {
 	MemoryMiB int
 	// DefaultPorts takes Pulsar's own ports, 6650 and 8080, where they are free.
 	DefaultPorts bool
+	// Secured has it ask who its clients are; nil is open to all on loopback.
+	Secured *Secured
+}
+
+// Secured is a standalone with TLS beside its open ports, and authentication and
+// authorization by token on all of them.
+type Secured struct {
+	// Cert and Key are PEM files, the key in PKCS #8.
+	Cert, Key string
+	// Secret signs tokens, HS256. Token is one of the role Role, which may do
+	// everything: Pulsar's own clients use it.
+	Secret      []byte
+	Token, Role string
 }
 
 // Instance is a standalone that was started. It is for one goroutine.
 type Instance struct {
 	// Service and Admin are its URLs: pulsar://127.0.0.1:… and http://127.0.0.1:…
 	Service, Admin string
+	// SecureService and SecureAdmin are those with TLS, when it is Secured.
+	SecureService, SecureAdmin string
 
 	dist    *Distribution
 	options Options
@@ -56,7 +72,7 @@ func (d *Distribution) Start(ctx context.Context, o Options) (*Instance, error) 
 	if err := need("java"); err != nil {
 		return nil, err
 	}
-	ports, err := freePorts(3)
+	ports, err := freePorts(5)
 	if err != nil {
 		return nil, err
 	}
@@ -70,6 +86,9 @@ func (d *Distribution) Start(ctx context.Context, o Options) (*Instance, error) 
 	i := &Instance{
 		Service: "pulsar://127.0.0.1:" + ports[0], Admin: "http://127.0.0.1:" + ports[1],
 		dist: d, options: o, bookie: ports[2],
+	}
+	if o.Secured != nil {
+		i.SecureService, i.SecureAdmin = "pulsar+ssl://127.0.0.1:"+ports[3], "https://127.0.0.1:"+ports[4]
 	}
 	if err := i.configure(ports); err != nil {
 		return nil, err
@@ -95,6 +114,9 @@ func (i *Instance) configure(ports []string) error {
 		// What tests need: to see a quota without a minute's delay, and to clean up.
 		"backlogQuotaCheckIntervalInSeconds": "1", "forceDeleteNamespaceAllowed": "true", "forceDeleteTenantAllowed": "true",
 	}
+	if s := i.options.Secured; s != nil {
+		maps.Copy(settings, s.settings(ports[3], ports[4]))
+	}
 	maps.Copy(settings, i.options.Config)
 	var b strings.Builder
 	_, _ = b.Write(conf)
@@ -106,6 +128,17 @@ func (i *Instance) configure(ports []string) error {
 		return fmt.Errorf("standalone: configure: %w", err)
 	}
 	return nil
+}
+
+func (s *Secured) settings(service, web string) map[string]string {
+	return map[string]string{
+		"brokerServicePortTls": service, "webServicePortTls": web, "tlsCertificateFilePath": s.Cert, "tlsKeyFilePath": s.Key,
+		"authenticationEnabled": "true", "authenticationProviders": "org.apache.pulsar.broker.authentication.AuthenticationProviderToken",
+		"tokenSecretKey":       "data:;base64," + base64.StdEncoding.EncodeToString(s.Secret),
+		"authorizationEnabled": "true", "superUserRoles": s.Role,
+		"brokerClientAuthenticationPlugin":     "org.apache.pulsar.client.impl.auth.AuthenticationToken",
+		"brokerClientAuthenticationParameters": "token:" + s.Token,
+	}
 }
 
 func (i *Instance) conf() string { return filepath.Join(i.options.Dir, "standalone.conf") }
@@ -165,7 +198,11 @@ func (i *Instance) healthy(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, healthWithin)
 	defer cancel()
 	for {
-		err := Healthy(ctx, i.Admin)
+		token := ""
+		if i.options.Secured != nil {
+			token = i.options.Secured.Token
+		}
+		err := healthy(ctx, i.Admin, token)
 		if err == nil {
 			return nil
 		}
@@ -181,12 +218,17 @@ func (i *Instance) healthy(ctx context.Context) error {
 
 // Healthy asks the broker at the admin URL whether it is healthy: it writes and
 // reads a message of its own.
-func Healthy(ctx context.Context, admin string) error {
+func Healthy(ctx context.Context, admin string) error { return healthy(ctx, admin, "") }
+
+func healthy(ctx context.Context, admin, token string) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, admin+"/admin/v2/brokers/health", nil)
 	if err != nil {
 		return fmt.Errorf("standalone: ask for health: %w", err)
+	}
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
 	}
 	res, err := http.DefaultClient.Do(req)
 	if err != nil {
