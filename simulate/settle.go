@@ -11,6 +11,8 @@ const (
 	// settleTries is how often plans are made anew for a newcomer, so many at once
 	// at most, out of so many that were looked up.
 	settleTries, settleTogether, settleAmong = 24, 8, 64
+	// settleEffort bounds the tries of a whole trace, so that large ones end.
+	settleEffort = 200_000
 )
 
 // outcome is what a few plans are worth, by the forecast. Fewer late ones come
@@ -38,7 +40,7 @@ func (p *player) settle(i int) {
 		return
 	}
 	changed := map[int]bool{}
-	for range settleTries {
+	for range min(settleTries, max(settleEffort/len(p.w.jobs), 2)) {
 		rng.Shuffle(len(others), func(a, b int) { others[a], others[b] = others[b], others[a] })
 		few := append([]int{i}, others[:min(len(others), 1+rng.IntN(settleTogether-1))]...)
 		job := func(k int) *job { return &p.w.jobs[k] }
