@@ -14,8 +14,12 @@ import (
 )
 
 // burstMost bounds how many waiting tasks are decided at once while the lock is
-// held. It is some more than places that come free between two times.
-const burstMost = 128
+// held, some more than places that come free between two times; and burstPairs how
+// many tasks times cells, so that a large mesh does not hold it for longer.
+const (
+	burstMost  = 128
+	burstPairs = 4096
+)
 
 // weigh decides at once about the tasks that are next in all queues, and takes
 // over what room is worth to them: decided one after the other, the first takes
@@ -83,12 +87,13 @@ func (l *leader) nextTasks() []placement.Task {
 	slices.SortFunc(queues, func(a, b *queue) int {
 		return cmp.Or(cmp.Compare(a.key.Lane, b.key.Lane), strings.Compare(a.key.Tenant, b.key.Tenant), strings.Compare(a.key.Function, b.key.Function))
 	})
+	most := min(burstMost, max(burstPairs/len(l.view.cells), 2))
 	var out []placement.Task
 	for i := 0; len(queues) > 0; i++ {
 		queues = slices.DeleteFunc(queues, func(q *queue) bool { return i >= len(q.items) })
 		for _, q := range queues {
 			if t, ok := l.startable(q.items[i]); ok {
-				if out = append(out, t); len(out) == burstMost {
+				if out = append(out, t); len(out) == most {
 					return out
 				}
 			}
