@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/isobar-mesh/isobar/broker/pulsar/pulsartest"
 	"github.com/isobar-mesh/isobar/client"
 	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
 )
@@ -20,9 +21,17 @@ import (
 // consumer is gone without a word, and its partitions move.
 func TestStream(t *testing.T) {
 	whole(t)
+	t.Run("embedded", func(t *testing.T) { testStream(t, nil) })
+	t.Run("pulsar", func(t *testing.T) {
+		p := pulsartest.Shared(t)
+		testStream(t, []string{"--broker", "eu-north=" + p.Service + "," + p.Admin})
+	})
+}
+
+func testStream(t *testing.T, args []string) {
 	began := time.Now()
 	const home, away, keys, each = "eu-north", "us-east", 8, 60
-	m := start(t, options{servers: 3})
+	m := start(t, options{servers: 3, args: args})
 	_, err := m.client(t, home).CreateStream(t.Context(), &isobarv1.StreamServiceCreateRequest{Spec: &isobarv1.StreamSpec{
 		Name: "orders", Partitions: 4, Visibility: durationpb.New(5 * time.Second),
 	}})

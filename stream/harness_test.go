@@ -24,13 +24,13 @@ func group(name string) groups.Group { return groups.Group{Name: orders, Group: 
 // cell is one server with the log of one node.
 type cell struct {
 	*stream.Streams
-	t       *testing.T
+	t       testing.TB
 	replica *state.Replica
 	log     *locallog.Log
 	options embedded.Options
 }
 
-func newCell(t *testing.T, o embedded.Options, l locallog.Options) *cell {
+func newCell(t testing.TB, o embedded.Options, l locallog.Options) *cell {
 	t.Helper()
 	c := &cell{t: t, options: o}
 	var err error
@@ -133,7 +133,7 @@ func texts(list []stream.Delivery) []string {
 	return out
 }
 
-func want(t *testing.T, got *stream.Batch, texts_ ...string) {
+func want(t testing.TB, got *stream.Batch, texts_ ...string) {
 	t.Helper()
 	if g := fmt.Sprint(texts(got.Deliveries)); g != fmt.Sprint(texts_) {
 		t.Fatalf("got %s, want %v", g, texts_)

@@ -59,6 +59,7 @@ func RunStreams(t *testing.T, f StreamFactory) {
 		{"cancelled context", Config{}, streamCancelled},
 		{"concurrent", Config{}, streamConcurrent},
 		{"partition unloaded", Config{}, func(s *streamSuite) { s.fault(Unload) }},
+		{"broker killed", Config{Breaks: true}, func(s *streamSuite) { s.fault(Kill) }},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

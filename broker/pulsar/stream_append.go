@@ -107,7 +107,7 @@ func (t *tail) admit(ctx context.Context, p broker.Partition, msgs []broker.Stre
 		if m.Partition != p {
 			continue
 		}
-		if t.window.ids[idOf(m.ID)] != nil {
+		if t.window.ids[t.window.hash.id(m.ID)] != nil {
 			repeat = true
 		} else {
 			size += uint64(len(m.Payload))

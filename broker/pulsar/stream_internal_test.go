@@ -76,7 +76,7 @@ func TestIndex(t *testing.T) {
 // Of the newest messages the window knows the IDs, and no others.
 func TestWindow(t *testing.T) {
 	t.Parallel()
-	w := window{ids: map[id]*known{}}
+	w := newWindow()
 	const n = 2*broker.DedupWindow + 17
 	for i := range n {
 		name := fmt.Sprint(i)
@@ -89,7 +89,7 @@ func TestWindow(t *testing.T) {
 		t.Errorf("%d in order, from %d", len(w.order), w.from(0))
 	}
 	for i, want := range map[int]bool{n - 1: true, n - broker.DedupWindow + 4: true, n - broker.DedupWindow - 1: false, 1: false} {
-		if got := w.ids[idOf(fmt.Sprint(i))] != nil; got != want {
+		if got := w.ids[w.hash.id(fmt.Sprint(i))] != nil; got != want {
 			t.Errorf("message %d is known: %t, want %t", i, got, want)
 		}
 	}

@@ -105,7 +105,7 @@ func (s *Streams) openTail(ctx context.Context, p broker.Partition) (*tail, erro
 		return nil, err
 	}
 	topic := streamTopic(s.b.options.Cell, epoch, p.Tenant, p.Stream)
-	t := &tail{s: s, of: p, topic: topic.partition(p.Number), moved: nil, window: window{ids: map[id]*known{}}}
+	t := &tail{s: s, of: p, topic: topic.partition(p.Number), window: newWindow()}
 	first, err := s.b.admin.streamState(ctx, topic.partition(0))
 	if err == nil {
 		t.state, err = s.b.admin.streamState(ctx, t.topic)
@@ -360,7 +360,7 @@ func (t *tail) shown() (first, end mark, state streamState) {
 // claim notes that a message is about to be sent, and when it counts as
 // published. fresh is false for a repeat. t.mu is held.
 func (t *tail) claim(m broker.StreamMessage) (k *known, ms int64, fresh bool) {
-	id := idOf(m.ID)
+	id := t.window.hash.id(m.ID)
 	if k := t.window.ids[id]; k != nil {
 		return k, 0, false
 	}
@@ -378,7 +378,7 @@ func (t *tail) settle(name string, k *known, at broker.Position, err error) {
 	k.at, k.err = at, err
 	if err == nil {
 		t.acked = max(t.acked, at)
-	} else if i := idOf(name); t.window.ids[i] == k {
+	} else if i := t.window.hash.id(name); t.window.ids[i] == k {
 		// It may be stored all the same, and is known again when it is read.
 		delete(t.window.ids, i)
 	}

@@ -1,7 +1,7 @@
 package pulsar
 
 import (
-	"crypto/sha256"
+	"hash/maphash"
 
 	"github.com/isobar-mesh/isobar/broker"
 	"github.com/isobar-mesh/isobar/internal/mesh"
@@ -10,13 +10,15 @@ import (
 // windowBytes is what the messages that repeats are known by take at most.
 const windowBytes = broker.DedupWindow * mesh.MaxPayload
 
-// id is the beginning of the SHA-256 of a message's ID.
-type id [16]byte
+// id is a message's ID, hashed twice. The seeds are this process's own, so nobody
+// can choose IDs that are taken for each other.
+type id [2]uint64
 
-func idOf(s string) id {
-	sum := sha256.Sum256([]byte(s))
-	return id(sum[:16])
-}
+type hasher [2]maphash.Seed
+
+func newHasher() hasher { return hasher{maphash.MakeSeed(), maphash.MakeSeed()} }
+
+func (h hasher) id(s string) id { return id{maphash.String(h[0], s), maphash.String(h[1], s)} }
 
 // known is a message that a repeat is recognised by.
 type known struct {
@@ -31,9 +33,12 @@ type known struct {
 
 // window holds the newest messages' IDs. It is not safe for concurrent use.
 type window struct {
+	hash  hasher
 	ids   map[id]*known
 	order []seen // read, oldest first
 }
+
+func newWindow() window { return window{hash: newHasher(), ids: map[id]*known{}} }
 
 // seen is a message as it was read; one of others has no ID.
 type seen struct {
@@ -49,7 +54,7 @@ func (w *window) read(at broker.Position, name string) *known {
 	s := seen{at: at}
 	var sent *known
 	if name != "" {
-		s.id, s.has = idOf(name), true
+		s.id, s.has = w.hash.id(name), true
 		if k := w.ids[s.id]; k == nil {
 			w.ids[s.id] = &known{at: at}
 		} else if k.sent {

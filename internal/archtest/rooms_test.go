@@ -121,7 +121,7 @@ func rooms() map[string]room {
 		"cmd/pulsar": {may: "broker/pulsar/standalone"},
 		"cmd/demo":   {may: "carbon client examples/functions/sentiment internal/mesh internal/meshfile loadtest registry " + v1},
 		// The benchmarks time the rooms from inside, so they may know them; nobody imports them.
-		"loadtest/bench": {may: "broker/embedded broker/pulsar/standalone client consensus consensus/raftlog internal/config internal/identity internal/mesh internal/server " +
+		"loadtest/bench": {may: "broker broker/embedded broker/pulsar broker/pulsar/standalone client consensus consensus/raftlog internal/config internal/identity internal/mesh internal/server " +
 			"internal/telemetry loadtest placement scheduler scheduler/fairness scheduler/fsm state state/pebblestore worker worker/attempt worker/attempt/wasm " + meshV1 + " " + v1},
 
 		"docs":                               {tests: true},

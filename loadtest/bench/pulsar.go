@@ -15,6 +15,8 @@ import (
 	"github.com/apache/pulsar-client-go/pulsar/log"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/isobar-mesh/isobar/broker"
+	brokerpulsar "github.com/isobar-mesh/isobar/broker/pulsar"
 	"github.com/isobar-mesh/isobar/broker/pulsar/standalone"
 	"github.com/isobar-mesh/isobar/client"
 	"github.com/isobar-mesh/isobar/internal/config"
@@ -57,6 +59,10 @@ func benchPulsar(ctx context.Context, o options, r *report) error {
 		return err
 	}
 	r.add("pulsar", "raw client: closed loop", rawLoop, "messages/s", fmt.Sprintf("%d in flight, each sent alone and waited for at the consumer", o.inFlight))
+	seam, err := seamRate(ctx, service, admin, o)
+	if err != nil {
+		return fmt.Errorf("seam: %w", err)
+	}
 	onPulsar := func(c *config.Server) { c.Broker.Kind, c.Broker.Service, c.Broker.Admin = "pulsar", service, admin }
 	streams, tasks, err := onBroker(ctx, o, onPulsar)
 	if err != nil {
@@ -66,6 +72,7 @@ func benchPulsar(ctx context.Context, o options, r *report) error {
 	if err != nil {
 		return fmt.Errorf("broker embedded: %w", err)
 	}
+	r.add("pulsar", "broker.Streams on Pulsar", seam, "messages/s", fmt.Sprintf("%.2f of raw: append and read, without groups, log and API", seam/rawRate))
 	r.add("pulsar", "streams on Pulsar", streams, "messages/s", fmt.Sprintf("%d a Publish, %d publishers and %d consumers over the API", publishBatch, publishers, partitions))
 	r.atLeast("pulsar", "streams on Pulsar / raw", streams/rawRate, streamAim, "", "of produce and consume")
 	r.add("pulsar", "streams embedded", embeddedStreams, "messages/s", fmt.Sprintf("%.2f of raw, %.2f of those on Pulsar", embeddedStreams/rawRate, embeddedStreams/streams))
@@ -231,6 +238,99 @@ func (r *raw) closedLoop(ctx context.Context, span time.Duration, n int) (float6
 		}
 	}, span, n)
 	return rate, err
+}
+
+// seamRate is produce and consume through broker.Streams alone.
+func seamRate(ctx context.Context, service, admin string, o options) (rate float64, err error) {
+	b, err := brokerpulsar.Open(brokerpulsar.Options{
+		Service: service, Admin: admin, Cell: fmt.Sprintf("bench-%d", time.Now().UnixNano()), Server: "s1", Timeout: 30 * time.Second, Logger: o.log,
+	})
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, b.Close()) }()
+	if err := b.Lead(1); err != nil {
+		return 0, err
+	}
+	if err := b.Streams().Open(ctx, "default", "bench", partitions); err != nil {
+		return 0, err
+	}
+	for range 2 { // the first warms up
+		if rate, err = seamRun(ctx, b.Streams(), o.span); err != nil {
+			return 0, err
+		}
+	}
+	for n := range uint32(partitions) {
+		if _, err := b.Streams().Drop(ctx, broker.Partition{Tenant: "default", Stream: "bench", Number: n}); err != nil {
+			return 0, err
+		}
+	}
+	return rate, nil
+}
+
+func seamRun(ctx context.Context, s broker.Streams, span time.Duration) (float64, error) {
+	var ends [partitions]broker.Position
+	for n := range ends {
+		ext, err := s.Extent(ctx, broker.Partition{Tenant: "default", Stream: "bench", Number: uint32(n)})
+		if err != nil {
+			return 0, err
+		}
+		ends[n] = ext.End
+	}
+	start := time.Now()
+	var sent, got atomic.Int64
+	var appending, all errgroup.Group
+	payload := make([]byte, payloadBytes)
+	for p := range publishers {
+		appending.Go(func() error {
+			for n := 0; time.Since(start) < span; n++ {
+				msgs := make([]broker.StreamMessage, publishBatch)
+				for i := range msgs {
+					msgs[i] = broker.StreamMessage{
+						Partition: broker.Partition{Tenant: "default", Stream: "bench", Number: uint32(i % partitions)}, ID: fmt.Sprintf("%d/%d-%d/%d", start.UnixNano(), p, n, i),
+						Key: fmt.Sprint(i % 1000), Payload: payload, Published: time.Now(),
+					}
+				}
+				if _, err := s.Append(ctx, msgs); err != nil {
+					return err
+				}
+				sent.Add(publishBatch)
+			}
+			return nil
+		})
+	}
+	done := make(chan struct{})
+	all.Go(func() error { defer close(done); return appending.Wait() })
+	for n := range uint32(partitions) {
+		all.Go(func() error {
+			p := broker.Partition{Tenant: "default", Stream: "bench", Number: n}
+			var err error
+			for at, last := ends[n], false; err == nil && !last; {
+				select {
+				case <-done: // nothing comes behind the next read
+					last = true
+				default:
+				}
+				before := at
+				for m, readErr := range s.Read(ctx, p, at) {
+					if err = readErr; err != nil {
+						break
+					}
+					at = m.Position + 1
+					got.Add(1)
+				}
+				if err == nil && at == before {
+					err = pause(ctx, time.Millisecond)
+				}
+			}
+			return err
+		})
+	}
+	err := all.Wait()
+	if err == nil && got.Load() != sent.Load() {
+		err = fmt.Errorf("%d read of %d: %w", got.Load(), sent.Load(), errNotDone)
+	}
+	return float64(got.Load()) / time.Since(start).Seconds(), err
 }
 
 // onBroker measures streams and durable tasks of a cell of one server.
