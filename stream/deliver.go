@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -117,7 +118,8 @@ func (l *leader) look(ctx context.Context, m Member, w Want, one sync.Locker) (*
 	}
 	one.Lock()
 	defer one.Unlock()
-	room := min(w.Max, w.InFlight-l.inFlight(m, rec))
+	cursors, held := l.inFlight(m, rec)
+	room := min(w.Max, w.InFlight-held)
 	bytes := uint64(batchBytes)
 	// Another partition comes first each time, so that none waits for a busy one.
 	owned := b.Assignment.Partitions
@@ -126,7 +128,8 @@ func (l *leader) look(ctx context.Context, m Member, w Want, one sync.Locker) (*
 		if room <= 0 || bytes == 0 {
 			break
 		}
-		got, err := l.take(ctx, m, rec, owned[(first+i)%len(owned)], room, bytes)
+		p := owned[(first+i)%len(owned)]
+		got, err := l.take(ctx, m, rec, p, cursors[p], room, bytes)
 		if err != nil {
 			if len(b.Deliveries) > 0 {
 				break // what is committed must be handed over; the rest comes next time
@@ -179,24 +182,24 @@ func assignment(grp *meshv1.GroupRecord, session string) Assignment {
 	return a
 }
 
-// inFlight counts what the session has in hand, also of partitions that are
-// another's by now.
-func (l *leader) inFlight(m Member, rec *meshv1.StreamRecord) int {
-	n := 0
+// inFlight reads the stream's cursors and counts what the session has in hand, also
+// of partitions that are another's by now.
+func (l *leader) inFlight(m Member, rec *meshv1.StreamRecord) (cursors []*meshv1.CursorRecord, n int) {
 	for p := range rec.Partitions {
-		for _, held := range groups.Cursor(l.State, m.Group, p).Pending {
+		cur := groups.Cursor(l.State, m.Group, p)
+		for _, held := range cur.Pending {
 			if held.UntilLeaseMs > 0 && held.Session == m.Session {
 				n++
 			}
 		}
+		cursors = append(cursors, cur)
 	}
-	return n
+	return cursors, n
 }
 
 // take delivers from one partition. Nothing, without an error, when the state
 // has moved on: whoever waits looks again.
-func (l *leader) take(ctx context.Context, m Member, rec *meshv1.StreamRecord, p uint32, room int, bytes uint64) ([]Delivery, error) {
-	cur := groups.Cursor(l.State, m.Group, p)
+func (l *leader) take(ctx context.Context, m Member, rec *meshv1.StreamRecord, p uint32, cur *meshv1.CursorRecord, room int, bytes uint64) ([]Delivery, error) {
 	if groups.Draining(cur, m.Session) {
 		return nil, nil
 	}
@@ -268,8 +271,8 @@ func (l *leader) read(ctx context.Context, n groups.Name, p uint32, cur *meshv1.
 func (l *leader) fill(ctx context.Context, p broker.Partition, given []groups.Delivery, read []broker.StreamStored) []Delivery {
 	out := make([]Delivery, 0, len(given))
 	for _, d := range given {
-		i := slices.IndexFunc(read, func(m broker.StreamStored) bool { return m.Position == d.Position })
-		if i >= 0 {
+		i, found := slices.BinarySearchFunc(read, d.Position, func(m broker.StreamStored, at broker.Position) int { return cmp.Compare(m.Position, at) })
+		if found {
 			out = append(out, Delivery{d, read[i]})
 			continue
 		}
