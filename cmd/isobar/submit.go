@@ -19,13 +19,13 @@ import (
 // taskFlags describe a task, for submit and for explain.
 type taskFlags struct {
 	lane, key, order, correlation, request string
-	contentType                     string
-	deadline, notBefore             string
-	maxDelay, maxRTT                time.Duration
-	residency, notIn, inputs        []string
-	minQuality                      float64
-	maxAttempts                     uint32
-	asJSON                          bool
+	contentType                            string
+	deadline, notBefore                    string
+	maxDelay, maxRTT                       time.Duration
+	residency, notIn, inputs               []string
+	minQuality                             float64
+	maxAttempts                            uint32
+	asJSON                                 bool
 }
 
 // place adds the flags that bear on where a task may run.

@@ -18,9 +18,9 @@ import (
 	"github.com/google/renameio/v2"
 
 	"github.com/isobar-mesh/isobar/internal/config"
-	"github.com/isobar-mesh/isobar/internal/meshfile"
 	"github.com/isobar-mesh/isobar/internal/identity"
 	"github.com/isobar-mesh/isobar/internal/mesh"
+	"github.com/isobar-mesh/isobar/internal/meshfile"
 )
 
 const (

@@ -365,7 +365,7 @@ func (s *Server) resign() {
 func (s *Server) link(region string) scheduler.Link {
 	_, known := s.cfg.RTTMs[region]
 	return scheduler.Link{
-		Known: known,
+		Known:           known,
 		RTT:             time.Duration(s.cfg.RTTMs[region] * float64(time.Millisecond)),
 		EgressUSDPerGiB: s.cfg.EgressUSDPerGiB[region], ReturnUSDPerGiB: s.cfg.ReturnUSDPerGiB[region],
 		NetworkKWhPerGiB: s.cfg.Energy.NetworkKWhPerGiB,
