@@ -230,6 +230,42 @@ func TestSubmitBatch(t *testing.T) {
 	})
 }
 
+// What stands behind a task that may exist is asked about with it, in order, and so
+// is what found its home away; what was refused for good is not.
+func TestSubmitAsksAgainInOrder(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		away := &isobarv1.TaskError{Code: "unavailable", Reason: "home_unavailable", Outcome: NotAccepted}
+		first := map[string]*isobarv1.TaskError{
+			"1": {Code: "unavailable", Reason: "commit_unknown", Outcome: OutcomeUnknown}, "2": away,
+			"3": {Code: "resource_exhausted", Reason: "queue_full", Outcome: NotAccepted}, "4": away,
+		}
+		a := submits(func(r *isobarv1.SubmitRequest) (*isobarv1.SubmitResponse, error) {
+			res, _ := accept(r)
+			for i, task := range r.GetTasks() {
+				if te := first[task.GetRequestId()]; te != nil {
+					res.Results[i] = &isobarv1.SubmitResult{Error: te}
+				}
+			}
+			return res, nil
+		}, accept)
+		req := one("1", "2", "3", "4", "5")
+		req.Tasks[0].OrderingKey, req.Tasks[1].OrderingKey = "k", "k"
+		res, err := newClient(t, []string{"a"}, map[string]*fake{"a": a}).Submit(t.Context(), req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, want := range []string{"id-1", "id-2", "", "id-4", "id-5"} {
+			if got := res.Results[i].GetTaskId(); got != want {
+				t.Errorf("result %d = %v", i, res.Results[i])
+			}
+		}
+		if got := ids(a); !slices.Equal(got, []string{"1+2+3+4+5", "1+2+4"}) {
+			t.Errorf("asked %v", got)
+		}
+	})
+}
+
 // A server dies with a Submit in flight: another one of its cell is asked,
 // never one of another cell.
 func TestSubmitGoesOnInTheCell(t *testing.T) {

@@ -119,10 +119,9 @@ func (s *submission) deliver(ctx context.Context, to *server, which []int) (answ
 			answered = at
 		}
 		if e == nil {
-			if which = s.unsure(which); len(which) == 0 {
+			if which, e = s.open(which, time.Now().Before(patience)); len(which) == 0 {
 				return answered
 			}
-			e = s.errs[which[0]]
 		}
 		switch {
 		case ctx.Err() != nil:
@@ -188,15 +187,35 @@ func (s *submission) once(ctx context.Context, at *server, which []int) *Error {
 	return nil
 }
 
-// unsure lists the tasks that may or may not exist after an answer.
-func (s *submission) unsure(which []int) []int {
-	var out []int
+// open lists the tasks of an answer that are to be asked about again, in order:
+// those that may or may not exist, what stands behind such a one with its ordering
+// key, and, as long as the client is patient, those whose home was away. The error
+// is that of one that may exist, if any.
+func (s *submission) open(which []int, patient bool) (again []int, e *Error) {
+	type line struct{ tenant, function, key string }
+	of := func(i int) line {
+		t := s.tasks[i]
+		return line{t.GetTenant(), t.GetFunction(), t.GetOrderingKey()}
+	}
+	unsure := map[line]bool{}
 	for _, i := range which {
-		if e := s.errs[i]; e != nil && e.Outcome == OutcomeUnknown {
-			out = append(out, i)
+		err := s.errs[i]
+		if err == nil {
+			continue
+		}
+		unknown := err.Outcome == OutcomeUnknown
+		if unknown && of(i).key != "" {
+			unsure[of(i)] = true
+		}
+		if !unknown && !unsure[of(i)] && (!patient || !err.unavailable() || err.Outcome != NotAccepted) {
+			continue
+		}
+		again = append(again, i)
+		if e == nil || unknown && e.Outcome != OutcomeUnknown {
+			e = err
 		}
 	}
-	return out
+	return again, e
 }
 
 // fail notes the error for the tasks. unknown: each may exist all the same.
