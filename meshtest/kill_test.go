@@ -21,9 +21,11 @@ import (
 // completes exactly once.
 //
 // A run kills the leader of one cell, which holds leases, and any server of
-// another one; and stops a worker for longer than its lease, which then reports
-// attempts that are another's by now. It fails unless it saw all three: leases
-// in flight at the killed leader, an attempt above 1, and a fenced completion.
+// another one; stops the leader of the third until another leads there, and lets
+// it go on believing that it does; and stops a worker for longer than its lease,
+// which then reports attempts that are another's by now. It fails unless it saw
+// leases in flight at the killed leader, an attempt above 1, and a fenced
+// completion.
 func TestKilledServer(t *testing.T) {
 	whole(t)
 	for i := range *runs {
@@ -43,13 +45,13 @@ type killRun struct {
 	m    *mesh
 	load *load
 
-	leader, second, stopped string // processes, by id
-	inFlight, leased        int    // in the mesh, and at the leader, when it was killed
-	tasks, completed        int
-	maxAttempt              uint64
-	fenced                  int
-	servers                 []*server         // killed
-	late                    map[string]uint64 // attempts that the stopped worker held, by task
+	leader, second, paused, stopped string // processes, by id
+	inFlight, leased                int    // in the mesh, and at the leader, when it was killed
+	tasks, completed                int
+	maxAttempt                      uint64
+	fenced                          int
+	servers                         []*server         // killed
+	late                            map[string]uint64 // attempts that the stopped worker held, by task
 }
 
 // report prints the run's line.
@@ -58,8 +60,8 @@ func (r *killRun) report(t *testing.T, began time.Time) {
 	if t.Failed() {
 		verdict = "FAILED"
 	}
-	fmt.Printf("run seed=%d victims=%s,%s stopped=%s in_flight=%d leased=%d tasks=%d completed=%d max_attempt=%d fenced=%d seconds=%.1f %s\n",
-		r.seed, r.leader, r.second, r.stopped, r.inFlight, r.leased, r.tasks, r.completed, r.maxAttempt, r.fenced, time.Since(began).Seconds(), verdict)
+	fmt.Printf("run seed=%d victims=%s,%s paused=%s stopped=%s in_flight=%d leased=%d tasks=%d completed=%d max_attempt=%d fenced=%d seconds=%.1f %s\n",
+		r.seed, r.leader, r.second, r.paused, r.stopped, r.inFlight, r.leased, r.tasks, r.completed, r.maxAttempt, r.fenced, time.Since(began).Seconds(), verdict)
 }
 
 func (r *killRun) run(t *testing.T) {
@@ -74,11 +76,13 @@ func (r *killRun) run(t *testing.T) {
 	worker := r.stopWorker(t, regions[r.rng.IntN(len(regions))])
 	r.killLeader(t, regions[0])
 	r.kill(t, r.m.serversOf(regions[1])[r.rng.IntN(3)], &r.second)
+	paused := r.pauseLeader(t, regions[2])
 	// Clients go on while servers are away.
 	var more sync.WaitGroup
 	more.Go(func() { r.load.submit(t, 4*batch) })
 	r.awaitOvertaken(t)
 	signal(t, worker.pid, syscall.SIGCONT)
+	r.resume(t, paused)
 	more.Wait()
 	r.awaitFenced(t)
 	for _, s := range r.servers {
@@ -185,6 +189,36 @@ func (r *killRun) kill(t *testing.T, s *server, name *string) {
 	r.servers = append(r.servers, s)
 }
 
+// pauseLeader stops the leader of a cell as it is, in the middle of what it does.
+func (r *killRun) pauseLeader(t *testing.T, region string) *server {
+	t.Helper()
+	s := r.m.leader(t, region)
+	signal(t, s.pid, syscall.SIGSTOP)
+	t.Cleanup(func() { _ = syscall.Kill(s.pid, syscall.SIGCONT) }) // so that it can be ended
+	r.paused = s.id()
+	return s
+}
+
+// resume lets a paused leader go on once another one leads, and holds that it
+// then learns so: two must not lead.
+func (r *killRun) resume(t *testing.T, s *server) {
+	t.Helper()
+	if other := r.m.leader(t, s.region); other == s {
+		t.Fatalf("%s leads, and is stopped", s.id())
+	}
+	signal(t, s.pid, syscall.SIGCONT)
+	eventually(t, 30*time.Second, "end of the lead of "+s.id(), func(ctx context.Context) error {
+		samples, err := scrape(ctx, s)
+		if err != nil {
+			return err
+		}
+		if samples["isobar_leading"] == 1 && r.m.leader(t, s.region) != s {
+			return errors.New("it leads beside another")
+		}
+		return nil
+	})
+}
+
 // awaitOvertaken waits until the stopped worker has lost some of its attempts
 // to a later one.
 func (r *killRun) awaitOvertaken(t *testing.T) {
@@ -256,6 +290,7 @@ func (r *killRun) check(t *testing.T, ledger string) {
 		}
 	}
 	checkAudit(t, readLedger(t, ledger), tasks, ids)
+	checkOrder(t, readLedger(t, ledger), tasks, r.load.lines)
 	r.maxAttempt = highestAttempt(tasks)
 	if r.maxAttempt < 2 || !slices.ContainsFunc(ids, func(id string) bool { return startedTwice(tasks[id]) }) {
 		t.Error("no task was started a second time")

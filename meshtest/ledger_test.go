@@ -70,6 +70,7 @@ type load struct {
 	rng      *rand.Rand
 	next     int
 	accepted map[string]string // request id by task id
+	lines    [][]string        // ids of one ordering key each, in order
 	failures []string
 }
 
@@ -80,6 +81,9 @@ func newLoad(m *mesh, name string, seed uint64, longest time.Duration) *load {
 }
 
 const batch = 50
+
+// keyed is how many tasks of a batch, the first ones, have its ordering key.
+const keyed = 3
 
 // submit submits n more tasks, spread over the regions, and returns when each
 // was answered.
@@ -112,6 +116,9 @@ func (l *load) tasks(n int) []*isobarv1.TaskSpec {
 			Input: &isobarv1.TaskSpec_Text{Text: strconv.Itoa(ms)},
 		})
 	}
+	for _, spec := range out[:min(keyed, n)] {
+		spec.OrderingKey = out[0].RequestId
+	}
 	return out
 }
 
@@ -125,7 +132,11 @@ func (l *load) send(ctx context.Context, c *client.Client, tasks []*isobarv1.Tas
 		l.failures = append(l.failures, fmt.Sprintf("%d tasks from %s: %v", len(tasks), tasks[0].GetRequestId(), err))
 		return
 	}
+	var line []string
 	for i, r := range res.GetResults() {
+		if tasks[i].GetOrderingKey() != "" && r.GetError() == nil {
+			line = append(line, r.GetTaskId())
+		}
 		switch first, twice := l.accepted[r.GetTaskId()], l.accepted[r.GetTaskId()] != ""; {
 		case r.GetError() != nil:
 			l.failures = append(l.failures, fmt.Sprintf("%s: %s: %s", tasks[i].GetRequestId(), r.GetError().GetReason(), r.GetError().GetMessage()))
@@ -135,6 +146,7 @@ func (l *load) send(ctx context.Context, c *client.Client, tasks []*isobarv1.Tas
 			l.accepted[r.GetTaskId()] = tasks[i].GetRequestId()
 		}
 	}
+	l.lines = append(l.lines, line)
 }
 
 // ids of the accepted tasks, sorted.
@@ -257,6 +269,37 @@ func audit(ledger []string, tasks map[string]*isobarv1.Task, ids []string) (prob
 	return problems
 }
 
+// outOfOrder holds the ledger against the lines of the ordering keys: the attempt
+// that completed a task had written before that of the next one began to.
+func outOfOrder(ledger []string, tasks map[string]*isobarv1.Task, lines [][]string) (problems []string) {
+	at := map[string]int{}
+	for i, line := range ledger {
+		at[line] = i
+	}
+	for _, line := range lines {
+		before := ""
+		for _, id := range line {
+			result := strings.TrimSuffix(string(tasks[id].GetResult()), "\n")
+			if before != "" && at[result] <= at[before] {
+				problems = append(problems, fmt.Sprintf("%q ran before %q, which is before it in the line of its ordering key", result, before))
+			}
+			before = result
+		}
+	}
+	return problems
+}
+
+// checkOrder fails the test for each task that ran before its turn.
+func checkOrder(t *testing.T, ledger []string, tasks map[string]*isobarv1.Task, lines [][]string) {
+	t.Helper()
+	if !slices.ContainsFunc(lines, func(line []string) bool { return len(line) > 1 }) {
+		t.Error("no ordering key has two tasks")
+	}
+	for _, p := range outOfOrder(ledger, tasks, lines) {
+		t.Error(p)
+	}
+}
+
 // checkAudit fails the test for each problem.
 func checkAudit(t *testing.T, ledger []string, tasks map[string]*isobarv1.Task, ids []string) {
 	t.Helper()
@@ -301,6 +344,25 @@ func TestAudit(t *testing.T) {
 	} {
 		tasks := map[string]*isobarv1.Task{"a": c.task}
 		if got := strings.Join(audit(strings.Split(c.ledger, ","), tasks, []string{"a"}), "; "); got != c.want {
+			t.Errorf("%s: %q, not %q", name, got, c.want)
+		}
+	}
+}
+
+func TestOutOfOrder(t *testing.T) {
+	t.Parallel()
+	task := func(result string) *isobarv1.Task { return &isobarv1.Task{Result: []byte(result + "\n")} }
+	tasks := map[string]*isobarv1.Task{"a": task("a 2"), "b": task("b 1"), "c": task("c 1")}
+	for name, c := range map[string]struct {
+		ledger string
+		want   string
+	}{
+		"right":              {"a 2,b 1,c 1", ""},
+		"others between":     {"a 2,x 1,b 1,c 1", ""},
+		"a late first write": {"a 2,b 1,a 1,c 1", ""},
+		"before its turn":    {"b 1,a 2,c 1", `"b 1" ran before "a 2", which is before it in the line of its ordering key`},
+	} {
+		if got := strings.Join(outOfOrder(strings.Split(c.ledger, ","), tasks, [][]string{{"a", "b", "c"}}), "; "); got != c.want {
 			t.Errorf("%s: %q, not %q", name, got, c.want)
 		}
 	}

@@ -82,6 +82,7 @@ func TestKilledRegion(t *testing.T) {
 	}
 	maps.Copy(tasks, m.get(t, own))
 	checkAudit(t, readLedger(t, ledger), tasks, ids)
+	checkOrder(t, readLedger(t, ledger), tasks, l.lines)
 	t.Logf("%d tasks homed elsewhere, %d of the region's own of which %d were in flight, highest attempt %d",
 		len(others), len(own), unfinished, highestAttempt(tasks))
 }
