@@ -12,6 +12,9 @@ type safety uint8
 const (
 	// anytime: the call comes to the same however often it is made.
 	anytime safety = iota
+	// question: anytime, and answered at once, so that a server that says nothing
+	// for readTimeout (it hangs, or its machine does) is left for the next one.
+	question
 	// unaccepted: only when the server has certainly not taken it.
 	unaccepted
 )
@@ -31,14 +34,18 @@ func call[Service, Req, Res any](
 		if at == nil {
 			at = c.current()
 		}
-		res, err := method(of(at), ctx, req)
+		res, silent, err := try(ctx, s, of(at), method, req)
 		if err == nil {
 			return res, nil
 		}
 		e := newError(op, at.address, err)
 		switch {
-		case ctx.Err() != nil:
+		case ctx.Err() != nil || silent && time.Now().After(patience):
 			return none, e
+		case silent:
+			to = nil // one that it was sent to may have been told of by an old leader
+			c.advance(at)
+			continue
 		case e.unsent:
 			unheard++
 			if to != nil || unheard >= len(c.addresses) {
@@ -63,8 +70,26 @@ func call[Service, Req, Res any](
 	}
 }
 
+// readTimeout is how long one server may take to answer a question: far above
+// what a leader that has to be asked in another region takes.
+const readTimeout = 5 * time.Second
+
+// try makes the call once. silent says that the server was given up.
+func try[Service, Req, Res any](
+	ctx context.Context, s safety, service Service, method func(Service, context.Context, Req) (Res, error), req Req,
+) (res Res, silent bool, err error) {
+	if s != question {
+		res, err = method(service, ctx, req)
+		return res, false, err
+	}
+	one, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
+	res, err = method(service, one, req)
+	return res, err != nil && one.Err() != nil, err
+}
+
 func (s safety) mayRepeat(e *Error) bool {
-	if s == anytime {
+	if s != unaccepted {
 		return e.unavailable() || e.broken()
 	}
 	return e.unavailable() && e.Outcome == NotAccepted

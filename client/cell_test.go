@@ -28,6 +28,7 @@ type fake struct {
 	answers []func(*isobarv1.SubmitRequest) (*isobarv1.SubmitResponse, error)
 	submits []*isobarv1.SubmitRequest
 	get     func() error
+	hangs   bool // answers no Get
 	gets    int
 	wait    func(context.Context, *isobarv1.WaitRequest) (*isobarv1.WaitResponse, error)
 	invoke  func() error
@@ -46,7 +47,11 @@ func (f *fake) Submit(_ context.Context, r *isobarv1.SubmitRequest) (*isobarv1.S
 	return answer(r)
 }
 
-func (f *fake) Get(context.Context, *isobarv1.GetRequest) (*isobarv1.GetResponse, error) {
+func (f *fake) Get(ctx context.Context, _ *isobarv1.GetRequest) (*isobarv1.GetResponse, error) {
+	if f.hangs {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.gets++

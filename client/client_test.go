@@ -230,6 +230,22 @@ func TestSubmitBatch(t *testing.T) {
 	})
 }
 
+// A server that hangs is left for the next one of the list.
+func TestAQuestionLeavesASilentServer(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		a, b := &fake{hangs: true}, &fake{}
+		cl := newClient(t, []string{"a", "b"}, map[string]*fake{"a": a, "b": b})
+		began := time.Now()
+		if _, err := cl.Get(t.Context(), &isobarv1.GetRequest{TaskId: "x"}); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(began); took < readTimeout || took > readTimeout+time.Second || b.gets != 1 {
+			t.Errorf("answered after %s, b was asked %d times", took, b.gets)
+		}
+	})
+}
+
 // What stands behind a task that may exist is asked about with it, in order, and so
 // is what found its home away; what was refused for good is not.
 func TestSubmitAsksAgainInOrder(t *testing.T) {

@@ -14,12 +14,12 @@ func (c *Client) Deploy(ctx context.Context, req *isobarv1.DeployRequest) (*isob
 
 // GetFunction reads a function and where it can run.
 func (c *Client) GetFunction(ctx context.Context, req *isobarv1.FunctionServiceGetRequest) (*isobarv1.FunctionServiceGetResponse, error) {
-	return call(ctx, c, "get function", anytime, (*server).functionCalls, isobarv1.FunctionServiceClient.Get, req)
+	return call(ctx, c, "get function", question, (*server).functionCalls, isobarv1.FunctionServiceClient.Get, req)
 }
 
 // ListFunctions lists a tenant's functions.
 func (c *Client) ListFunctions(ctx context.Context, req *isobarv1.FunctionServiceListRequest) (*isobarv1.FunctionServiceListResponse, error) {
-	return call(ctx, c, "list functions", anytime, (*server).functionCalls, isobarv1.FunctionServiceClient.List, req)
+	return call(ctx, c, "list functions", question, (*server).functionCalls, isobarv1.FunctionServiceClient.List, req)
 }
 
 // DeleteFunction takes a function's name away. When an answer was lost and the
@@ -30,16 +30,16 @@ func (c *Client) DeleteFunction(ctx context.Context, req *isobarv1.FunctionServi
 
 // Cells lists the cells as the asked server sees them.
 func (c *Client) Cells(ctx context.Context) (*isobarv1.CellsResponse, error) {
-	return call(ctx, c, "cells", anytime, (*server).meshCalls, isobarv1.MeshServiceClient.Cells, &isobarv1.CellsRequest{})
+	return call(ctx, c, "cells", question, (*server).meshCalls, isobarv1.MeshServiceClient.Cells, &isobarv1.CellsRequest{})
 }
 
 // Workers lists the workers of the asked cell.
 func (c *Client) Workers(ctx context.Context) (*isobarv1.WorkersResponse, error) {
-	return call(ctx, c, "workers", anytime, (*server).meshCalls, isobarv1.MeshServiceClient.Workers, &isobarv1.WorkersRequest{})
+	return call(ctx, c, "workers", question, (*server).meshCalls, isobarv1.MeshServiceClient.Workers, &isobarv1.WorkersRequest{})
 }
 
 // Carbon lists the carbon intensity of every region, now and for the hours
 // ahead.
 func (c *Client) Carbon(ctx context.Context) (*isobarv1.CarbonResponse, error) {
-	return call(ctx, c, "carbon", anytime, (*server).meshCalls, isobarv1.MeshServiceClient.Carbon, &isobarv1.CarbonRequest{})
+	return call(ctx, c, "carbon", question, (*server).meshCalls, isobarv1.MeshServiceClient.Carbon, &isobarv1.CarbonRequest{})
 }

@@ -8,7 +8,7 @@ import (
 
 // Queues lists the queues of a cell with exact counts.
 func (c *Client) Queues(ctx context.Context, req *isobarv1.QueueServiceListRequest) (*isobarv1.QueueServiceListResponse, error) {
-	return call(ctx, c, "list queues", anytime, (*server).queueCalls, isobarv1.QueueServiceClient.List, req)
+	return call(ctx, c, "list queues", question, (*server).queueCalls, isobarv1.QueueServiceClient.List, req)
 }
 
 // Pause stops the dispatch of a function's queues. When an answer was lost and the
@@ -41,12 +41,12 @@ func (c *Client) Purge(ctx context.Context, req *isobarv1.PurgeRequest) (cancell
 
 // Peek reads the tasks that are next in a queue.
 func (c *Client) Peek(ctx context.Context, req *isobarv1.PeekRequest) (*isobarv1.PeekResponse, error) {
-	return call(ctx, c, "peek queue", anytime, (*server).queueCalls, isobarv1.QueueServiceClient.Peek, req)
+	return call(ctx, c, "peek queue", question, (*server).queueCalls, isobarv1.QueueServiceClient.Peek, req)
 }
 
 // DeadLetters lists the dead letters of a cell.
 func (c *Client) DeadLetters(ctx context.Context, req *isobarv1.DeadLetterServiceListRequest) (*isobarv1.DeadLetterServiceListResponse, error) {
-	return call(ctx, c, "list dead letters", anytime, (*server).letterCalls, isobarv1.DeadLetterServiceClient.List, req)
+	return call(ctx, c, "list dead letters", question, (*server).letterCalls, isobarv1.DeadLetterServiceClient.List, req)
 }
 
 // Redrive gives dead tasks new attempts. A repeat changes nothing: a task that was

@@ -116,12 +116,12 @@ func (c *Client) Seek(ctx context.Context, req *isobarv1.SeekRequest) (*isobarv1
 
 // Streams lists the streams of the cell that is asked.
 func (c *Client) Streams(ctx context.Context, req *isobarv1.StreamServiceListRequest) (*isobarv1.StreamServiceListResponse, error) {
-	return call(ctx, c, "list streams", anytime, (*server).streamCalls, isobarv1.StreamServiceClient.List, req)
+	return call(ctx, c, "list streams", question, (*server).streamCalls, isobarv1.StreamServiceClient.List, req)
 }
 
 // DescribeStream shows a stream and its groups.
 func (c *Client) DescribeStream(ctx context.Context, req *isobarv1.StreamServiceDescribeRequest) (*isobarv1.StreamServiceDescribeResponse, error) {
-	return call(ctx, c, "describe stream", anytime, (*server).streamCalls, isobarv1.StreamServiceClient.Describe, req)
+	return call(ctx, c, "describe stream", question, (*server).streamCalls, isobarv1.StreamServiceClient.Describe, req)
 }
 
 // DeleteStream drops a stream. After a lost answer a repeat may find it gone.

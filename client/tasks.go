@@ -12,7 +12,7 @@ import (
 
 // Get reads a task from its home.
 func (c *Client) Get(ctx context.Context, req *isobarv1.GetRequest) (*isobarv1.GetResponse, error) {
-	return call(ctx, c, "get", anytime, (*server).taskCalls, isobarv1.TaskServiceClient.Get, req)
+	return call(ctx, c, "get", question, (*server).taskCalls, isobarv1.TaskServiceClient.Get, req)
 }
 
 const (
@@ -85,7 +85,7 @@ func (c *Client) poll(ctx context.Context, taskID string, wait time.Duration) (*
 // List reads the tasks of the cell that is asked; the answer says which, and
 // whether it may be stale.
 func (c *Client) List(ctx context.Context, req *isobarv1.ListRequest) (*isobarv1.ListResponse, error) {
-	return call(ctx, c, "list", anytime, (*server).taskCalls, isobarv1.TaskServiceClient.List, req)
+	return call(ctx, c, "list", question, (*server).taskCalls, isobarv1.TaskServiceClient.List, req)
 }
 
 // Cancel ends a task. When an answer was lost and the call repeated, Cancelled
@@ -102,5 +102,5 @@ func (c *Client) Invoke(ctx context.Context, req *isobarv1.InvokeRequest) (*isob
 // Explain shows the decisions about a task, or decides about one that is not
 // submitted.
 func (c *Client) Explain(ctx context.Context, req *isobarv1.ExplainRequest) (*isobarv1.ExplainResponse, error) {
-	return call(ctx, c, "explain", anytime, (*server).placementCalls, isobarv1.PlacementServiceClient.Explain, req)
+	return call(ctx, c, "explain", question, (*server).placementCalls, isobarv1.PlacementServiceClient.Explain, req)
 }

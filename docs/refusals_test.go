@@ -518,7 +518,7 @@ func TestBadBroker(t *testing.T) {
 		{
 			name: "residency on a shared broker", region: "us-east", call: "TaskService/Submit", body: `{"tasks": [{"function": "echo", "text": "a", "residency": {"allowed": ["us"]}}]}`,
 			code: "failed_precondition", reason: "broker_shared", message: "us-east-1 shares its broker with ap-south, which lies in [in], and the residency leaves that out",
-			hint: "submit it to a cell whose broker is its own, or give this region one", field: "tasks[0].residency",
+			hint: "use a cell whose broker is its own, or give this region one", field: "tasks[0].residency",
 		},
 		{
 			name: "broker that cannot be reached", region: "us-east", call: "TaskService/Submit", body: `{"tasks": [{"function": "echo", "text": "a"}]}`,
