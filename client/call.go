@@ -12,8 +12,9 @@ type safety uint8
 const (
 	// anytime: the call comes to the same however often it is made.
 	anytime safety = iota
-	// question: anytime, and answered at once, so that a server that says nothing
-	// for readTimeout (it hangs, or its machine does) is left for the next one.
+	// question: anytime, and answered at once from what a server knows, so that one
+	// that says nothing for readTimeout (it hangs, or its machine does) is left for
+	// the next. Not what waits for a broker or brings payloads: it may take longer.
 	question
 	// unaccepted: only when the server has certainly not taken it.
 	unaccepted

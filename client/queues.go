@@ -41,7 +41,7 @@ func (c *Client) Purge(ctx context.Context, req *isobarv1.PurgeRequest) (cancell
 
 // Peek reads the tasks that are next in a queue.
 func (c *Client) Peek(ctx context.Context, req *isobarv1.PeekRequest) (*isobarv1.PeekResponse, error) {
-	return call(ctx, c, "peek queue", question, (*server).queueCalls, isobarv1.QueueServiceClient.Peek, req)
+	return call(ctx, c, "peek queue", anytime, (*server).queueCalls, isobarv1.QueueServiceClient.Peek, req)
 }
 
 // DeadLetters lists the dead letters of a cell.
