@@ -31,7 +31,8 @@ const (
 type outcome uint8
 
 const (
-	taken   outcome = iota // leave it out of the window: granted, or gone
+	taken   outcome = iota // granted: out of the window, and charged for
+	gone                   // nothing to place any more: out of the window
 	noRoom                 // the chosen place is full: the queue waits
 	nowhere                // no place is allowed: parked, the queue goes on
 )
@@ -79,9 +80,11 @@ func (l *leader) dispatch(now time.Time, fresh bool) (more bool) {
 			continue
 		}
 		switch l.placeHead(q, now) {
-		case taken, nowhere:
+		case taken, nowhere: // one that fits nowhere is charged for too, or a lane of such would hold up the others
 			q.items, q.why = q.items[1:], ""
 			l.waiting.order.Served(now)
+		case gone: // a window may name a task twice
+			q.items = q.items[1:]
 		case noRoom:
 			l.waiting.order.Stuck()
 		}
@@ -131,7 +134,7 @@ func (l *leader) refill(q *queue) {
 func (l *leader) place(key queueKey, r ref, now time.Time) outcome {
 	rec, ok := fsm.Task(l.State, r.task)
 	if !ok || rec.State != uint32(isobarv1.TaskState_TASK_STATE_READY) || l.granting[r.task] {
-		return taken // an effect brings it back if it is ready again
+		return gone // an effect brings it back if it is ready again
 	}
 	if now.Before(l.withheld) || l.expecting(now) {
 		return noRoom

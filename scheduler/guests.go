@@ -177,21 +177,21 @@ func (l *leader) knowGuest(at ref) *guest {
 func (l *leader) placeGuest(at ref, now time.Time) outcome {
 	mem := l.guests[at]
 	if mem == nil {
-		return taken
+		return gone
 	}
 	mem.queued = false
 	rec, ok := fsm.Guest(l.State, at.task, at.attempt)
 	if !ok || rec.Started || rec.Ended != nil {
-		return taken
+		return gone
 	}
 	if !now.Before(mem.until.Add(-guestMargin)) {
-		return taken // not confirmed any more: the next extend queues it again
+		return gone // not confirmed any more: the next extend queues it again
 	}
 	fn, err := l.Registry.Version(rec.Version)
 	v := variantOf(fn, rec.Variant)
 	if err != nil || v == nil {
 		go l.endGuest(at, &meshv1.Ended{Status: "refused", Message: "its version is not here"})
-		return taken
+		return gone
 	}
 	s := l.pickSession(rec.Function, v, true)
 	if s == nil {

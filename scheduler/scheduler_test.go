@@ -461,16 +461,22 @@ func TestLanesShareByWeight(t *testing.T) {
 	inWorld(t, func(w *world) {
 		c := w.cell("eu-1")
 		lanes := []string{"batch", "standard", "interactive", "critical"}
+		// One task keeps the worker until all lanes have work, so that no turn is
+		// used up before the first that counts.
+		wk := c.worker("w1", offering(1, "wasm"), nil)
+		c.submit("work")
+		first := wk.assigned(0)
 		lane := map[string]string{}
 		for range 100 {
 			for _, name := range lanes {
 				lane[c.submit("work", func(s *isobarv1.TaskSpec) { s.Lane = name })] = name
 			}
 		}
-		wk := c.worker("w1", offering(1, "wasm"), completes)
-		w.await(20*time.Second, "all tasks", func() bool { return wk.count() == len(lane) })
+		wk.does = completes
+		wk.finish(first, "done")
+		w.await(20*time.Second, "all tasks", func() bool { return wk.count() == 1+len(lane) })
 		seen := map[string]int{}
-		for _, a := range wk.all()[:85] {
+		for _, a := range wk.all()[1:86] {
 			seen[lane[a.TaskId]]++
 		}
 		if seen["critical"] != 64 || seen["interactive"] != 16 || seen["standard"] != 4 || seen["batch"] != 1 {

@@ -207,7 +207,9 @@ func TestConformance(t *testing.T) {
 				return shared
 			}
 			i := own.get(t)
-			return pulsartest.Cluster{Service: i.Service, Admin: i.Admin}
+			c := pulsartest.Cluster{Service: i.Service, Admin: i.Admin}
+			settled(t, c)
+			return c
 		}
 		brokertest.Run(t, func(sub *testing.T, config brokertest.Config) *brokertest.Harness {
 			c := newCell(sub, cluster(config))
@@ -227,6 +229,37 @@ func TestConformance(t *testing.T) {
 			})
 		})
 	})
+}
+
+// settled waits until the cluster takes messages on new topics: for a while after
+// a fault its bookie counts as lost, though the broker says that it is healthy.
+func settled(t *testing.T, c pulsartest.Cluster) {
+	t.Helper()
+	p, err := client.NewClient(client.ClientOptions{URL: c.Service, Logger: log.DefaultNopLogger()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	try := func() error {
+		producer, err := p.CreateProducer(client.ProducerOptions{Topic: fmt.Sprintf("settled-%08x", rand.Uint32())})
+		if err != nil {
+			return err
+		}
+		defer producer.Close()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		_, err = producer.Send(ctx, &client.ProducerMessage{Payload: []byte("settled")})
+		return err
+	}
+	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(200 * time.Millisecond) {
+		err := try()
+		if err == nil {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("the cluster takes no message after a fault: %v", err)
+		}
+	}
 }
 
 // fault breaks the standalone, which only this test uses.
