@@ -6,18 +6,22 @@ import (
 	"time"
 )
 
-// safety says which repeats of a call are safe.
-type safety uint8
+// safety says which repeats of a call are safe, and how long a server may take.
+type safety struct {
+	// unaccepted: only when the server has certainly not taken it. Else the call
+	// comes to the same however often it is made.
+	unaccepted bool
+	// within is after how long one that says nothing (it hangs, or its machine
+	// does) is left for the next; 0 is never, for what may wait for a broker or
+	// brings payloads.
+	within time.Duration
+}
 
-const (
-	// anytime: the call comes to the same however often it is made.
-	anytime safety = iota
-	// question: anytime, and answered at once from what a server knows, so that one
-	// that says nothing for readTimeout (it hangs, or its machine does) is left for
-	// the next. Not what waits for a broker or brings payloads: it may take longer.
-	question
-	// unaccepted: only when the server has certainly not taken it.
-	unaccepted
+var (
+	anytime    = safety{}
+	unaccepted = safety{unaccepted: true}
+	// question is answered at once from what a server knows.
+	question = safety{within: readTimeout}
 )
 
 // call makes one call of a service, with the repeats and the one redirect that
@@ -41,11 +45,14 @@ func call[Service, Req, Res any](
 		}
 		e := newError(op, at.address, err)
 		switch {
-		case ctx.Err() != nil || silent && time.Now().After(patience):
+		case ctx.Err() != nil:
 			return none, e
 		case silent:
 			to = nil // one that it was sent to may have been told of by an old leader
 			c.advance(at)
+			if time.Now().After(patience) {
+				return none, e
+			}
 			continue
 		case e.unsent:
 			unheard++
@@ -79,18 +86,18 @@ const readTimeout = 5 * time.Second
 func try[Service, Req, Res any](
 	ctx context.Context, s safety, service Service, method func(Service, context.Context, Req) (Res, error), req Req,
 ) (res Res, silent bool, err error) {
-	if s != question {
+	if s.within == 0 {
 		res, err = method(service, ctx, req)
 		return res, false, err
 	}
-	one, cancel := context.WithTimeout(ctx, readTimeout)
+	one, cancel := context.WithTimeout(ctx, s.within)
 	defer cancel()
 	res, err = method(service, one, req)
-	return res, err != nil && one.Err() != nil, err
+	return res, err != nil && one.Err() != nil && ctx.Err() == nil, err
 }
 
 func (s safety) mayRepeat(e *Error) bool {
-	if s != unaccepted {
+	if !s.unaccepted {
 		return e.unavailable() || e.broken()
 	}
 	return e.unavailable() && e.Outcome == NotAccepted

@@ -28,7 +28,7 @@ type fake struct {
 	answers []func(*isobarv1.SubmitRequest) (*isobarv1.SubmitResponse, error)
 	submits []*isobarv1.SubmitRequest
 	get     func() error
-	hangs   bool // answers no Get
+	hangs   bool // answers no Get and no Submit
 	gets    int
 	wait    func(context.Context, *isobarv1.WaitRequest) (*isobarv1.WaitResponse, error)
 	invoke  func() error
@@ -36,7 +36,11 @@ type fake struct {
 	cells   *isobarv1.CellsResponse
 }
 
-func (f *fake) Submit(_ context.Context, r *isobarv1.SubmitRequest) (*isobarv1.SubmitResponse, error) {
+func (f *fake) Submit(ctx context.Context, r *isobarv1.SubmitRequest) (*isobarv1.SubmitResponse, error) {
+	if f.hangs {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.submits = append(f.submits, r)

@@ -309,6 +309,49 @@ func TestSubmitGoesOnInTheCell(t *testing.T) {
 	})
 }
 
+// A server hangs with a Submit in flight: another one of its cell is asked.
+func TestSubmitLeavesASilentServer(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		a1, a2, b := submits(accept), submits(accept), submits(accept)
+		a1.hangs = true
+		b.cells = &isobarv1.CellsResponse{Cells: []*isobarv1.CellInfo{
+			{Cell: "b", Addresses: []string{"http://b"}}, {Cell: "a", Addresses: []string{"http://a1", "http://a2"}},
+		}}
+		cl := newClient(t, []string{"a1", "b"}, map[string]*fake{"a1": a1, "a2": a2, "b": b})
+		began := time.Now()
+		if _, err := cl.Submit(t.Context(), one("x", "y")); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(began); took < submitTimeout || took > submitTimeout+2*maxPause {
+			t.Errorf("accepted after %s", took)
+		}
+		if got := ids(a2); !slices.Equal(got, []string{"x+y"}) || len(b.submits) != 0 {
+			t.Errorf("a2 was asked %v, b %v", got, ids(b))
+		}
+	})
+}
+
+// A server that hangs under a Wait is left for the next one.
+func TestWaitLeavesASilentServer(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		a, b := &fake{}, &fake{}
+		a.wait = func(ctx context.Context, _ *isobarv1.WaitRequest) (*isobarv1.WaitResponse, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+		b.wait = func(context.Context, *isobarv1.WaitRequest) (*isobarv1.WaitResponse, error) {
+			return &isobarv1.WaitResponse{Task: &isobarv1.Task{Id: "t"}, Ended: true}, nil
+		}
+		began := time.Now()
+		_, ended, err := newClient(t, []string{"a", "b"}, map[string]*fake{"a": a, "b": b}).Wait(t.Context(), "t", time.Minute)
+		if took := time.Since(began); err != nil || !ended || took > longestPoll+pollSlack+2*maxPause {
+			t.Errorf("ended %t, %v, after %s", ended, err, took)
+		}
+	})
+}
+
 func TestReadsAreRepeated(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -396,7 +439,7 @@ func TestWait(t *testing.T) {
 			return &isobarv1.WaitResponse{Task: &isobarv1.Task{Id: r.GetTaskId()}, Ended: !time.Now().Before(ends)}, nil
 		}
 		cl := newClient(t, []string{"a"}, map[string]*fake{"a": a})
-		ends = time.Now().Add(70 * time.Second)
+		ends = time.Now().Add(5 * longestPoll / 2)
 		task, ended, err := cl.Wait(t.Context(), "t", 0)
 		if err != nil || !ended || task.GetId() != "t" || len(polls) != 3 {
 			t.Errorf("wait: %v %v %v, polls %v", task, ended, err, polls)

@@ -114,7 +114,7 @@ func (s *submission) deliver(ctx context.Context, to *server, which []int) (answ
 		case to == nil:
 			at = s.c.current()
 		}
-		e := s.once(ctx, at, which)
+		e, silent := s.once(ctx, at, which)
 		if e == nil || !e.unsent {
 			answered = at
 		}
@@ -127,6 +127,9 @@ func (s *submission) deliver(ctx context.Context, to *server, which []int) (answ
 		case ctx.Err() != nil:
 			s.fail(e, which, cell != nil || !e.unsent && e.unsure())
 			return answered
+		case silent:
+			s.c.advance(at) // for whoever asks next
+			cell = s.c.sibling(ctx, at)
 		case cell == nil && !e.unsent && e.unsure():
 			cell = at
 		case cell != nil && (e.unsent || e.unavailable()):
@@ -161,22 +164,32 @@ func (s *submission) deliver(ctx context.Context, to *server, which []int) (answ
 	}
 }
 
+const (
+	// submitTimeout is how long a server may take to accept tasks, far above what a
+	// broker and a log take that answer; one that hangs is left then for another of
+	// its cell, which knows what was accepted by the request id.
+	submitTimeout = 15 * time.Second
+	// slowestUpload is the bytes a second of a connection that is waited for longer.
+	slowestUpload = 64 << 10
+)
+
 // once makes one call and keeps what it says of each task. The error is the
-// whole call's.
-func (s *submission) once(ctx context.Context, at *server, which []int) *Error {
+// whole call's; silent says that the server was given up.
+func (s *submission) once(ctx context.Context, at *server, which []int) (e *Error, silent bool) {
 	req := &isobarv1.SubmitRequest{}
 	for _, i := range which {
 		req.Tasks = append(req.Tasks, s.tasks[i])
 	}
-	res, err := at.tasks.Submit(ctx, req)
+	within := submitTimeout + time.Duration(proto.Size(req)/slowestUpload)*time.Second
+	res, silent, err := try(ctx, safety{within: within}, at.tasks, isobarv1.TaskServiceClient.Submit, req)
 	if err != nil {
-		return newError(opSubmit, at.address, err)
+		return newError(opSubmit, at.address, err), silent
 	}
 	if len(res.GetResults()) != len(which) {
 		return &Error{
 			Op: opSubmit, Address: at.address, Message: "the answer has another number of results than the question has tasks",
 			Outcome: OutcomeUnknown,
-		}
+		}, false
 	}
 	for k, i := range which {
 		s.results[i], s.errs[i] = res.Results[k], nil
@@ -184,7 +197,7 @@ func (s *submission) once(ctx context.Context, at *server, which []int) *Error {
 			s.results[i], s.errs[i] = nil, errorOf(opSubmit, at.address, te)
 		}
 	}
-	return nil
+	return nil, false
 }
 
 // open lists the tasks of an answer that are to be asked about again, in order:

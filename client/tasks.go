@@ -16,10 +16,11 @@ func (c *Client) Get(ctx context.Context, req *isobarv1.GetRequest) (*isobarv1.G
 }
 
 const (
-	// longestPoll is how long one question of Wait waits at the server.
-	longestPoll = 30 * time.Second
+	// longestPoll is how long one question of Wait waits at the server: a server
+	// that hangs meanwhile is found out when it is over.
+	longestPoll = 10 * time.Second
 	// pollSlack is how long after that its answer may take.
-	pollSlack = 5 * time.Second
+	pollSlack = readTimeout
 )
 
 // Wait waits until the task has ended or the timeout has passed; zero waits as
@@ -73,13 +74,14 @@ func outlasts(e *Error, seen bool) bool {
 	return e.unavailable() || e.broken() || e.Code == connect.CodeDeadlineExceeded
 }
 
-// poll asks once, for a little longer than the server may take.
+// poll asks once. A server may take a little longer than it was told.
 func (c *Client) poll(ctx context.Context, taskID string, wait time.Duration) (*isobarv1.WaitResponse, error) {
-	bounded, cancel := context.WithTimeout(ctx, wait+pollSlack)
+	within := wait + pollSlack
+	bounded, cancel := context.WithTimeout(ctx, within+pollSlack) // or the next server
 	defer cancel()
 	// A timeout of zero would be the server's default.
 	req := &isobarv1.WaitRequest{TaskId: taskID, Timeout: durationpb.New(max(wait, time.Millisecond))}
-	return call(bounded, c, "wait", anytime, (*server).taskCalls, isobarv1.TaskServiceClient.Wait, req)
+	return call(bounded, c, "wait", safety{within: within}, (*server).taskCalls, isobarv1.TaskServiceClient.Wait, req)
 }
 
 // List reads the tasks of the cell that is asked; the answer says which, and
