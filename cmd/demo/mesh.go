@@ -139,7 +139,9 @@ func meshFile(cpu float64) ([]byte, error) {
 func (m *mesh) start() error {
 	started := make(chan error)
 	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		runtime.LockOSThread()
+		// Locked to the end, the thread would go then, and take what others started on it.
+		defer runtime.UnlockOSThread()
 		err := m.cmd.Start()
 		started <- err
 		if err == nil {

@@ -34,7 +34,9 @@ type spawner struct{ starts chan func() }
 func newSpawner() *spawner {
 	s := &spawner{starts: make(chan func())}
 	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		runtime.LockOSThread()
+		// Locked to the end, the thread would go then, and take what others started on it.
+		defer runtime.UnlockOSThread()
 		for start := range s.starts {
 			start()
 		}

@@ -175,6 +175,8 @@ func (i *Instance) Start(ctx context.Context) error {
 		// The kernel kills the child when the thread that started it ends, so the
 		// thread waits for it.
 		runtime.LockOSThread()
+		// Locked to the end, the thread would go then, and take what others started on it.
+		defer runtime.UnlockOSThread()
 		err := cmd.Start()
 		started <- err
 		if err == nil {
