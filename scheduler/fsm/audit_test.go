@@ -43,7 +43,7 @@ func audit(r state.Reader) error {
 	}
 	for k, v := range r.Scan(nil, nil) {
 		switch k[0] {
-		case 'b', 'c', 'T', 'n', 'o', 's':
+		case 'b', 'c', 'T', 'n', 'o', 's', 'V':
 			continue
 		}
 		w, ok := want[string(k)]
@@ -61,14 +61,23 @@ func audit(r state.Reader) error {
 	return errors.Join(auditTopics(r), auditLines(r))
 }
 
-// auditLines holds that of each ordering key the first task only may go on.
+// auditLines holds that of each ordering key the first task only may go on, and
+// that a line begins where it is said to.
 func auditLines(r state.Reader) error {
+	fronts := map[string]string{} // number of the first, by line
+	for k, v := range r.Scan([]byte("V"), []byte("W")) {
+		fronts["v"+string(k[1:])] = string(v)
+	}
 	behind := map[string]string{} // the task before, by line
 	for k, v := range r.Scan([]byte("v"), []byte("w")) {
 		line, id := string(k[:len(k)-8]), string(v)
 		rec, _ := Task(r, id)
 		before := behind[line]
 		behind[line] = id
+		if said, ok := fronts[line]; ok && before == "" && said != string(k[len(line):]) {
+			return fmt.Errorf("line %q begins at %x, not at %x", line, k[len(line):], said)
+		}
+		delete(fronts, line)
 		switch s := State(rec); {
 		case before == "" && rec.Held:
 			return fmt.Errorf("task %s is held, and the first of its line", id)
@@ -79,6 +88,9 @@ func auditLines(r state.Reader) error {
 		case rec.OrderRelaxed && s == leased:
 			return fmt.Errorf("task %s was granted, and is in its line", id)
 		}
+	}
+	for line := range fronts {
+		return fmt.Errorf("line %q has a front and no task", line)
 	}
 	return nil
 }

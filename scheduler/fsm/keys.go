@@ -33,6 +33,7 @@ import (
 //	D queue id             dead letters of a queue
 //	s                      number of the last task that entered a line
 //	v tenant function ordering-key number  the line of a key → id
+//	V tenant function ordering-key  number of the line's first, of one that has moved on
 const (
 	kindNext      = 'n' // a deferred task becomes ready
 	kindExpire    = 'd' // deadline or lifetime
@@ -80,6 +81,12 @@ func orderKey() []byte { return []byte("s") }
 // byte, and the key itself none.
 func lineKey(rec *meshv1.TaskRecord) []byte {
 	return []byte("v" + rec.Tenant + "\x00" + rec.Function + "\x00" + rec.OrderingKey + "\x00")
+}
+
+func frontKey(rec *meshv1.TaskRecord) []byte {
+	k := lineKey(rec)
+	k[0] = 'V'
+	return k
 }
 
 func placeKey(rec *meshv1.TaskRecord) []byte {

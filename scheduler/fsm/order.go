@@ -36,7 +36,7 @@ func (a *apply) first(rec *meshv1.TaskRecord) bool {
 	if rec.OrderSeq == 0 {
 		return true
 	}
-	id, _ := firstOf(a, rec)
+	_, id := front(a, rec)
 	return id == rec.Id
 }
 
@@ -48,10 +48,14 @@ func (a *apply) pass(rec *meshv1.TaskRecord) {
 	}
 	a.Delete(placeKey(rec))
 	rec.OrderSeq = 0
-	id, ok := firstOf(a, rec)
-	if !ok {
+	place, id := front(a, rec)
+	if id == "" {
+		if _, ok := a.Get(frontKey(rec)); ok {
+			a.Delete(frontKey(rec))
+		}
 		return
 	}
+	a.Set(frontKey(rec), place)
 	// One behind another is never ready: it is held, or has a time of its own.
 	if next, err := a.task(id); err == nil && next.Held {
 		a.toReady(next)
@@ -68,12 +72,21 @@ func (a *apply) toHeld(rec *meshv1.TaskRecord) {
 	a.queueAdd(q, func(r *meshv1.QueueRecord) { r.Deferred++ })
 }
 
-func firstOf(r state.Reader, rec *meshv1.TaskRecord) (id string, ok bool) {
+// front is the line's first and its number; "" when the line is empty. It is looked
+// for from where it was when the last one went: to the store what went is still
+// there, marked as deleted, and a busy key leaves tens of thousands.
+func front(r state.Reader, rec *meshv1.TaskRecord) (number []byte, id string) {
 	line := lineKey(rec)
-	for _, v := range r.Scan(line, after(line)) {
-		return string(v), true
+	for k, v := range r.Scan(standing(r, rec), after(line)) {
+		return bytes.Clone(k[len(line):]), string(v)
 	}
-	return "", false
+	return nil, ""
+}
+
+// standing is where the tasks of the record's line begin.
+func standing(r state.Reader, rec *meshv1.TaskRecord) []byte {
+	number, _ := r.Get(frontKey(rec))
+	return append(lineKey(rec), number...)
 }
 
 // Ahead is the task that holds the record up, the first of its key's line, and how
@@ -83,7 +96,7 @@ func Ahead(r state.Reader, rec *meshv1.TaskRecord) (id string, n int) {
 		return "", 0
 	}
 	line, own := lineKey(rec), placeKey(rec)
-	for k, v := range r.Scan(line, after(line)) {
+	for k, v := range r.Scan(standing(r, rec), after(line)) {
 		if n == 100 || bytes.Compare(k, own) >= 0 {
 			break
 		}
