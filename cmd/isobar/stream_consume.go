@@ -36,7 +36,7 @@ Several consumers of a group share its partitions.`,
 	flags.StringVar(&req.Start, "start", "earliest", "where a new group begins: earliest or latest")
 	flags.IntVar(&limit, "max", 0, "end after so many messages; 0: never")
 	flags.DurationVar(&idle, "idle", 0, "end when nothing came for so long; 0: never")
-	flags.BoolVar(&keep, "no-ack", false, "leave the messages unacknowledged, and stay in the group, for `isobar stream ack`")
+	flags.BoolVar(&keep, "no-ack", false, "leave the messages unacknowledged, and stay in the group, for isobar stream ack")
 	cell := cellFlag(c)
 	c.RunE = func(cmd *cobra.Command, args []string) error {
 		req.Tenant, req.Stream, req.Cell = a.tenant, args[0], *cell
