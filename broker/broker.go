@@ -108,6 +108,12 @@ var (
 	// still needed, as far as it can tell; nothing is done in it. It comes with
 	// ErrUnavailable.
 	ErrReplaced = errors.New("another broker than the one that holds the payloads")
+	// ErrDenied: the backend, or whoever vouches for us to it, refuses our
+	// credentials, or they lack a right. It comes with ErrUnavailable.
+	ErrDenied = errors.New("access to the broker is denied")
+	// ErrNoToken: nobody refuses us, but there is nothing to show: whoever gives out
+	// tokens does not answer, or not with one. It comes with ErrUnavailable.
+	ErrNoToken = errors.New("no token for the broker")
 	// ErrLost: no message at that reference.
 	ErrLost = errors.New("payload lost")
 	// ErrDamaged: the bytes do not match their SHA-256.

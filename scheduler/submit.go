@@ -376,6 +376,11 @@ func (l *leader) notAccepted(rec *meshv1.TaskRecord, err error) (*Receipt, error
 			Reason: Unavailable, Message: "the region's broker is not the one that holds the payloads of its tasks", RetryAfter: 10 * time.Second, Err: err,
 			Hint: "submit to another region; whoever runs this one finds what to do in docs/pulsar.md, Replacing a region's Pulsar",
 		}
+	case errors.Is(err, broker.ErrDenied), errors.Is(err, broker.ErrNoToken):
+		return nil, &Refusal{
+			Reason: Unavailable, Message: "the region's broker does not let this cell in", RetryAfter: 5 * time.Second, Err: err,
+			Hint: "submit to another region; whoever runs this one finds what to do in docs/pulsar.md, When something goes wrong",
+		}
 	case errors.Is(err, fsm.ErrTrimmed), errors.Is(err, broker.ErrUnavailable), errors.Is(err, consensus.ErrClosed):
 		return nil, &Refusal{Reason: Unavailable, Message: "the task was not accepted", RetryAfter: time.Second, Hint: "try again", Err: err}
 	default:

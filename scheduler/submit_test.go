@@ -145,6 +145,8 @@ func TestWhatAFailedAcceptMeans(t *testing.T) {
 			{fsm.ErrDeadlinePast, DeadlinePast, false},
 			{fsm.ErrTrimmed, Unavailable, false},
 			{broker.ErrUnavailable, Unavailable, false},
+			{fmt.Errorf("%w: %w", broker.ErrUnavailable, broker.ErrDenied), Unavailable, false},
+			{fmt.Errorf("%w: %w", broker.ErrUnavailable, broker.ErrNoToken), Unavailable, false},
 			{consensus.ErrClosed, Unavailable, false},
 			{consensus.ErrOutcomeUnknown, OutcomeUnknown, true},
 			{errors.New("anything"), OutcomeUnknown, true},

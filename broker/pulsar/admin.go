@@ -17,6 +17,9 @@ import (
 type admin struct {
 	base string // http://host:port/admin/v2
 	http *http.Client
+	// asked is told what became of each request, with nil for an answer that says
+	// who we are to Pulsar. It may be nil.
+	asked func(error)
 }
 
 // statusError is an answer that is not a success.
@@ -40,6 +43,14 @@ const maxAnswer = 4 << 20
 
 // call sends a request; in and out, when not nil, are JSON.
 func (a *admin) call(ctx context.Context, method, path string, in, out any) error {
+	err := a.send(ctx, method, path, in, out)
+	if a.asked != nil {
+		a.asked(err)
+	}
+	return err
+}
+
+func (a *admin) send(ctx context.Context, method, path string, in, out any) error {
 	var body io.Reader
 	if in != nil {
 		b, err := json.Marshal(in)

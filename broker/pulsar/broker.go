@@ -23,6 +23,7 @@ type Broker struct {
 	options Options
 	client  pulsar.Client
 	admin   *admin
+	tokens  *tokens // nil without OAuth2
 
 	ctx     context.Context //nolint:containedctx // ends with Close
 	cancel  context.CancelFunc
@@ -42,6 +43,7 @@ type Broker struct {
 	alarms  map[namespace][]string
 	sharers map[string][]string
 	strange string // why the cluster is not ours; "" while it is, or is not known
+	denied  string // why we may not in; "" while we may, or it is not known
 }
 
 var _ broker.Broker = (*Broker)(nil)
@@ -53,11 +55,15 @@ func Open(o Options) (*Broker, error) {
 	if err := o.defaults(); err != nil {
 		return nil, fmt.Errorf("pulsar: open: %w", err)
 	}
-	adm, err := newAdmin(o)
+	provider, err := o.Auth.provider(o.Timeout)
 	if err != nil {
 		return nil, fmt.Errorf("pulsar: open: %w", err)
 	}
-	client, err := newClient(o)
+	adm, err := newAdmin(o, provider)
+	if err != nil {
+		return nil, fmt.Errorf("pulsar: open: %w", err)
+	}
+	client, err := newClient(o, provider)
 	if err != nil {
 		return nil, fmt.Errorf("pulsar: open: %w", err)
 	}
@@ -65,6 +71,8 @@ func Open(o Options) (*Broker, error) {
 		options: o, client: client, admin: adm, led: make(chan struct{}, 1), writers: map[broker.Topic]*writer{}, gates: map[broker.Topic]*gate{},
 		trims: map[topicName]broker.Reference{}, foreign: foreign{seen: map[topicName]broker.Reference{}}, alarms: map[namespace][]string{},
 	}
+	b.tokens, _ = provider.(*tokens)
+	adm.asked = b.noteAccess
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	b.streams = newStreams(b)
 	b.running.Go(b.closeIdle)
@@ -133,6 +141,7 @@ func (b *Broker) call(ctx context.Context) (context.Context, context.CancelFunc)
 
 // cause turns an error of Pulsar's into one of the seam's.
 func (b *Broker) cause(err error) error {
+	err = b.access(err)
 	for _, known := range []error{broker.ErrLost, broker.ErrDamaged, broker.ErrFull, broker.ErrTooLarge, broker.ErrReplaced, broker.ErrUnavailable, ErrName} {
 		if errors.Is(err, known) {
 			return err
@@ -146,9 +155,12 @@ func (b *Broker) cause(err error) error {
 		return fmt.Errorf("%w: %w", broker.ErrFull, err)
 	case errors.As(err, &p) && p.Result() == pulsar.MessageTooBig:
 		return fmt.Errorf("%w: %w", broker.ErrTooLarge, err)
-	default:
-		return fmt.Errorf("%w: %w", broker.ErrUnavailable, err)
 	}
+	// The binary protocol's client does not say why it cannot connect.
+	if lack := b.tokens.lack(); lack != nil {
+		return b.access(errors.Join(err, lack))
+	}
+	return fmt.Errorf("%w: %w", broker.ErrUnavailable, err)
 }
 
 // Prepare appends the messages and waits until Pulsar has acknowledged them.

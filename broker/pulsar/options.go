@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -58,16 +57,6 @@ type Options struct {
 	Metrics prometheus.Registerer
 }
 
-// Auth is how a client proves who it is; at most one of its kinds. The zero
-// value proves nothing.
-type Auth struct {
-	// Token, or the file it is read from each time it is needed.
-	Token, TokenFile string
-	// OAuth2 client credentials: the issuer's URL, the audience, and the file of
-	// the credentials. Scope is optional.
-	Issuer, Audience, KeyFile, Scope string
-}
-
 // TLS are PEM files. Without CA the system's authorities are trusted; Cert and
 // Key are a client certificate, which Pulsar can take for authentication.
 type TLS struct{ CA, Cert, Key string }
@@ -110,41 +99,6 @@ func or(d, otherwise time.Duration) time.Duration {
 	return otherwise
 }
 
-// provider makes what proves who we are; nil for nothing.
-func (a Auth) provider() (auth.Provider, error) {
-	kinds := 0
-	for _, v := range []string{a.Token, a.TokenFile, a.Issuer} {
-		if v != "" {
-			kinds++
-		}
-	}
-	// The client would read them at its first call only.
-	for _, file := range []string{a.TokenFile, a.KeyFile} {
-		if _, err := os.Stat(file); file != "" && err != nil {
-			return nil, fmt.Errorf("read credentials: %w", err)
-		}
-	}
-	switch {
-	case kinds > 1:
-		return nil, errors.New("a token, a token's file and OAuth2 exclude each other")
-	case a.Token != "":
-		return auth.NewAuthenticationToken(a.Token), nil
-	case a.TokenFile != "":
-		return auth.NewAuthenticationTokenFromFile(a.TokenFile), nil
-	case a.Issuer != "":
-		p, err := auth.NewAuthenticationOAuth2WithParams(map[string]string{
-			auth.ConfigParamType: auth.ConfigParamTypeClientCredentials, auth.ConfigParamIssuerURL: a.Issuer,
-			auth.ConfigParamAudience: a.Audience, auth.ConfigParamKeyFile: a.KeyFile, auth.ConfigParamScope: a.Scope,
-		})
-		if err != nil {
-			return nil, fmt.Errorf("OAuth2: %w", err)
-		}
-		return p, nil
-	default:
-		return nil, nil
-	}
-}
-
 func (t TLS) config() (*tls.Config, error) {
 	c := &tls.Config{MinVersion: tls.VersionTLS12}
 	if t.CA != "" {
@@ -168,20 +122,17 @@ func (t TLS) config() (*tls.Config, error) {
 }
 
 // newClient makes the client of the binary protocol; it does not connect yet.
-func newClient(o Options) (pulsar.Client, error) {
+func newClient(o Options, provider auth.Provider) (pulsar.Client, error) {
 	c := pulsar.ClientOptions{
 		URL: o.Service, ConnectionTimeout: o.Timeout, OperationTimeout: o.Timeout, KeepAliveInterval: 10 * time.Second,
 		MaxConnectionsPerBroker: 1, MetricsCardinality: pulsar.MetricsCardinalityNone, MetricsRegisterer: o.Metrics,
 		Logger: log.NewLoggerWithSlog(slog.New(quiet{o.Logger.With("part", "pulsar client").Handler()})), Description: "isobar",
 	}
-	provider, err := o.Auth.provider()
-	if err != nil {
-		return nil, err
-	}
 	if provider != nil {
 		c.Authentication = provider
 	}
 	if strings.HasPrefix(o.Service, "pulsar+ssl://") {
+		var err error
 		if c.TLSConfig, err = o.TLS.config(); err != nil {
 			return nil, err
 		}
@@ -192,7 +143,7 @@ func newClient(o Options) (pulsar.Client, error) {
 }
 
 // newAdmin makes the client of the admin API.
-func newAdmin(o Options) (*admin, error) {
+func newAdmin(o Options, provider auth.Provider) (*admin, error) {
 	config, err := o.TLS.config()
 	if err != nil {
 		return nil, err
@@ -200,14 +151,7 @@ func newAdmin(o Options) (*admin, error) {
 	var transport http.RoundTripper = &http.Transport{
 		TLSClientConfig: config, Proxy: http.ProxyFromEnvironment, MaxIdleConnsPerHost: 8, IdleConnTimeout: time.Minute,
 	}
-	provider, err := o.Auth.provider()
-	if err != nil {
-		return nil, err
-	}
 	if provider != nil {
-		if err := provider.Init(); err != nil {
-			return nil, fmt.Errorf("authenticate at the admin API: %w", err)
-		}
 		if err := provider.WithTransport(transport); err != nil {
 			return nil, fmt.Errorf("authenticate at the admin API: %w", err)
 		}

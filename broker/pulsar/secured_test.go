@@ -2,10 +2,11 @@ package pulsar_test
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
-	"crypto/hmac"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -33,14 +34,20 @@ import (
 // authority signs tokens and has a certificate for loopback.
 type authority struct {
 	dir, cert, key string
-	secret         []byte
+	signs          *rsa.PrivateKey
 }
+
+// audience is whom its tokens are for, if nothing else is said.
+const audience = "urn:test:pulsar"
 
 func newAuthority(t *testing.T) *authority {
 	t.Helper()
-	a := &authority{dir: t.TempDir(), secret: make([]byte, 32)}
+	a := &authority{dir: t.TempDir()}
 	a.cert, a.key = filepath.Join(a.dir, "cert.pem"), filepath.Join(a.dir, "key.pem")
-	_, _ = rand.Read(a.secret) // never fails
+	var err error
+	if a.signs, err = rsa.GenerateKey(rand.Reader, 2048); err != nil {
+		t.Fatal(err)
+	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -70,87 +77,135 @@ func (a *authority) write(t *testing.T, path string, text []byte) {
 	}
 }
 
-// token is a JWT of the role, signed with HS256 (RFC 7519).
+// token is a JWT of the role, signed with RS256 (RFC 7519).
 func (a *authority) token(role string, until time.Time) string {
-	part := func(s string) string { return base64.RawURLEncoding.EncodeToString([]byte(s)) }
-	body := part(`{"alg":"HS256"}`) + "." + part(fmt.Sprintf(`{"sub":%q,"exp":%d}`, role, until.Unix()))
-	sum := hmac.New(sha256.New, a.secret)
-	_, _ = sum.Write([]byte(body)) // never fails
-	return body + "." + base64.RawURLEncoding.EncodeToString(sum.Sum(nil))
+	return a.tokenFor(audience, role, until)
 }
 
-// A cluster with TLS and tokens: a role that owns the tenants, and is no
-// superuser, is enough; without trust, a token or a right nothing is stored or
-// called lost; a token's file is read again.
+func (a *authority) tokenFor(audience, role string, until time.Time) string {
+	part := func(s string) string { return base64.RawURLEncoding.EncodeToString([]byte(s)) }
+	body := part(`{"alg":"RS256"}`) + "." + part(fmt.Sprintf(`{"sub":%q,"aud":%q,"exp":%d}`, role, audience, until.Unix()))
+	sum := sha256.Sum256([]byte(body))
+	signature, err := rsa.SignPKCS1v15(nil, a.signs, crypto.SHA256, sum[:])
+	if err != nil {
+		panic(err) // the key is good
+	}
+	return body + "." + base64.RawURLEncoding.EncodeToString(signature)
+}
+
+// standalone starts a Pulsar that believes the authority, with TLS.
+func (a *authority) standalone(t *testing.T) *standalone.Instance {
+	t.Helper()
+	public, err := x509.MarshalPKIXPublicKey(&a.signs.PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pulsartest.OwnWith(t, standalone.Options{
+		MemoryMiB: 512,
+		Config: map[string]string{
+			"tokenAudienceClaim": "aud", "tokenAudience": audience,
+			// A connection whose token has expired is asked for another at once.
+			"authenticationRefreshCheckSeconds": "1",
+		},
+		Secured: &standalone.Secured{Cert: a.cert, Key: a.key, Public: public, Role: "admin", Token: a.token("admin", time.Now().Add(time.Hour))},
+	})
+}
+
+// TestSecured runs against one cluster with TLS and tokens: it is dear to start.
 func TestSecured(t *testing.T) {
 	t.Parallel()
 	a := newAuthority(t)
-	later := time.Now().Add(time.Hour)
-	i := pulsartest.OwnWith(t, standalone.Options{
-		MemoryMiB: 512, Secured: &standalone.Secured{Cert: a.cert, Key: a.key, Secret: a.secret, Role: "admin", Token: a.token("admin", later)},
-	})
-	prepareTenants(t, i, a.token("admin", later))
-
-	file := filepath.Join(a.dir, "token")
-	a.write(t, file, []byte(a.token("isobar", later)))
+	i := a.standalone(t)
+	prepareTenants(t, i, a.token("admin", time.Now().Add(time.Hour)))
 	good := pulsar.Options{
 		Service: i.SecureService, Admin: i.SecureAdmin, Cell: "eu-1", Server: "s1", Timeout: 20 * time.Second,
-		Auth: pulsar.Auth{TokenFile: file}, TLS: pulsar.TLS{CA: a.cert}, Log: &needs{}, Logger: slog.New(slog.DiscardHandler),
+		TLS: pulsar.TLS{CA: a.cert}, Log: &needs{}, Logger: slog.New(slog.DiscardHandler),
 	}
+	t.Run("token", func(t *testing.T) { testToken(t, a, good) })
+	t.Run("oauth2", func(t *testing.T) { testOAuth2(t, a, good) })
+}
+
+// message of a queue; payloads differ by n.
+func securedMessage(function string, n int) broker.Message {
+	payload := fmt.Appendf(nil, "payload %d", n)
+	topic := broker.Topic{Tenant: "default", Function: function, Lane: mesh.Standard}
+	return broker.Message{Topic: topic, TaskID: mesh.TaskID(fmt.Sprint("t", n)), SHA256: sha256.Sum256(payload), Payload: payload}
+}
+
+// A role that owns the tenants, and is no superuser, is enough; without trust, a
+// token or a right nothing is stored or called lost; a token's file is read again.
+func testToken(t *testing.T, a *authority, good pulsar.Options) {
+	later := time.Now().Add(time.Hour)
+	file := filepath.Join(a.dir, "token")
+	a.write(t, file, []byte(a.token("isobar", later)))
+	good.Auth = pulsar.Auth{TokenFile: file}
 	b := opened(t, good)
-	payload := []byte("a payload")
-	topic := broker.Topic{Tenant: "default", Function: "f", Lane: mesh.Standard}
-	messages := []broker.Message{{Topic: topic, TaskID: "t1", SHA256: sha256.Sum256(payload), Payload: payload}}
+	messages := []broker.Message{securedMessage("f", 1)}
 	prepared, err := b.Prepare(t.Context(), messages)
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := b.Fetch(t.Context(), topic, prepared[0].Ref)
-	if err != nil || !bytes.Equal(got.Payload, payload) {
+	got, err := b.Fetch(t.Context(), messages[0].Topic, prepared[0].Ref)
+	if err != nil || !bytes.Equal(got.Payload, messages[0].Payload) {
 		t.Fatalf("Fetch: %q, %v", got.Payload, err)
 	}
-	if err := b.Trimmed(t.Context(), topic, prepared[0].Ref); err != nil {
+	if err := b.Trimmed(t.Context(), messages[0].Topic, prepared[0].Ref); err != nil {
 		t.Errorf("Trimmed: %v", err)
 	}
-	if st := b.Stats(); st.Alarms != 0 || st.Strange {
+	if st := b.Stats(); st.Alarms != 0 || st.Strange || st.Denied {
 		t.Errorf("alarms: %+v", st)
 	}
 
 	for name, tc := range map[string]struct {
 		change func(*pulsar.Options)
 		says   string
+		denied bool
 	}{
-		"no trust":    {func(o *pulsar.Options) { o.TLS.CA = "" }, "certificate signed by unknown authority"},
-		"no token":    {func(o *pulsar.Options) { o.Auth = pulsar.Auth{} }, "401"},
-		"wrong token": {func(o *pulsar.Options) { o.Auth = pulsar.Auth{Token: a.token("isobar", later) + "x"} }, "401"},
-		"late token":  {func(o *pulsar.Options) { o.Auth = pulsar.Auth{Token: a.token("isobar", time.Now().Add(-time.Minute))} }, "401"},
-		"no right":    {func(o *pulsar.Options) { o.Auth = pulsar.Auth{Token: a.token("somebody", later)} }, "403"},
+		"no trust":    {func(o *pulsar.Options) { o.TLS.CA = "" }, "certificate signed by unknown authority", false},
+		"no token":    {func(o *pulsar.Options) { o.Auth = pulsar.Auth{} }, "401", true},
+		"wrong token": {func(o *pulsar.Options) { o.Auth = pulsar.Auth{Token: a.token("isobar", later) + "x"} }, "401", true},
+		"late token":  {func(o *pulsar.Options) { o.Auth = pulsar.Auth{Token: a.token("isobar", time.Now().Add(-time.Minute))} }, "401", true},
+		"no right":    {func(o *pulsar.Options) { o.Auth = pulsar.Auth{Token: a.token("somebody", later)} }, "403", true},
 	} {
 		o := good
 		tc.change(&o)
-		other := opened(t, o)
-		if _, err := other.Prepare(t.Context(), messages); !errors.Is(err, broker.ErrUnavailable) || !strings.Contains(err.Error(), tc.says) {
-			t.Errorf("%s: Prepare has error %v, want ErrUnavailable with %q", name, err, tc.says)
-		}
-		if _, err := other.Fetch(t.Context(), topic, prepared[0].Ref); !errors.Is(err, broker.ErrUnavailable) || errors.Is(err, broker.ErrLost) {
-			t.Errorf("%s: Fetch has error %v, want ErrUnavailable", name, err)
-		}
+		wantNoAccess(t, name, opened(t, o), messages, prepared[0].Ref, tc.says, tc.denied)
 	}
 
 	// Another token in the file, another topic: asked for again.
 	a.write(t, file, []byte(a.token("somebody", later)))
-	elsewhere := messages[0]
-	elsewhere.Topic.Function = "g"
-	if _, err := b.Prepare(t.Context(), []broker.Message{elsewhere}); !errors.Is(err, broker.ErrUnavailable) {
+	elsewhere := []broker.Message{securedMessage("g", 1)}
+	if _, err := b.Prepare(t.Context(), elsewhere); !errors.Is(err, broker.ErrDenied) || !errors.Is(err, broker.ErrUnavailable) {
 		t.Errorf("a token that lost its right: %v", err)
 	}
 	a.write(t, file, []byte(a.token("isobar", later)))
+	untilPrepared(t, b, elsewhere)
+}
+
+// wantNoAccess checks that the broker stores nothing, calls nothing lost and says
+// why.
+func wantNoAccess(t *testing.T, name string, b *pulsar.Broker, messages []broker.Message, ref broker.Reference, says string, denied bool) {
+	t.Helper()
+	_, err := b.Prepare(t.Context(), messages)
+	if !errors.Is(err, broker.ErrUnavailable) || errors.Is(err, broker.ErrDenied) != denied || !strings.Contains(err.Error(), says) {
+		t.Errorf("%s: Prepare has error %v, want ErrUnavailable with %q, and ErrDenied: %t", name, err, says, denied)
+	}
+	_, err = b.Fetch(t.Context(), messages[0].Topic, ref)
+	if !errors.Is(err, broker.ErrUnavailable) || errors.Is(err, broker.ErrLost) || errors.Is(err, broker.ErrDenied) != denied {
+		t.Errorf("%s: Fetch has error %v, want ErrUnavailable, and ErrDenied: %t", name, err, denied)
+	}
+}
+
+// untilPrepared stores messages as soon as that works.
+func untilPrepared(t *testing.T, b *pulsar.Broker, messages []broker.Message) []broker.Prepared {
+	t.Helper()
 	for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
-		if _, err = b.Prepare(t.Context(), []broker.Message{elsewhere}); err == nil {
-			break
+		out, err := b.Prepare(t.Context(), messages)
+		if err == nil {
+			return out
 		}
 		if time.Now().After(end) {
-			t.Fatalf("with the right token again: %v", err)
+			t.Fatalf("still: %v", err)
 		}
 	}
 }

@@ -105,13 +105,15 @@ type Stats struct {
 	Alarms int
 	// Strange: the cluster is not the one that holds payloads still needed.
 	Strange bool
+	// Denied: Pulsar does not know us by our credentials, or there is no token.
+	Denied bool
 }
 
 // Stats counts.
 func (b *Broker) Stats() Stats {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	s := Stats{Producers: len(b.writers), Foreign: b.foreign.count, Strange: b.strange != ""}
+	s := Stats{Producers: len(b.writers), Foreign: b.foreign.count, Strange: b.strange != "", Denied: b.denied != ""}
 	for _, changed := range b.alarms {
 		s.Alarms += len(changed)
 	}

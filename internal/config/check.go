@@ -349,14 +349,27 @@ func (c *checker) broker(b *Broker) {
 		c.failf("broker.quota", "must hold one payload of 1MiB, got %s", b.Quota)
 	}
 	c.within("broker.timeout", b.Timeout, 100*time.Millisecond, time.Minute)
-	if b.TokenFile != "" && b.OAuth2.Issuer != "" {
-		c.failf("broker.token_file", "and oauth2 exclude each other")
-	}
-	if o := b.OAuth2; o.Issuer != "" && o.KeyFile == "" {
-		c.failf("broker.oauth2.key_file", "is required with an issuer")
-	}
+	c.oauth2(b)
 	if (b.TLS.Cert == "") != (b.TLS.Key == "") {
 		c.failf("broker.tls.cert", "and key come together")
+	}
+}
+
+func (c *checker) oauth2(b *Broker) {
+	o := b.OAuth2
+	if o == (OAuth2{}) {
+		return
+	}
+	if b.TokenFile != "" {
+		c.failf("broker.token_file", "and oauth2 exclude each other")
+	}
+	if o.Issuer == "" {
+		c.failf("broker.oauth2.issuer", "is required with oauth2: the URL of who gives out tokens")
+	} else {
+		c.url("broker.oauth2.issuer", o.Issuer)
+	}
+	if o.KeyFile == "" {
+		c.failf("broker.oauth2.key_file", "is required with an issuer")
 	}
 }
 

@@ -311,23 +311,26 @@ type Broker struct {
 	Timeout time.Duration `yaml:"timeout"`
 	// TokenFile holds a token (JWT), read again whenever it is needed.
 	TokenFile string `yaml:"token_file"`
-	// OAuth2 gets tokens from an issuer instead.
+	// OAuth2 gets tokens from an issuer instead, by client credentials.
 	OAuth2 OAuth2 `yaml:"oauth2"`
 	// TLS for pulsar+ssl and https.
 	TLS BrokerTLS `yaml:"tls"`
 }
 
-// OAuth2 are client credentials.
+// OAuth2 are client credentials (RFC 6749, section 4.4).
 type OAuth2 struct {
-	// Issuer is its URL.
+	// Issuer is its URL; it must offer /.well-known/openid-configuration.
 	Issuer string `yaml:"issuer"`
-	// Audience of the token.
-	Audience string `yaml:"audience"`
-	// KeyFile is the JSON file of the credentials: type, client_id,
-	// client_secret.
+	// KeyFile is a JSON file with client_id and client_secret, read again for each
+	// token.
 	KeyFile string `yaml:"key_file"`
+	// Audience of the token, if the issuer or the cluster wants one.
+	Audience string `yaml:"audience"`
 	// Scope to ask for. May be empty.
 	Scope string `yaml:"scope"`
+	// CA is a PEM file of the authorities to trust at the issuer. Default: the
+	// system's.
+	CA string `yaml:"ca"`
 }
 
 // BrokerTLS is a client's identity towards the broker, as PEM files.

@@ -34,7 +34,7 @@ func (s *Server) openBroker() (messages broker.Streams, cache int, err error) {
 	p, err := pulsar.Open(pulsar.Options{
 		Service: c.Service, Admin: c.Admin, Cluster: c.Cluster, Cell: string(s.cell.ID), Server: s.cfg.Name,
 		Region: s.cell.Region, Jurisdictions: s.cell.Jurisdictions, SharedWith: c.SharedWith, Quota: int64(c.Quota), Timeout: c.Timeout,
-		Auth: pulsar.Auth{TokenFile: c.TokenFile, Issuer: c.OAuth2.Issuer, Audience: c.OAuth2.Audience, KeyFile: c.OAuth2.KeyFile, Scope: c.OAuth2.Scope},
+		Auth: pulsar.Auth{TokenFile: c.TokenFile, OAuth2: pulsar.OAuth2(c.OAuth2)},
 		TLS:  pulsar.TLS(c.TLS), Log: payloadLog{s.state.Reader(state.SchedulerMachine)}, Logger: s.log.With("part", "broker"),
 	})
 	if err != nil {
@@ -50,13 +50,20 @@ func (s *Server) openBroker() (messages broker.Streams, cache int, err error) {
 		gauge("isobar_pulsar_foreign_messages", "Messages met in our topics that we did not write; they are never run.", func(st pulsar.Stats) float64 { return float64(st.Foreign) }),
 		gauge("isobar_pulsar_changed_policies", "Policies of our namespaces that are not as they must be: an alarm.", func(st pulsar.Stats) float64 { return float64(st.Alarms) }),
 		gauge("isobar_pulsar_replaced", "1 while the Pulsar is not the one that holds payloads still needed, and nothing is done in it: an alarm.", func(st pulsar.Stats) float64 {
-			if st.Strange {
-				return 1
-			}
-			return 0
+			return truth(st.Strange)
+		}),
+		gauge("isobar_pulsar_denied", "1 while Pulsar does not know us by our credentials, or there is no token, and nothing is accepted: an alarm.", func(st pulsar.Stats) float64 {
+			return truth(st.Denied)
 		}),
 	)
 	return p.Streams(), int(c.Cache), nil
+}
+
+func truth(is bool) float64 {
+	if is {
+		return 1
+	}
+	return 0
 }
 
 // payloadLog is what the cell's log says of its payloads.

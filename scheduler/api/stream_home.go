@@ -248,6 +248,16 @@ func ofStreams(err error) *scheduler.Refusal {
 		return &scheduler.Refusal{Reason: scheduler.DiskFull, Message: "the broker is at its cap", RetryAfter: 5 * time.Second, Hint: "keep messages for a shorter time, or raise the cap"}
 	case errors.Is(err, broker.ErrTooLarge):
 		return &scheduler.Refusal{Reason: scheduler.PayloadTooLarge, Field: "payload", Message: fmt.Sprintf("a payload is at most %d bytes", mesh.MaxPayload), Hint: "put large data where consumers can read it and publish the place"}
+	case errors.Is(err, broker.ErrReplaced):
+		return &scheduler.Refusal{
+			Reason: scheduler.Unavailable, Message: "the region's broker is not the one that holds the messages of its streams", RetryAfter: 10 * time.Second, Unknown: true,
+			Hint: "repeat it later with the same request id; whoever runs the region finds what to do in docs/pulsar.md, Replacing a region's Pulsar",
+		}
+	case errors.Is(err, broker.ErrDenied), errors.Is(err, broker.ErrNoToken):
+		return &scheduler.Refusal{
+			Reason: scheduler.Unavailable, Message: "the region's broker does not let the cell in", RetryAfter: 5 * time.Second, Unknown: true,
+			Hint: "repeat it later with the same request id; whoever runs the region finds what to do in docs/pulsar.md, When something goes wrong",
+		}
 	case errors.Is(err, broker.ErrUnavailable):
 		return &scheduler.Refusal{Reason: scheduler.Unavailable, Message: "the broker does not answer", RetryAfter: time.Second, Unknown: true, Hint: "repeat it with the same request id"}
 	case errors.Is(err, groups.ErrBadCommand):

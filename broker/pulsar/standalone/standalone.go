@@ -43,9 +43,9 @@ type Options struct {
 type Secured struct {
 	// Cert and Key are PEM files, the key in PKCS #8.
 	Cert, Key string
-	// Secret signs tokens, HS256. Token is one of the role Role, which may do
-	// everything: Pulsar's own clients use it.
-	Secret      []byte
+	// Public is the key that tokens are checked with, RS256, in DER (PKIX). Token
+	// is one of the role Role, which may do everything: Pulsar's own clients use it.
+	Public      []byte
 	Token, Role string
 }
 
@@ -134,7 +134,7 @@ func (s *Secured) settings(service, web string) map[string]string {
 	return map[string]string{
 		"brokerServicePortTls": service, "webServicePortTls": web, "tlsCertificateFilePath": s.Cert, "tlsKeyFilePath": s.Key,
 		"authenticationEnabled": "true", "authenticationProviders": "org.apache.pulsar.broker.authentication.AuthenticationProviderToken",
-		"tokenSecretKey":       "data:;base64," + base64.StdEncoding.EncodeToString(s.Secret),
+		"tokenPublicKey":       "data:;base64," + base64.StdEncoding.EncodeToString(s.Public),
 		"authorizationEnabled": "true", "superUserRoles": s.Role,
 		"brokerClientAuthenticationPlugin":     "org.apache.pulsar.client.impl.auth.AuthenticationToken",
 		"brokerClientAuthenticationParameters": "token:" + s.Token,
