@@ -71,7 +71,8 @@ func parts() []part {
 		{"invoke", benchInvoke},
 		{"lanes", benchLanes},
 		{"takeover", benchTakeover},
-		{"pulsar", benchPulsar},
+		{"pulsar-streams", benchStreams},
+		{"pulsar-tasks", benchTasks},
 	}
 }
 
@@ -80,7 +81,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	flags.SetOutput(stderr)
 	o := options{status: stderr}
 	flags.BoolVar(&o.json, "json", false, "print JSON")
-	only := flags.String("only", "", "regular expression of the parts to run: decide, durable, invoke, lanes, takeover, pulsar")
+	only := flags.String("only", "", "regular expression of the parts to run: decide, durable, invoke, lanes, takeover, pulsar-streams, pulsar-tasks")
 	flags.DurationVar(&o.span, "span", 5*time.Second, "length of each measurement")
 	flags.IntVar(&o.backlog, "backlog", 100_000, "waiting tasks at a take-over")
 	flags.IntVar(&o.rounds, "rounds", 20, "take-overs whose median is told")
