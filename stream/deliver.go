@@ -184,14 +184,10 @@ func assignment(grp *meshv1.GroupRecord, session string) Assignment {
 
 // inFlight reads the stream's cursors and counts what the session has in hand, also
 // of partitions that are another's by now.
-func (l *leader) inFlight(m Member, rec *meshv1.StreamRecord) (cursors []*meshv1.CursorRecord, n int) {
+func (l *leader) inFlight(m Member, rec *meshv1.StreamRecord) (cursors []*view, n int) {
 	for p := range rec.Partitions {
-		cur := groups.Cursor(l.State, m.Group, p)
-		for _, held := range cur.Pending {
-			if held.UntilLeaseMs > 0 && held.Session == m.Session {
-				n++
-			}
-		}
+		cur := l.cursors.read(l.State, groups.CursorName{Group: m.Group, Partition: p})
+		n += cur.inHand[m.Session]
 		cursors = append(cursors, cur)
 	}
 	return cursors, n
@@ -199,11 +195,11 @@ func (l *leader) inFlight(m Member, rec *meshv1.StreamRecord) (cursors []*meshv1
 
 // take delivers from one partition. Nothing, without an error, when the state
 // has moved on: whoever waits looks again.
-func (l *leader) take(ctx context.Context, m Member, rec *meshv1.StreamRecord, p uint32, cur *meshv1.CursorRecord, room int, bytes uint64) ([]Delivery, error) {
-	if groups.Draining(cur, m.Session) {
+func (l *leader) take(ctx context.Context, m Member, rec *meshv1.StreamRecord, p uint32, cur *view, room int, bytes uint64) ([]Delivery, error) {
+	if cur.draining(m.Session) {
 		return nil, nil
 	}
-	ready := len(groups.Deliverable(cur, rec.Relaxed, l.clock.LeaseMs(time.Now())))
+	ready := len(groups.Deliverable(cur.CursorRecord, rec.Relaxed, l.clock.LeaseMs(time.Now())))
 	read, fresh, err := l.read(ctx, m.Group.Name, p, cur, rec.Relaxed, room-ready, bytes)
 	if err != nil {
 		return nil, fmt.Errorf("stream: deliver from %s/%d: %w", m.Group, p, err)
@@ -230,22 +226,13 @@ func (l *leader) take(ctx context.Context, m Member, rec *meshv1.StreamRecord, p
 // read looks for as many messages that may be delivered as are wanted; fresh is
 // how many of those read they are. In a strict stream the rest wait behind
 // others of their key.
-func (l *leader) read(ctx context.Context, n groups.Name, p uint32, cur *meshv1.CursorRecord, relaxed bool, want int, bytes uint64) (read []broker.StreamStored, fresh int, err error) {
+func (l *leader) read(ctx context.Context, n groups.Name, p uint32, cur *view, relaxed bool, want int, bytes uint64) (read []broker.StreamStored, fresh int, err error) {
 	limit := groups.MaxPending - len(cur.Pending)
-	ahead := map[string]bool{}
-	blocked := 0
-	for _, p := range cur.Pending {
-		if ahead[p.Key] {
-			blocked++
-		}
-		ahead[p.Key] = true
-	}
-	if !relaxed {
-		limit = min(limit, maxBlocked-blocked+max(want, 0))
-	}
-	if want <= 0 || limit <= 0 {
+	blocked := cur.blocked
+	if want <= 0 || limit <= 0 || !relaxed && (blocked >= maxBlocked || cur.stuck.Load()) {
 		return nil, 0, nil
 	}
+	taken := map[string]struct{}{} // keys of what is fresh
 	var size uint64
 	for msg, err := range l.Messages.Read(ctx, partition(n, p), cur.Next) {
 		if err != nil {
@@ -255,13 +242,22 @@ func (l *leader) read(ctx context.Context, n groups.Name, p uint32, cur *meshv1.
 			break
 		}
 		read, size = append(read, msg), size+uint64(len(msg.Payload))
-		if relaxed || !ahead[msg.Key] {
+		_, ahead := cur.ahead[msg.Key]
+		if !ahead && !relaxed {
+			_, ahead = taken[msg.Key]
+			taken[msg.Key] = struct{}{}
+		}
+		if ahead && !relaxed {
+			blocked++
+		} else {
 			fresh++
 		}
-		ahead[msg.Key] = true
-		if fresh >= want || len(read) >= limit {
+		if fresh >= want || len(read) >= limit || !relaxed && blocked >= maxBlocked {
 			break
 		}
+	}
+	if fresh == 0 && !relaxed && blocked >= maxBlocked {
+		cur.stuck.Store(true)
 	}
 	return read, fresh, nil
 }

@@ -54,11 +54,14 @@ func (l *leader) renewLoop() {
 		case <-ticker.C:
 		}
 		renew := &meshv1.GroupRenew{TtlMs: l.Lease.Milliseconds()}
+		read := map[groups.Group]bool{}
 		l.mu.Lock()
 		for s := range l.open { // any order: each is renewed on its own
 			renew.Sessions = append(renew.Sessions, &meshv1.GroupSession{Name: s.Message(), Session: s.id})
+			read[s.Group] = true
 		}
 		l.mu.Unlock()
+		l.cursors.keep(read)
 		if len(renew.Sessions) == 0 {
 			continue
 		}

@@ -101,6 +101,7 @@ func (s *Streams) Observe(results []state.GroupResult) {
 	for _, g := range results {
 		for _, r := range g.Results {
 			if res, ok := r.(*groups.Result); ok {
+				l.cursors.changed(res.Moved)
 				for _, n := range res.Touched {
 					l.wake(n)
 				}
@@ -190,6 +191,8 @@ type leader struct {
 	end   context.CancelFunc
 	loops sync.WaitGroup
 	clock meshClock
+	// cursors are those that were looked at.
+	cursors cursors
 	// told is how far the groups were told in this term that a partition is
 	// trimmed. It is the retain loop's.
 	told map[broker.Partition]broker.Position
@@ -212,7 +215,8 @@ func newLeader(s *Streams) *leader {
 	leaseMs, wallMs := groups.ReadClocks(s.State)
 	return &leader{
 		Streams: s, ctx: ctx, end: end, clock: newClock(leaseMs, wallMs, s.Wall(), time.Now()),
-		told: map[broker.Partition]broker.Position{}, wakes: map[groups.Name]chan struct{}{}, open: map[session]*calls{},
+		cursors: cursors{known: map[groups.CursorName]*knownCursor{}},
+		told:    map[broker.Partition]broker.Position{}, wakes: map[groups.Name]chan struct{}{}, open: map[session]*calls{},
 	}
 }
 

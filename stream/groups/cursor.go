@@ -33,6 +33,7 @@ func (a *apply) putCursor(g Group, partition uint32, cur *meshv1.CursorRecord) {
 	key := cursorKey(g, partition)
 	cur.DueLeaseMs = a.moveDue(key, cur.DueLeaseMs, due)
 	put(a, key, cur)
+	a.result.Moved = append(a.result.Moved, CursorName{g, partition})
 }
 
 // deliver takes in what was read, and gives the session what waits.
@@ -97,7 +98,9 @@ func Deliverable(cur *meshv1.CursorRecord, relaxed bool, leaseMs int64) []*meshv
 	ahead := map[string]bool{}
 	for _, p := range cur.Pending {
 		blocked := !relaxed && ahead[p.Key]
-		ahead[p.Key] = true
+		if !relaxed {
+			ahead[p.Key] = true
+		}
 		if !blocked && p.UntilLeaseMs == 0 && p.NotBeforeLeaseMs <= leaseMs {
 			out = append(out, p)
 		}

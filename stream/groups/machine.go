@@ -82,6 +82,8 @@ type Delivery struct {
 type Result struct {
 	// Touched are the streams whose readers should look again.
 	Touched []Name
+	// Moved are the cursors that the command changed, some perhaps twice.
+	Moved []CursorName
 	// Stream after the command, for Create.
 	Stream *meshv1.StreamRecord
 	// Existed: a Create found the stream there, with the same settings.
@@ -108,6 +110,12 @@ func (n Name) String() string { return n.Tenant + "/" + n.Stream }
 type Group struct {
 	Name
 	Group string
+}
+
+// CursorName is a group's cursor in one partition.
+type CursorName struct {
+	Group
+	Partition uint32
 }
 
 func (g Group) String() string { return g.Name.String() + "/" + g.Group }
@@ -278,6 +286,9 @@ func (a *apply) sweep(c *meshv1.StreamSweep) error {
 				break
 			}
 			keys = append(keys, slices.Clone(k))
+			if g, rest, ok := parseGroup(string(k[1:])); ok && kind == kindCursor {
+				a.result.Moved = append(a.result.Moved, CursorName{g, partitionOf(rest)})
+			}
 			if due := dueOf(kind, k, v); due > 0 {
 				keys = append(keys, dueKey(due, k))
 			}
