@@ -50,32 +50,37 @@ func (s *Streams) append(ctx context.Context, msgs []broker.StreamMessage) ([]br
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	of := map[broker.Partition]*streamWriter{}
-	for _, m := range msgs {
-		if of[m.Partition] != nil {
-			continue
+	shares := map[broker.Partition]*share{}
+	of := make([]*share, len(msgs))
+	for i, m := range msgs {
+		sh := shares[m.Partition]
+		if sh == nil {
+			w, err := s.writer(ctx, m.Partition)
+			if err != nil {
+				return nil, err
+			}
+			sh = &share{w: w}
+			shares[m.Partition] = sh
 		}
-		w, err := s.writer(ctx, m.Partition)
-		if err != nil {
-			return nil, err
-		}
-		of[m.Partition] = w
+		sh.at = append(sh.at, i)
+		sh.ids = append(sh.ids, sh.w.t.window.hash.id(m.ID))
+		of[i] = sh
 	}
-	for p, w := range of { // any order: nothing is stored yet
-		if err := w.t.admit(ctx, p, msgs, s.b.options.Quota); err != nil {
+	for _, sh := range shares { // any order: nothing is stored yet
+		if err := sh.admit(ctx, msgs, s.b.options.Quota); err != nil {
 			return nil, err
 		}
 	}
 	sent := make([]*known, len(msgs))
 	out := make([]broker.PreparedAppend, len(msgs))
-	for p, w := range of { // any order: partitions are apart
-		w.send(ctx, p, msgs, sent, out)
+	for _, sh := range shares { // any order: partitions are apart
+		sh.send(ctx, msgs, sent, out)
 	}
 	for i, k := range sent {
 		err := k.wait(ctx)
 		if err != nil {
 			if !errors.Is(err, context.Canceled) {
-				s.lose(of[msgs[i].Partition], err)
+				s.lose(of[i].w, err)
 			}
 			return nil, err
 		}
@@ -84,13 +89,26 @@ func (s *Streams) append(ctx context.Context, msgs []broker.StreamMessage) ([]br
 	return out, nil
 }
 
+// share is one partition's share of the messages of an Append.
+type share struct {
+	w   *streamWriter
+	at  []int // their places
+	ids []id
+}
+
+// sending are the messages that one Append sent to one partition.
+type sending struct {
+	left    int           // not settled; under the tail's mu
+	settled chan struct{} // closed when none is left
+}
+
 // wait waits until it is known what became of the message.
 func (k *known) wait(ctx context.Context) error {
-	if k.settled == nil {
+	if k.of == nil {
 		return nil
 	}
 	select {
-	case <-k.settled:
+	case <-k.of.settled:
 		return k.err
 	case <-ctx.Done():
 		return ctx.Err()
@@ -99,24 +117,22 @@ func (k *known) wait(ctx context.Context) error {
 
 // admit checks that the partition has room for its share of the messages, and
 // waits until it is sure which of them are repeats.
-func (t *tail) admit(ctx context.Context, p broker.Partition, msgs []broker.StreamMessage, quota int64) error {
+func (sh *share) admit(ctx context.Context, msgs []broker.StreamMessage, quota int64) error {
+	t := sh.w.t
 	var size uint64
 	repeat := false
 	t.mu.Lock()
-	for _, m := range msgs {
-		if m.Partition != p {
-			continue
-		}
-		if t.window.ids[t.window.hash.id(m.ID)] != nil {
+	for j, i := range sh.at {
+		if t.window.ids[sh.ids[j]] != nil {
 			repeat = true
 		} else {
-			size += uint64(len(m.Payload))
+			size += uint64(len(msgs[i].Payload))
 		}
 	}
 	kept := t.index.end.bytes - t.first.bytes + t.unread
 	t.mu.Unlock()
 	if kept+size > uint64(quota) {
-		return fmt.Errorf("%s keeps %d bytes, its quota is %d: %w", p, kept, quota, broker.ErrFull)
+		return fmt.Errorf("%s keeps %d bytes, its quota is %d: %w", t.of, kept, quota, broker.ErrFull)
 	}
 	if repeat {
 		return t.caughtUp(ctx)
@@ -124,33 +140,39 @@ func (t *tail) admit(ctx context.Context, p broker.Partition, msgs []broker.Stre
 	return nil
 }
 
-// send sends the partition's share of the messages, in their order.
-func (w *streamWriter) send(ctx context.Context, p broker.Partition, msgs []broker.StreamMessage, sent []*known, out []broker.PreparedAppend) {
+// send sends the share, in its order.
+func (sh *share) send(ctx context.Context, msgs []broker.StreamMessage, sent []*known, out []broker.PreparedAppend) {
+	w, t := sh.w, sh.w.t
 	w.order.Lock()
 	defer w.order.Unlock()
-	t := w.t
-	for i, m := range msgs {
-		if m.Partition != p {
+	together := &sending{settled: make(chan struct{})}
+	times := make([]int64, len(sh.at))
+	t.mu.Lock()
+	for j, i := range sh.at {
+		var fresh bool
+		sent[i], times[j], fresh = t.claim(msgs[i], sh.ids[j], together)
+		out[i].Duplicate = !fresh
+	}
+	if together.left == 0 {
+		close(together.settled)
+	}
+	t.mu.Unlock()
+	for j, i := range sh.at {
+		if out[i].Duplicate {
 			continue
 		}
-		t.mu.Lock()
-		k, ms, fresh := t.claim(m)
-		t.mu.Unlock()
-		sent[i], out[i].Duplicate = k, !fresh
-		if !fresh {
-			continue
-		}
+		m, k, name := msgs[i], sent[i], sh.ids[j]
 		payload := m.Payload
 		if payload == nil {
 			payload = []byte{} // nil is a message without a value
 		}
-		message := &pulsar.ProducerMessage{Payload: payload, Key: m.Key, Properties: properties(m), EventTime: time.UnixMilli(ms)}
+		message := &pulsar.ProducerMessage{Payload: payload, Key: m.Key, Properties: properties(m), EventTime: time.UnixMilli(times[j])}
 		w.producer.SendAsync(ctx, message, func(id pulsar.MessageID, _ *pulsar.ProducerMessage, err error) {
 			var at broker.Position
 			if err == nil {
 				at, err = t.base.position(placeOf(0, id))
 			}
-			t.settle(m.ID, k, at, err)
+			t.settle(name, k, at, err)
 		})
 	}
 }

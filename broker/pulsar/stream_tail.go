@@ -64,6 +64,9 @@ func properties(m broker.StreamMessage) map[string]string {
 }
 
 func attributes(properties map[string]string) map[string]string {
+	if _, ours := properties[idProperty]; len(properties) == 0 || ours && len(properties) == 1 {
+		return nil
+	}
 	out := make(map[string]string, len(properties))
 	for k, v := range properties {
 		if rest, ours := strings.CutPrefix(k, attributePrefix); ours {
@@ -185,7 +188,9 @@ func (t *tail) take(m pulsar.Message) error {
 	id := m.ID()
 	t.last, t.whole = placeOf(0, id), id.BatchIdx() < 0 || id.BatchSize() == 0 || id.BatchIdx() == id.BatchSize()-1
 	t.keep(msg)
-	t.changed()
+	if t.whole { // nobody waits for a place within an entry
+		t.changed()
+	}
 	return nil
 }
 
@@ -359,34 +364,36 @@ func (t *tail) shown() (first, end mark, state streamState) {
 
 // claim notes that a message is about to be sent, and when it counts as
 // published. fresh is false for a repeat. t.mu is held.
-func (t *tail) claim(m broker.StreamMessage) (k *known, ms int64, fresh bool) {
-	id := t.window.hash.id(m.ID)
-	if k := t.window.ids[id]; k != nil {
+func (t *tail) claim(m broker.StreamMessage, name id, with *sending) (k *known, ms int64, fresh bool) {
+	if k := t.window.ids[name]; k != nil {
 		return k, 0, false
 	}
-	k = &known{settled: make(chan struct{}), sent: true, size: uint64(len(m.Payload))}
-	t.window.ids[id] = k
+	k = &known{of: with, sent: true, size: uint64(len(m.Payload))}
+	with.left++
+	t.window.ids[name] = k
 	t.unread += k.size
 	t.sentMs = max(t.sentMs, m.Published.UnixMilli(), t.index.end.ms)
 	return k, t.sentMs, true
 }
 
 // settle notes what became of a message that was sent.
-func (t *tail) settle(name string, k *known, at broker.Position, err error) {
+func (t *tail) settle(name id, k *known, at broker.Position, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	k.at, k.err = at, err
 	if err == nil {
 		t.acked = max(t.acked, at)
-	} else if i := t.window.hash.id(name); t.window.ids[i] == k {
+	} else if t.window.ids[name] == k {
 		// It may be stored all the same, and is known again when it is read.
-		delete(t.window.ids, i)
+		delete(t.window.ids, name)
 	}
 	if err != nil && k.sent {
 		k.sent = false
 		t.unread -= k.size
 	}
-	close(k.settled)
+	if k.of.left--; k.of.left == 0 {
+		close(k.of.settled)
+	}
 }
 
 // snapshot is what memory holds of the messages at the position and behind it;

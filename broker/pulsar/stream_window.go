@@ -22,10 +22,11 @@ func (h hasher) id(s string) id { return id{maphash.String(h[0], s), maphash.Str
 
 // known is a message that a repeat is recognised by.
 type known struct {
-	// settled is closed when at or err is set; nil for a message read.
-	settled chan struct{}
-	at      broker.Position
-	err     error
+	// of is what it was sent with; at or err is set when that is settled. nil for
+	// a message read.
+	of  *sending
+	at  broker.Position
+	err error
 	// sent: it was sent from here and not read back yet; size is its payload's.
 	sent bool
 	size uint64
