@@ -39,6 +39,7 @@ type Client struct {
 	log       *slog.Logger
 	redirect  func(Redirect)
 	transport func(address string) connect.Transport
+	streaming func(address string) connect.Transport // of the messages of streams
 	tracer    trace.TracerProvider
 	intercept []connect.ClientInterceptor
 	closeIdle func()
@@ -133,7 +134,10 @@ func New(addresses []string, opts ...Option) (*Client, error) {
 		o(c)
 	}
 	if c.transport == nil {
-		c.transport, c.closeIdle = dialer()
+		c.transport, c.streaming, c.closeIdle = dialer()
+	}
+	if c.streaming == nil {
+		c.streaming = c.transport
 	}
 	if c.tracer != nil {
 		i, err := otelconnect.NewClientInterceptor(
@@ -156,7 +160,10 @@ func (c *Client) Close() {
 	}
 }
 
-func dialer() (transport func(address string) connect.Transport, closeIdle func()) {
+// dialer makes the ways to an address; streaming is that of messages of streams,
+// which come as they were published: packing and unpacking them costs both sides
+// more than all else that is done to them.
+func dialer() (transport, streaming func(address string) connect.Transport, closeIdle func()) {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(true)
@@ -168,9 +175,11 @@ func dialer() (transport func(address string) connect.Transport, closeIdle func(
 		IdleConnTimeout:     90 * time.Second,
 	}
 	httpClient := &http.Client{Transport: rt}
-	return func(address string) connect.Transport {
-		return connecthttp.NewTransport(httpClient, address, connecthttp.WithReadMaxBytes(maxAnswer))
-	}, rt.CloseIdleConnections
+	way := func(opts ...connecthttp.Option) func(address string) connect.Transport {
+		opts = append(opts, connecthttp.WithReadMaxBytes(maxAnswer))
+		return func(address string) connect.Transport { return connecthttp.NewTransport(httpClient, address, opts...) }
+	}
+	return way(), way(connecthttp.WithCompressors()), rt.CloseIdleConnections
 }
 
 func baseURL(address string) (string, error) {
@@ -194,13 +203,14 @@ func (c *Client) server(address string) *server {
 	s := c.servers[address]
 	if s == nil {
 		calls := connect.NewClient(c.transport(address), c.intercept...)
+		messages := connect.NewClient(c.streaming(address), c.intercept...)
 		s = &server{
 			address:   address,
 			tasks:     isobarv1.NewTaskServiceClient(calls),
 			functions: isobarv1.NewFunctionServiceClient(calls),
 			placement: isobarv1.NewPlacementServiceClient(calls),
 			mesh:      isobarv1.NewMeshServiceClient(calls),
-			streams:   isobarv1.NewStreamServiceClient(calls),
+			streams:   isobarv1.NewStreamServiceClient(messages),
 			queues:    isobarv1.NewQueueServiceClient(calls),
 			letters:   isobarv1.NewDeadLetterServiceClient(calls),
 		}
