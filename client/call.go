@@ -7,22 +7,32 @@ import (
 )
 
 // safety says which repeats of a call are safe, and how long a server may take.
-type safety struct {
-	// unaccepted: only when the server has certainly not taken it. Else the call
-	// comes to the same however often it is made.
-	unaccepted bool
-	// within is after how long one that says nothing (it hangs, or its machine
-	// does) is left for the next; 0 is never, for what may wait for a broker or
-	// brings payloads.
-	within time.Duration
-}
+type safety uint8
 
-var (
-	anytime    = safety{}
-	unaccepted = safety{unaccepted: true}
-	// question is answered at once from what a server knows.
-	question = safety{within: readTimeout}
+const (
+	// anytime: the call comes to the same however often it is made.
+	anytime safety = iota
+	// question: anytime, and answered at once from what a server knows. Not what
+	// waits for a broker or brings payloads: it may take longer.
+	question
+	// poll: anytime, and kept by a server for longestPoll at most.
+	poll
+	// unaccepted: only when the server has certainly not taken it.
+	unaccepted
 )
+
+// within is after how long a server that says nothing (it hangs, or its machine
+// does) is left for the next; 0 is never.
+func (s safety) within() time.Duration {
+	switch s {
+	case question:
+		return readTimeout
+	case poll:
+		return longestPoll + pollSlack
+	default:
+		return 0
+	}
+}
 
 // call makes one call of a service, with the repeats and the one redirect that
 // are safe.
@@ -39,7 +49,7 @@ func call[Service, Req, Res any](
 		if at == nil {
 			at = c.current()
 		}
-		res, silent, err := try(ctx, s, of(at), method, req)
+		res, silent, err := try(ctx, s.within(), of(at), method, req)
 		if err == nil {
 			return res, nil
 		}
@@ -84,20 +94,20 @@ const readTimeout = 5 * time.Second
 
 // try makes the call once. silent says that the server was given up.
 func try[Service, Req, Res any](
-	ctx context.Context, s safety, service Service, method func(Service, context.Context, Req) (Res, error), req Req,
+	ctx context.Context, within time.Duration, service Service, method func(Service, context.Context, Req) (Res, error), req Req,
 ) (res Res, silent bool, err error) {
-	if s.within == 0 {
+	if within == 0 {
 		res, err = method(service, ctx, req)
 		return res, false, err
 	}
-	one, cancel := context.WithTimeout(ctx, s.within)
+	one, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	res, err = method(service, one, req)
 	return res, err != nil && one.Err() != nil && ctx.Err() == nil, err
 }
 
 func (s safety) mayRepeat(e *Error) bool {
-	if !s.unaccepted {
+	if s != unaccepted {
 		return e.unavailable() || e.broken()
 	}
 	return e.unavailable() && e.Outcome == NotAccepted

@@ -28,7 +28,8 @@ type fake struct {
 	answers []func(*isobarv1.SubmitRequest) (*isobarv1.SubmitResponse, error)
 	submits []*isobarv1.SubmitRequest
 	get     func() error
-	hangs   bool // answers no Get and no Submit
+	hangs   bool // answers no Get and no Submit, and sends one message of a stream
+	watches int
 	gets    int
 	wait    func(context.Context, *isobarv1.WaitRequest) (*isobarv1.WaitResponse, error)
 	invoke  func() error
@@ -88,6 +89,18 @@ func (f *fake) Cells(context.Context, *isobarv1.CellsRequest) (*isobarv1.CellsRe
 		return nil, connect.NewError(connect.CodeUnavailable, "")
 	}
 	return f.cells, nil
+}
+
+// Watch sends the cells, and goes on, or ends.
+func (f *fake) Watch(ctx context.Context, _ *isobarv1.WatchRequest, out isobarv1.MeshServiceWatchServerStream) error {
+	f.mu.Lock()
+	f.watches++
+	f.mu.Unlock()
+	if err := out.Send(&isobarv1.WatchResponse{Cells: []*isobarv1.CellInfo{{Cell: f.address}}}); err != nil || !f.hangs {
+		return err
+	}
+	<-ctx.Done()
+	return ctx.Err()
 }
 
 func (f *fake) set(down bool) {

@@ -352,6 +352,32 @@ func TestWaitLeavesASilentServer(t *testing.T) {
 	})
 }
 
+// A stream whose server ends it, or hangs, goes on at the next one.
+func TestWatchGoesOn(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		a, b := &fake{hangs: true}, &fake{}
+		cl := newClient(t, []string{"a", "b"}, map[string]*fake{"a": a, "b": b})
+		began := time.Now()
+		var told []string
+		var times []time.Duration
+		enough := errors.New("enough")
+		err := cl.Watch(t.Context(), func(cells []*isobarv1.CellInfo) error {
+			told, times = append(told, cells[0].GetCell()), append(times, time.Since(began))
+			if len(told) == 3 {
+				return enough
+			}
+			return nil
+		})
+		if !errors.Is(err, enough) || !slices.Equal(told, []string{"a", "b", "a"}) {
+			t.Fatalf("told by %v, %v", told, err)
+		}
+		if times[0] != 0 || times[1] < silence || times[1] > silence+maxPause || times[2] > silence+2*maxPause {
+			t.Errorf("told after %v", times)
+		}
+	})
+}
+
 func TestReadsAreRepeated(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

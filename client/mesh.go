@@ -33,6 +33,14 @@ func (c *Client) Cells(ctx context.Context) (*isobarv1.CellsResponse, error) {
 	return call(ctx, c, "cells", question, (*server).meshCalls, isobarv1.MeshServiceClient.Cells, &isobarv1.CellsRequest{})
 }
 
+// Watch hands the cells to f whenever they have changed, in one goroutine, until
+// ctx ends (then the error is nil), f fails (then it is f's), or no server has gone
+// on for Patience.
+func (c *Client) Watch(ctx context.Context, f func([]*isobarv1.CellInfo) error) error {
+	return listen(ctx, c, "watch", (*server).meshCalls, isobarv1.MeshServiceClient.Watch, &isobarv1.WatchRequest{},
+		func(res *isobarv1.WatchResponse) error { return f(res.GetCells()) })
+}
+
 // Workers lists the workers of the asked cell.
 func (c *Client) Workers(ctx context.Context) (*isobarv1.WorkersResponse, error) {
 	return call(ctx, c, "workers", question, (*server).meshCalls, isobarv1.MeshServiceClient.Workers, &isobarv1.WorkersRequest{})

@@ -2,11 +2,7 @@ package client
 
 import (
 	"context"
-	"errors"
-	"io"
-	"time"
 
-	"connectrpc.com/connect/v2"
 	"github.com/google/uuid"
 
 	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
@@ -37,61 +33,7 @@ func (c *Client) Consume(ctx context.Context, req *isobarv1.ConsumeRequest, f fu
 	if req.Session == "" {
 		req.Session = uuid.NewString()
 	}
-	pause := newPause()
-	heard := time.Now()
-	var to *server // the target of a redirect
-	for {
-		at := to
-		if at == nil {
-			at = c.current()
-		}
-		got, own, err := consumeOnce(ctx, at, req, f)
-		if own != nil || ctx.Err() != nil {
-			return own
-		}
-		if got {
-			heard = time.Now()
-			pause.Reset()
-		}
-		e := newError("consume", at.address, err)
-		switch {
-		case e.pointer() != "" && to == nil:
-			to = c.follow("consume", at, e)
-			continue
-		case !e.unsent && !anytime.mayRepeat(e), time.Since(heard) > c.patience:
-			return e
-		}
-		to = nil
-		c.advance(at)
-		c.log.Debug("repeat", "op", "consume", "address", at.address, "error", e)
-		if !sleep(ctx, max(pause.NextBackOff(), min(e.RetryAfter, maxPause))) {
-			return nil
-		}
-	}
-}
-
-// consumeOnce follows one stream. got: it gave something; own is f's error.
-func consumeOnce(ctx context.Context, at *server, req *isobarv1.ConsumeRequest, f func(*isobarv1.ConsumeResponse) error) (got bool, own, err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	in, err := at.streams.Consume(ctx, req)
-	if err != nil {
-		return false, nil, err
-	}
-	defer func() { _ = in.Close() }() // the error that counts is Receive's
-	for {
-		res, err := in.Receive()
-		if errors.Is(err, io.EOF) {
-			return got, nil, connect.NewError(connect.CodeUnavailable, "the server ended the stream")
-		}
-		if err != nil {
-			return got, nil, err
-		}
-		got = true
-		if err := f(res); err != nil {
-			return got, err, nil
-		}
-	}
+	return listen(ctx, c, "consume", (*server).streamCalls, isobarv1.StreamServiceClient.Consume, req, f)
 }
 
 // Fetch waits for messages once.

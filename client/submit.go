@@ -181,7 +181,7 @@ func (s *submission) once(ctx context.Context, at *server, which []int) (e *Erro
 		req.Tasks = append(req.Tasks, s.tasks[i])
 	}
 	within := submitTimeout + time.Duration(proto.Size(req)/slowestUpload)*time.Second
-	res, silent, err := try(ctx, safety{within: within}, at.tasks, isobarv1.TaskServiceClient.Submit, req)
+	res, silent, err := try(ctx, within, at.tasks, isobarv1.TaskServiceClient.Submit, req)
 	if err != nil {
 		return newError(opSubmit, at.address, err), silent
 	}

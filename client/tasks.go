@@ -76,12 +76,11 @@ func outlasts(e *Error, seen bool) bool {
 
 // poll asks once. A server may take a little longer than it was told.
 func (c *Client) poll(ctx context.Context, taskID string, wait time.Duration) (*isobarv1.WaitResponse, error) {
-	within := wait + pollSlack
-	bounded, cancel := context.WithTimeout(ctx, within+pollSlack) // or the next server
+	bounded, cancel := context.WithTimeout(ctx, wait+2*pollSlack) // the second is the next server's
 	defer cancel()
 	// A timeout of zero would be the server's default.
 	req := &isobarv1.WaitRequest{TaskId: taskID, Timeout: durationpb.New(max(wait, time.Millisecond))}
-	return call(bounded, c, "wait", safety{within: within}, (*server).taskCalls, isobarv1.TaskServiceClient.Wait, req)
+	return call(bounded, c, "wait", poll, (*server).taskCalls, isobarv1.TaskServiceClient.Wait, req)
 }
 
 // List reads the tasks of the cell that is asked; the answer says which, and

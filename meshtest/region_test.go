@@ -32,6 +32,7 @@ func TestKilledRegion(t *testing.T) {
 	}
 	ids := l.ids()
 	const lost = "eu-north"
+	healths := watchHealth(t, m, "us-east", lost)
 	server, worker := m.serversOf(lost)[0], m.workersOf(lost)[0]
 	kill(t, server.pid)
 	kill(t, worker.pid)
@@ -80,11 +81,50 @@ func TestKilledRegion(t *testing.T) {
 	if unfinished == 0 {
 		t.Error("the region had no task in flight when it was killed")
 	}
+	if got := healths(); !slices.Equal(got, []string{"ok", "not reachable", "ok"}) {
+		t.Errorf("a watcher in us-east was told of %s: %q", lost, got)
+	}
 	maps.Copy(tasks, m.get(t, own))
 	checkAudit(t, readLedger(t, ledger), tasks, ids)
 	checkOrder(t, readLedger(t, ledger), tasks, l.lines)
 	t.Logf("%d tasks homed elsewhere, %d of the region's own of which %d were in flight, highest attempt %d",
 		len(others), len(own), unfinished, highestAttempt(tasks))
+}
+
+// watchHealth watches the mesh by the word of one region; the function it returns
+// ends that and says how the other's health changed: whether it was ok, or could
+// not be reached.
+func watchHealth(t *testing.T, m *mesh, by, of string) (end func() []string) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	first, done := make(chan struct{}), make(chan error, 1)
+	var healths []string
+	go func() {
+		done <- m.client(t, by).Watch(ctx, func(cells []*isobarv1.CellInfo) error {
+			for _, c := range cells {
+				h := c.GetHealth()
+				if c.GetRegion() != of || h != "ok" && h != "not reachable" || len(healths) > 0 && healths[len(healths)-1] == h {
+					continue
+				}
+				if healths = append(healths, h); len(healths) == 1 {
+					close(first)
+				}
+			}
+			return nil
+		})
+	}()
+	select {
+	case <-first:
+	case <-time.After(30 * time.Second):
+		t.Fatalf("a watcher in %s is not told of %s", by, of)
+	}
+	return func() []string {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("watch: %v", err)
+		}
+		return healths
+	}
 }
 
 // checkAway holds that a task whose home is away is unavailable, not unknown.

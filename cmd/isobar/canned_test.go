@@ -301,6 +301,33 @@ type cannedMesh struct {
 	isobarv1.UnimplementedMeshServiceHandler
 }
 
+func (m cannedMesh) Watch(ctx context.Context, _ *isobarv1.WatchRequest, out isobarv1.MeshServiceWatchServerStream) error {
+	for range 2 {
+		res, err := m.Cells(ctx, nil)
+		if err != nil {
+			return err
+		}
+		if err := out.Send(&isobarv1.WatchResponse{Cells: res.Cells[:1]}); err != nil {
+			return err
+		}
+	}
+	return connect.NewError(connect.CodeInternal, "the test is over")
+}
+
+func (cannedMesh) Workers(context.Context, *isobarv1.WorkersRequest) (*isobarv1.WorkersResponse, error) {
+	return &isobarv1.WorkersResponse{Workers: []*isobarv1.WorkerInfo{{
+		Worker: "w1", Total: &isobarv1.Offer{Cpu: 4, MemoryMib: 1024, Runtimes: []string{"exec", "wasm"}}, Free: &isobarv1.Offer{Cpu: 1.5, MemoryMib: 512},
+		Running: 3, Warm: []string{"upper"}, Since: timestamppb.New(time.UnixMilli(1767323045000)), Pid: 99,
+	}}}, nil
+}
+
+func (cannedMesh) Carbon(context.Context, *isobarv1.CarbonRequest) (*isobarv1.CarbonResponse, error) {
+	return &isobarv1.CarbonResponse{Series: []*isobarv1.CarbonSeries{{
+		Region: "eu-north", Zone: "SE-SE1", Kind: "average", Source: "own feed; the hours ahead by persistence",
+		From: timestamppb.New(time.UnixMilli(1767322800000)), Gco2EqPerKwh: []float64{15.9, 16, 17.25},
+	}}}, nil
+}
+
 func (cannedMesh) Cells(context.Context, *isobarv1.CellsRequest) (*isobarv1.CellsResponse, error) {
 	offer := func(cpu float64) *isobarv1.Offer {
 		return &isobarv1.Offer{Cpu: cpu, MemoryMib: 1024, Accelerators: []*isobarv1.AcceleratorCount{{Model: "H100", Count: 2}}}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -28,6 +29,51 @@ func (h *meshes) Cells(ctx context.Context, r *isobarv1.CellsRequest) (*isobarv1
 	return route(ctx, h.Services, h.Scheduler.Cell.ID, r, h.cellsHere, func(ctx context.Context, c *connect.Client, r *isobarv1.CellsRequest) (*isobarv1.CellsResponse, error) {
 		return isobarv1.NewMeshServiceClient(c).Cells(ctx, r)
 	})
+}
+
+const (
+	watchEvery = time.Second
+	// watchMost is how long a watcher of a quiet mesh goes without a message.
+	watchMost = 10 * time.Second
+)
+
+// Watch sends the cells whenever they have changed.
+func (h *meshes) Watch(ctx context.Context, _ *isobarv1.WatchRequest, out isobarv1.MeshServiceWatchServerStream) error {
+	ticker := time.NewTicker(watchEvery)
+	defer ticker.Stop()
+	var last *isobarv1.WatchResponse
+	var sent time.Time
+	for {
+		cells, err := h.Cells(ctx, &isobarv1.CellsRequest{})
+		if ctx.Err() != nil {
+			return nil // the watcher ended the stream
+		}
+		if err != nil {
+			return err
+		}
+		now := &isobarv1.WatchResponse{Cells: cells.Cells}
+		lasting := lasting(now)
+		if !proto.Equal(lasting, last) || time.Since(sent) >= watchMost {
+			if err := out.Send(now); err != nil {
+				return err
+			}
+			last, sent = lasting, time.Now()
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+	}
+}
+
+// lasting leaves out what changes with every look.
+func lasting(r *isobarv1.WatchResponse) *isobarv1.WatchResponse {
+	r = proto.CloneOf(r)
+	for _, c := range r.Cells {
+		c.DigestAge, c.DigestVersion, c.Rtt = nil, 0, nil
+	}
+	return r
 }
 
 func (h *meshes) cellsHere(context.Context, *isobarv1.CellsRequest) (*isobarv1.CellsResponse, error) {

@@ -29,6 +29,8 @@ const (
 	MeshServiceWorkersProcedure = "/isobar.v1.MeshService/Workers"
 	// MeshServiceCarbonProcedure is the procedure name of the MeshService's Carbon RPC.
 	MeshServiceCarbonProcedure = "/isobar.v1.MeshService/Carbon"
+	// MeshServiceWatchProcedure is the procedure name of the MeshService's Watch RPC.
+	MeshServiceWatchProcedure = "/isobar.v1.MeshService/Watch"
 )
 
 var (
@@ -56,6 +58,13 @@ var (
 			IdempotencyLevel: connect.IdempotencyNoSideEffects,
 		}
 	})
+	meshServiceWatchSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeServer,
+			Schema:     File_isobar_v1_mesh_proto.Services().ByName("MeshService").Methods().ByName("Watch"),
+			Procedure:  MeshServiceWatchProcedure,
+		}
+	})
 )
 
 // MeshServiceClient is a client for the isobar.v1.MeshService service.
@@ -65,12 +74,36 @@ type MeshServiceClient interface {
 	Workers(context.Context, *WorkersRequest) (*WorkersResponse, error)
 	// Carbon intensity of every region, now and for the hours ahead.
 	Carbon(context.Context, *CarbonRequest) (*CarbonResponse, error)
+	// Watch sends what Cells would say, at once and whenever something but ages and
+	// round trips has changed, at most every second; unchanged after ten, so that a
+	// watcher knows that it is still told.
+	Watch(context.Context, *WatchRequest) (MeshServiceWatchClientStream, error)
 }
 
 // NewMeshServiceClient constructs a client for the isobar.v1.MeshService service. Multiple service
 // clients may share a single connect.Client.
 func NewMeshServiceClient(client *connect.Client) MeshServiceClient {
 	return &meshServiceClient{client: client}
+}
+
+// MeshServiceWatchClientStream is the client stream for the MeshService's Watch RPC.
+type MeshServiceWatchClientStream struct {
+	stream connect.ClientStream
+}
+
+// Receive returns the next response message from the server.
+func (s MeshServiceWatchClientStream) Receive() (*WatchResponse, error) {
+	var res WatchResponse
+	if err := s.stream.Receive(&res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+// Close releases the stream's resources. It is idempotent and is typically deferred to clean up a
+// stream abandoned before io.EOF.
+func (s MeshServiceWatchClientStream) Close() error {
+	return s.stream.Close()
 }
 
 // MeshServiceHandler is an implementation of the isobar.v1.MeshService service.
@@ -80,6 +113,10 @@ type MeshServiceHandler interface {
 	Workers(context.Context, *WorkersRequest) (*WorkersResponse, error)
 	// Carbon intensity of every region, now and for the hours ahead.
 	Carbon(context.Context, *CarbonRequest) (*CarbonResponse, error)
+	// Watch sends what Cells would say, at once and whenever something but ages and
+	// round trips has changed, at most every second; unchanged after ten, so that a
+	// watcher knows that it is still told.
+	Watch(context.Context, *WatchRequest, MeshServiceWatchServerStream) error
 }
 
 // RegisterMeshServiceHandler registers svc as the isobar.v1.MeshService implementation on server.
@@ -89,7 +126,23 @@ func RegisterMeshServiceHandler(server *connect.Server, svc MeshServiceHandler) 
 		connect.Method{Spec: meshServiceCellsSpec(), Handler: adapter.cells},
 		connect.Method{Spec: meshServiceWorkersSpec(), Handler: adapter.workers},
 		connect.Method{Spec: meshServiceCarbonSpec(), Handler: adapter.carbon},
+		connect.Method{Spec: meshServiceWatchSpec(), Handler: adapter.watch},
 	)
+}
+
+// MeshServiceWatchServerStream is the server stream for the MeshService's Watch RPC.
+type MeshServiceWatchServerStream struct {
+	stream connect.ServerStream
+}
+
+// SendHeaders flushes the response headers without a message. The first Send does this implicitly.
+func (s MeshServiceWatchServerStream) SendHeaders() error {
+	return s.stream.SendHeaders()
+}
+
+// Send sends a response message to the client.
+func (s MeshServiceWatchServerStream) Send(res *WatchResponse) error {
+	return s.stream.Send(res)
 }
 
 // UnimplementedMeshServiceHandler returns CodeUnimplemented from all methods.
@@ -105,6 +158,10 @@ func (UnimplementedMeshServiceHandler) Workers(context.Context, *WorkersRequest)
 
 func (UnimplementedMeshServiceHandler) Carbon(context.Context, *CarbonRequest) (*CarbonResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "isobar.v1.MeshService.Carbon is not implemented")
+}
+
+func (UnimplementedMeshServiceHandler) Watch(context.Context, *WatchRequest, MeshServiceWatchServerStream) error {
+	return connect.NewError(connect.CodeUnimplemented, "isobar.v1.MeshService.Watch is not implemented")
 }
 
 type meshServiceClient struct {
@@ -133,6 +190,14 @@ func (c *meshServiceClient) Carbon(ctx context.Context, req *CarbonRequest) (*Ca
 		return nil, err
 	}
 	return &res, nil
+}
+
+func (c *meshServiceClient) Watch(ctx context.Context, req *WatchRequest) (MeshServiceWatchClientStream, error) {
+	stream, err := c.client.CallServerStream(ctx, meshServiceWatchSpec(), req)
+	if err != nil {
+		return MeshServiceWatchClientStream{}, err
+	}
+	return MeshServiceWatchClientStream{stream: stream}, nil
 }
 
 type meshServiceHandler struct{ svc MeshServiceHandler }
@@ -171,4 +236,12 @@ func (h meshServiceHandler) carbon(ctx context.Context, _ connect.Spec, stream c
 		return err
 	}
 	return stream.Send(res)
+}
+
+func (h meshServiceHandler) watch(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req WatchRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	return h.svc.Watch(ctx, &req, MeshServiceWatchServerStream{stream: stream})
 }

@@ -23,6 +23,86 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type WatchRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchRequest) Reset() {
+	*x = WatchRequest{}
+	mi := &file_isobar_v1_mesh_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchRequest) ProtoMessage() {}
+
+func (x *WatchRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isobar_v1_mesh_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
+func (*WatchRequest) Descriptor() ([]byte, []int) {
+	return file_isobar_v1_mesh_proto_rawDescGZIP(), []int{0}
+}
+
+type WatchResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cells         []*CellInfo            `protobuf:"bytes,1,rep,name=cells,proto3" json:"cells,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchResponse) Reset() {
+	*x = WatchResponse{}
+	mi := &file_isobar_v1_mesh_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchResponse) ProtoMessage() {}
+
+func (x *WatchResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_isobar_v1_mesh_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
+func (*WatchResponse) Descriptor() ([]byte, []int) {
+	return file_isobar_v1_mesh_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *WatchResponse) GetCells() []*CellInfo {
+	if x != nil {
+		return x.Cells
+	}
+	return nil
+}
+
 type CellsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -31,7 +111,7 @@ type CellsRequest struct {
 
 func (x *CellsRequest) Reset() {
 	*x = CellsRequest{}
-	mi := &file_isobar_v1_mesh_proto_msgTypes[0]
+	mi := &file_isobar_v1_mesh_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -43,7 +123,7 @@ func (x *CellsRequest) String() string {
 func (*CellsRequest) ProtoMessage() {}
 
 func (x *CellsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_mesh_proto_msgTypes[0]
+	mi := &file_isobar_v1_mesh_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -56,7 +136,7 @@ func (x *CellsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CellsRequest.ProtoReflect.Descriptor instead.
 func (*CellsRequest) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_mesh_proto_rawDescGZIP(), []int{0}
+	return file_isobar_v1_mesh_proto_rawDescGZIP(), []int{2}
 }
 
 type CellsResponse struct {
@@ -68,7 +148,7 @@ type CellsResponse struct {
 
 func (x *CellsResponse) Reset() {
 	*x = CellsResponse{}
-	mi := &file_isobar_v1_mesh_proto_msgTypes[1]
+	mi := &file_isobar_v1_mesh_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -80,7 +160,7 @@ func (x *CellsResponse) String() string {
 func (*CellsResponse) ProtoMessage() {}
 
 func (x *CellsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_mesh_proto_msgTypes[1]
+	mi := &file_isobar_v1_mesh_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -93,7 +173,7 @@ func (x *CellsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CellsResponse.ProtoReflect.Descriptor instead.
 func (*CellsResponse) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_mesh_proto_rawDescGZIP(), []int{1}
+	return file_isobar_v1_mesh_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *CellsResponse) GetCells() []*CellInfo {
@@ -140,7 +220,7 @@ type CellInfo struct {
 
 func (x *CellInfo) Reset() {
 	*x = CellInfo{}
-	mi := &file_isobar_v1_mesh_proto_msgTypes[2]
+	mi := &file_isobar_v1_mesh_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -152,7 +232,7 @@ func (x *CellInfo) String() string {
 func (*CellInfo) ProtoMessage() {}
 
 func (x *CellInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_mesh_proto_msgTypes[2]
+	mi := &file_isobar_v1_mesh_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -165,7 +245,7 @@ func (x *CellInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CellInfo.ProtoReflect.Descriptor instead.
 func (*CellInfo) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_mesh_proto_rawDescGZIP(), []int{2}
+	return file_isobar_v1_mesh_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *CellInfo) GetCell() string {
@@ -330,7 +410,7 @@ type ServerInfo struct {
 
 func (x *ServerInfo) Reset() {
 	*x = ServerInfo{}
-	mi := &file_isobar_v1_mesh_proto_msgTypes[3]
+	mi := &file_isobar_v1_mesh_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -342,7 +422,7 @@ func (x *ServerInfo) String() string {
 func (*ServerInfo) ProtoMessage() {}
 
 func (x *ServerInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_mesh_proto_msgTypes[3]
+	mi := &file_isobar_v1_mesh_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -355,7 +435,7 @@ func (x *ServerInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerInfo.ProtoReflect.Descriptor instead.
 func (*ServerInfo) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_mesh_proto_rawDescGZIP(), []int{3}
+	return file_isobar_v1_mesh_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ServerInfo) GetId() string {
@@ -415,7 +495,7 @@ type WorkersRequest struct {
 
 func (x *WorkersRequest) Reset() {
 	*x = WorkersRequest{}
-	mi := &file_isobar_v1_mesh_proto_msgTypes[4]
+	mi := &file_isobar_v1_mesh_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -427,7 +507,7 @@ func (x *WorkersRequest) String() string {
 func (*WorkersRequest) ProtoMessage() {}
 
 func (x *WorkersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_mesh_proto_msgTypes[4]
+	mi := &file_isobar_v1_mesh_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -440,7 +520,7 @@ func (x *WorkersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkersRequest.ProtoReflect.Descriptor instead.
 func (*WorkersRequest) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_mesh_proto_rawDescGZIP(), []int{4}
+	return file_isobar_v1_mesh_proto_rawDescGZIP(), []int{6}
 }
 
 type WorkersResponse struct {
@@ -452,7 +532,7 @@ type WorkersResponse struct {
 
 func (x *WorkersResponse) Reset() {
 	*x = WorkersResponse{}
-	mi := &file_isobar_v1_mesh_proto_msgTypes[5]
+	mi := &file_isobar_v1_mesh_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -464,7 +544,7 @@ func (x *WorkersResponse) String() string {
 func (*WorkersResponse) ProtoMessage() {}
 
 func (x *WorkersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_mesh_proto_msgTypes[5]
+	mi := &file_isobar_v1_mesh_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -477,7 +557,7 @@ func (x *WorkersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkersResponse.ProtoReflect.Descriptor instead.
 func (*WorkersResponse) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_mesh_proto_rawDescGZIP(), []int{5}
+	return file_isobar_v1_mesh_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *WorkersResponse) GetWorkers() []*WorkerInfo {
@@ -503,7 +583,7 @@ type WorkerInfo struct {
 
 func (x *WorkerInfo) Reset() {
 	*x = WorkerInfo{}
-	mi := &file_isobar_v1_mesh_proto_msgTypes[6]
+	mi := &file_isobar_v1_mesh_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -515,7 +595,7 @@ func (x *WorkerInfo) String() string {
 func (*WorkerInfo) ProtoMessage() {}
 
 func (x *WorkerInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_mesh_proto_msgTypes[6]
+	mi := &file_isobar_v1_mesh_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -528,7 +608,7 @@ func (x *WorkerInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerInfo.ProtoReflect.Descriptor instead.
 func (*WorkerInfo) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_mesh_proto_rawDescGZIP(), []int{6}
+	return file_isobar_v1_mesh_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *WorkerInfo) GetWorker() string {
@@ -595,7 +675,7 @@ type CarbonRequest struct {
 
 func (x *CarbonRequest) Reset() {
 	*x = CarbonRequest{}
-	mi := &file_isobar_v1_mesh_proto_msgTypes[7]
+	mi := &file_isobar_v1_mesh_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -607,7 +687,7 @@ func (x *CarbonRequest) String() string {
 func (*CarbonRequest) ProtoMessage() {}
 
 func (x *CarbonRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_mesh_proto_msgTypes[7]
+	mi := &file_isobar_v1_mesh_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -620,7 +700,7 @@ func (x *CarbonRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CarbonRequest.ProtoReflect.Descriptor instead.
 func (*CarbonRequest) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_mesh_proto_rawDescGZIP(), []int{7}
+	return file_isobar_v1_mesh_proto_rawDescGZIP(), []int{9}
 }
 
 type CarbonResponse struct {
@@ -632,7 +712,7 @@ type CarbonResponse struct {
 
 func (x *CarbonResponse) Reset() {
 	*x = CarbonResponse{}
-	mi := &file_isobar_v1_mesh_proto_msgTypes[8]
+	mi := &file_isobar_v1_mesh_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -644,7 +724,7 @@ func (x *CarbonResponse) String() string {
 func (*CarbonResponse) ProtoMessage() {}
 
 func (x *CarbonResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_mesh_proto_msgTypes[8]
+	mi := &file_isobar_v1_mesh_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -657,7 +737,7 @@ func (x *CarbonResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CarbonResponse.ProtoReflect.Descriptor instead.
 func (*CarbonResponse) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_mesh_proto_rawDescGZIP(), []int{8}
+	return file_isobar_v1_mesh_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *CarbonResponse) GetSeries() []*CarbonSeries {
@@ -685,7 +765,7 @@ type CarbonSeries struct {
 
 func (x *CarbonSeries) Reset() {
 	*x = CarbonSeries{}
-	mi := &file_isobar_v1_mesh_proto_msgTypes[9]
+	mi := &file_isobar_v1_mesh_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -697,7 +777,7 @@ func (x *CarbonSeries) String() string {
 func (*CarbonSeries) ProtoMessage() {}
 
 func (x *CarbonSeries) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_mesh_proto_msgTypes[9]
+	mi := &file_isobar_v1_mesh_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -710,7 +790,7 @@ func (x *CarbonSeries) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CarbonSeries.ProtoReflect.Descriptor instead.
 func (*CarbonSeries) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_mesh_proto_rawDescGZIP(), []int{9}
+	return file_isobar_v1_mesh_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *CarbonSeries) GetRegion() string {
@@ -760,6 +840,9 @@ var File_isobar_v1_mesh_proto protoreflect.FileDescriptor
 const file_isobar_v1_mesh_proto_rawDesc = "" +
 	"\n" +
 	"\x14isobar/v1/mesh.proto\x12\tisobar.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16isobar/v1/worker.proto\"\x0e\n" +
+	"\fWatchRequest\":\n" +
+	"\rWatchResponse\x12)\n" +
+	"\x05cells\x18\x01 \x03(\v2\x13.isobar.v1.CellInfoR\x05cells\"\x0e\n" +
 	"\fCellsRequest\":\n" +
 	"\rCellsResponse\x12)\n" +
 	"\x05cells\x18\x01 \x03(\v2\x13.isobar.v1.CellInfoR\x05cells\"\xc3\x05\n" +
@@ -818,11 +901,12 @@ const file_isobar_v1_mesh_proto_rawDesc = "" +
 	"\x04kind\x18\x03 \x01(\tR\x04kind\x12\x16\n" +
 	"\x06source\x18\x04 \x01(\tR\x06source\x12.\n" +
 	"\x04from\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x04from\x12$\n" +
-	"\x0egco2eq_per_kwh\x18\x06 \x03(\x01R\fgco2eqPerKwh2\xd9\x01\n" +
+	"\x0egco2eq_per_kwh\x18\x06 \x03(\x01R\fgco2eqPerKwh2\x97\x02\n" +
 	"\vMeshService\x12?\n" +
 	"\x05Cells\x12\x17.isobar.v1.CellsRequest\x1a\x18.isobar.v1.CellsResponse\"\x03\x90\x02\x01\x12E\n" +
 	"\aWorkers\x12\x19.isobar.v1.WorkersRequest\x1a\x1a.isobar.v1.WorkersResponse\"\x03\x90\x02\x01\x12B\n" +
-	"\x06Carbon\x12\x18.isobar.v1.CarbonRequest\x1a\x19.isobar.v1.CarbonResponse\"\x03\x90\x02\x01B8Z6github.com/isobar-mesh/isobar/proto/isobar/v1;isobarv1b\x06proto3"
+	"\x06Carbon\x12\x18.isobar.v1.CarbonRequest\x1a\x19.isobar.v1.CarbonResponse\"\x03\x90\x02\x01\x12<\n" +
+	"\x05Watch\x12\x17.isobar.v1.WatchRequest\x1a\x18.isobar.v1.WatchResponse0\x01B8Z6github.com/isobar-mesh/isobar/proto/isobar/v1;isobarv1b\x06proto3"
 
 var (
 	file_isobar_v1_mesh_proto_rawDescOnce sync.Once
@@ -836,46 +920,51 @@ func file_isobar_v1_mesh_proto_rawDescGZIP() []byte {
 	return file_isobar_v1_mesh_proto_rawDescData
 }
 
-var file_isobar_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_isobar_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_isobar_v1_mesh_proto_goTypes = []any{
-	(*CellsRequest)(nil),          // 0: isobar.v1.CellsRequest
-	(*CellsResponse)(nil),         // 1: isobar.v1.CellsResponse
-	(*CellInfo)(nil),              // 2: isobar.v1.CellInfo
-	(*ServerInfo)(nil),            // 3: isobar.v1.ServerInfo
-	(*WorkersRequest)(nil),        // 4: isobar.v1.WorkersRequest
-	(*WorkersResponse)(nil),       // 5: isobar.v1.WorkersResponse
-	(*WorkerInfo)(nil),            // 6: isobar.v1.WorkerInfo
-	(*CarbonRequest)(nil),         // 7: isobar.v1.CarbonRequest
-	(*CarbonResponse)(nil),        // 8: isobar.v1.CarbonResponse
-	(*CarbonSeries)(nil),          // 9: isobar.v1.CarbonSeries
-	(*durationpb.Duration)(nil),   // 10: google.protobuf.Duration
-	(*Offer)(nil),                 // 11: isobar.v1.Offer
-	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
+	(*WatchRequest)(nil),          // 0: isobar.v1.WatchRequest
+	(*WatchResponse)(nil),         // 1: isobar.v1.WatchResponse
+	(*CellsRequest)(nil),          // 2: isobar.v1.CellsRequest
+	(*CellsResponse)(nil),         // 3: isobar.v1.CellsResponse
+	(*CellInfo)(nil),              // 4: isobar.v1.CellInfo
+	(*ServerInfo)(nil),            // 5: isobar.v1.ServerInfo
+	(*WorkersRequest)(nil),        // 6: isobar.v1.WorkersRequest
+	(*WorkersResponse)(nil),       // 7: isobar.v1.WorkersResponse
+	(*WorkerInfo)(nil),            // 8: isobar.v1.WorkerInfo
+	(*CarbonRequest)(nil),         // 9: isobar.v1.CarbonRequest
+	(*CarbonResponse)(nil),        // 10: isobar.v1.CarbonResponse
+	(*CarbonSeries)(nil),          // 11: isobar.v1.CarbonSeries
+	(*durationpb.Duration)(nil),   // 12: google.protobuf.Duration
+	(*Offer)(nil),                 // 13: isobar.v1.Offer
+	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
 }
 var file_isobar_v1_mesh_proto_depIdxs = []int32{
-	2,  // 0: isobar.v1.CellsResponse.cells:type_name -> isobar.v1.CellInfo
-	10, // 1: isobar.v1.CellInfo.digest_age:type_name -> google.protobuf.Duration
-	11, // 2: isobar.v1.CellInfo.total:type_name -> isobar.v1.Offer
-	11, // 3: isobar.v1.CellInfo.free:type_name -> isobar.v1.Offer
-	10, // 4: isobar.v1.CellInfo.rtt:type_name -> google.protobuf.Duration
-	3,  // 5: isobar.v1.CellInfo.servers:type_name -> isobar.v1.ServerInfo
-	6,  // 6: isobar.v1.WorkersResponse.workers:type_name -> isobar.v1.WorkerInfo
-	11, // 7: isobar.v1.WorkerInfo.total:type_name -> isobar.v1.Offer
-	11, // 8: isobar.v1.WorkerInfo.free:type_name -> isobar.v1.Offer
-	12, // 9: isobar.v1.WorkerInfo.since:type_name -> google.protobuf.Timestamp
-	9,  // 10: isobar.v1.CarbonResponse.series:type_name -> isobar.v1.CarbonSeries
-	12, // 11: isobar.v1.CarbonSeries.from:type_name -> google.protobuf.Timestamp
-	0,  // 12: isobar.v1.MeshService.Cells:input_type -> isobar.v1.CellsRequest
-	4,  // 13: isobar.v1.MeshService.Workers:input_type -> isobar.v1.WorkersRequest
-	7,  // 14: isobar.v1.MeshService.Carbon:input_type -> isobar.v1.CarbonRequest
-	1,  // 15: isobar.v1.MeshService.Cells:output_type -> isobar.v1.CellsResponse
-	5,  // 16: isobar.v1.MeshService.Workers:output_type -> isobar.v1.WorkersResponse
-	8,  // 17: isobar.v1.MeshService.Carbon:output_type -> isobar.v1.CarbonResponse
-	15, // [15:18] is the sub-list for method output_type
-	12, // [12:15] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	4,  // 0: isobar.v1.WatchResponse.cells:type_name -> isobar.v1.CellInfo
+	4,  // 1: isobar.v1.CellsResponse.cells:type_name -> isobar.v1.CellInfo
+	12, // 2: isobar.v1.CellInfo.digest_age:type_name -> google.protobuf.Duration
+	13, // 3: isobar.v1.CellInfo.total:type_name -> isobar.v1.Offer
+	13, // 4: isobar.v1.CellInfo.free:type_name -> isobar.v1.Offer
+	12, // 5: isobar.v1.CellInfo.rtt:type_name -> google.protobuf.Duration
+	5,  // 6: isobar.v1.CellInfo.servers:type_name -> isobar.v1.ServerInfo
+	8,  // 7: isobar.v1.WorkersResponse.workers:type_name -> isobar.v1.WorkerInfo
+	13, // 8: isobar.v1.WorkerInfo.total:type_name -> isobar.v1.Offer
+	13, // 9: isobar.v1.WorkerInfo.free:type_name -> isobar.v1.Offer
+	14, // 10: isobar.v1.WorkerInfo.since:type_name -> google.protobuf.Timestamp
+	11, // 11: isobar.v1.CarbonResponse.series:type_name -> isobar.v1.CarbonSeries
+	14, // 12: isobar.v1.CarbonSeries.from:type_name -> google.protobuf.Timestamp
+	2,  // 13: isobar.v1.MeshService.Cells:input_type -> isobar.v1.CellsRequest
+	6,  // 14: isobar.v1.MeshService.Workers:input_type -> isobar.v1.WorkersRequest
+	9,  // 15: isobar.v1.MeshService.Carbon:input_type -> isobar.v1.CarbonRequest
+	0,  // 16: isobar.v1.MeshService.Watch:input_type -> isobar.v1.WatchRequest
+	3,  // 17: isobar.v1.MeshService.Cells:output_type -> isobar.v1.CellsResponse
+	7,  // 18: isobar.v1.MeshService.Workers:output_type -> isobar.v1.WorkersResponse
+	10, // 19: isobar.v1.MeshService.Carbon:output_type -> isobar.v1.CarbonResponse
+	1,  // 20: isobar.v1.MeshService.Watch:output_type -> isobar.v1.WatchResponse
+	17, // [17:21] is the sub-list for method output_type
+	13, // [13:17] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_isobar_v1_mesh_proto_init() }
@@ -890,7 +979,7 @@ func file_isobar_v1_mesh_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isobar_v1_mesh_proto_rawDesc), len(file_isobar_v1_mesh_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
