@@ -14,12 +14,15 @@ import (
 const hintConfig = "docs/config.md describes every field"
 
 func newConfig(a *app) *cobra.Command {
-	kind := []string{"server", "worker"}
-	show := &cobra.Command{
+	return group(&cobra.Command{Use: "config", Short: "Print and check configuration files"}, newConfigPrint(a), newConfigValidate(a), newConfigMesh(a))
+}
+
+func newConfigPrint(a *app) *cobra.Command {
+	c := &cobra.Command{
 		Use: "print server|worker [FILE]", Short: "Print the configuration in effect: defaults, file, environment",
-		Args: args(1, 2), ValidArgs: kind,
+		Args: args(1, 2), ValidArgs: []string{"server", "worker"},
 	}
-	show.RunE = func(_ *cobra.Command, args []string) error {
+	c.RunE = func(_ *cobra.Command, args []string) error {
 		// Printed before it is checked in full: what is missing can be filled in.
 		var cfg any
 		var err error
@@ -41,11 +44,15 @@ func newConfig(a *app) *cobra.Command {
 		_, err = a.stdout.Write(out)
 		return err
 	}
-	validate := &cobra.Command{
+	return c
+}
+
+func newConfigValidate(a *app) *cobra.Command {
+	c := &cobra.Command{
 		Use: "validate server|worker|mesh FILE", Short: "Check a file, with the environment, without starting anything",
-		Args: args(2, 2), ValidArgs: append(kind, "mesh"),
+		Args: args(2, 2), ValidArgs: []string{"server", "worker", "mesh"},
 	}
-	validate.RunE = func(_ *cobra.Command, args []string) error {
+	c.RunE = func(_ *cobra.Command, args []string) error {
 		var err error
 		switch args[0] {
 		case "server":
@@ -63,11 +70,15 @@ func newConfig(a *app) *cobra.Command {
 		fmt.Fprintf(a.stderr, "%s is valid\n", args[1])
 		return nil
 	}
-	mesh := &cobra.Command{
+	return c
+}
+
+func newConfigMesh(a *app) *cobra.Command {
+	c := &cobra.Command{
 		Use: "mesh [FILE]", Short: "Print the mesh that `isobar dev` starts by default, or FILE with every default written out",
 		Args: args(0, 1),
 	}
-	mesh.RunE = func(_ *cobra.Command, args []string) error {
+	c.RunE = func(_ *cobra.Command, args []string) error {
 		if len(args) == 0 {
 			_, err := fmt.Fprint(a.stdout, meshfile.DefaultYAML())
 			return err
@@ -83,7 +94,7 @@ func newConfig(a *app) *cobra.Command {
 		_, err = a.stdout.Write(out)
 		return err
 	}
-	return group(&cobra.Command{Use: "config", Short: "Print and check configuration files"}, show, validate, mesh)
+	return c
 }
 
 func unknownKind(word string) error {
