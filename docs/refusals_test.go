@@ -326,6 +326,14 @@ func inputs(m *devMesh) []refused {
 			cell: "eu-north-1", address: m.servers["eu-north"].url(),
 		},
 		{
+			name: "a cost below nothing", call: "TaskService/Submit", body: `{"tasks": [{"function": "echo", "cost": {"tokens": "-1"}}]}`,
+			code: "invalid_argument", reason: "bad_request", message: "cost.tokens is not 0 to 1099511627776", hint: "leave it out for none", field: "tasks[0].cost.tokens",
+		},
+		{
+			name: "a call's cost beyond any worker", call: "TaskService/Invoke", body: `{"function": "echo", "cost": {"bytes": "1099511627777"}}`,
+			code: "invalid_argument", reason: "bad_request", message: "cost.bytes is not 0 to 1099511627776", hint: "leave it out for none", field: "cost.bytes",
+		},
+		{
 			name: "ordering key too long", call: "TaskService/Submit", body: `{"tasks": [{"function": "echo", "orderingKey": "` + strings.Repeat("k", 257) + `"}]}`,
 			code: "invalid_argument", reason: "bad_request", message: "an ordering key is at most 256 bytes, none of them zero", hint: "hash longer ones", field: "tasks[0].orderingKey",
 		},

@@ -36,6 +36,8 @@ func SetCapacities(d *meshv1.Digest, c Capacities) {
 	d.Total = toDigest(c.Total, d.Gpus)
 	d.Free = toDigest(c.Free, d.Gpus)
 	d.Widest = toDigest(c.Widest, d.Gpus)
+	bounds(d.Total, c.Total)
+	bounds(d.Free, c.Free)
 }
 
 // CapacitiesOf reads the capacities out of d. Counts that the digest leaves out
@@ -56,10 +58,32 @@ func toDigest(c mesh.Capacity, models []*meshv1.ModelDigest) *meshv1.CapacityDig
 	return out
 }
 
+// bounds adds what is bounded at once and what is held of it, where anything is.
+func bounds(out *meshv1.CapacityDigest, c mesh.Capacity) {
+	if c.Most != (mesh.Cost{}) {
+		out.Most = amounts(c.Most)
+	}
+	if len(out.Most) > 0 && c.Held != (mesh.Cost{}) {
+		out.Held = amounts(c.Held)
+	}
+}
+
+// amounts writes a cost, with amounts below zero as zero.
+func amounts(c mesh.Cost) []int64 {
+	return []int64{max(c.Tokens, 0), max(c.Bytes, 0), max(c.AcceleratorMiB, 0)}
+}
+
+// costOf reads it; what is left out is zero.
+func costOf(list []int64) mesh.Cost {
+	var three [3]int64
+	copy(three[:], list)
+	return mesh.Cost{Tokens: three[0], Bytes: three[1], AcceleratorMiB: three[2]}
+}
+
 // fromDigest returns accelerators sorted by model, as mesh.Capacity wants them,
 // in whatever order the digest names them.
 func fromDigest(c *meshv1.CapacityDigest, models []*meshv1.ModelDigest) mesh.Capacity {
-	out := mesh.Capacity{CPUMilli: c.GetCpuMilli(), MemoryMiB: c.GetMemoryMib()}
+	out := mesh.Capacity{CPUMilli: c.GetCpuMilli(), MemoryMiB: c.GetMemoryMib(), Most: costOf(c.GetMost()), Held: costOf(c.GetHeld())}
 	for i, m := range models {
 		out.GPUs = append(out.GPUs, mesh.Accelerators{Model: m.GetModel(), Count: gpuAt(c, i)})
 	}

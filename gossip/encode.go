@@ -204,6 +204,9 @@ func validateLists(d *meshv1.Digest, bad func(string, ...any) error) error {
 	return validateText(d, bad)
 }
 
+// mostHeld bounds what a digest tells of costs, so that sums cannot overflow.
+const mostHeld = 1 << 60
+
 // badCapacity says what is wrong with one capacity, "" for nothing.
 func badCapacity(c *meshv1.CapacityDigest, models int) string {
 	if c == nil {
@@ -218,6 +221,16 @@ func badCapacity(c *meshv1.CapacityDigest, models int) string {
 	for _, n := range c.Gpus {
 		if n < 0 {
 			return "negative count of accelerators"
+		}
+	}
+	for _, list := range [][]int64{c.Most, c.Held} {
+		if len(list) > 3 {
+			return "more than three amounts of a cost"
+		}
+		for _, n := range list {
+			if n < 0 || n > mostHeld {
+				return "a cost beyond any cell"
+			}
 		}
 	}
 	return ""

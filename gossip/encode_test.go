@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
@@ -28,6 +29,40 @@ func small(cell string, term, sequence uint64) *meshv1.Digest {
 		Widest: mesh.Capacity{CPUMilli: 3000, MemoryMiB: 4096},
 	})
 	return d
+}
+
+// TestCostsInADigest: bounds and what is held of them come through, and what no
+// cell can hold is refused.
+func TestCostsInADigest(t *testing.T) {
+	t.Parallel()
+	d := small("eu-north-1", 1, 1)
+	c := mesh.Capacity{CPUMilli: 1, MemoryMiB: 1, Most: mesh.Cost{Tokens: 9, AcceleratorMiB: 7}, Held: mesh.Cost{Tokens: 9, Bytes: 5}}
+	none := mesh.Capacity{CPUMilli: 1, MemoryMiB: 1, Held: mesh.Cost{Tokens: 9}}
+	gossip.SetCapacities(d, gossip.Capacities{Total: none, Free: c, Widest: none})
+	b, _, err := gossip.Encode(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := gossip.Decode(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	left := gossip.CapacitiesOf(got)
+	if left.Free.Most != c.Most || left.Free.Held != c.Held || left.Total.Held != (mesh.Cost{}) {
+		t.Errorf("%+v came through as %+v", c, left)
+	}
+	e := gossip.Entry{Digest: got, At: time.Now()}
+	f := gossip.NewInflight(time.Minute)
+	f.Placed("eu-north-1", gossip.Placement{Task: "t", Attempt: 1}, mesh.Demand{Cost: mesh.Cost{AcceleratorMiB: 6}}, time.Now())
+	if free := f.Corrected(e, time.Now()).Free; free.Fits(mesh.Demand{Cost: mesh.Cost{AcceleratorMiB: 2}}) || !free.Fits(mesh.Demand{Cost: mesh.Cost{AcceleratorMiB: 1}}) {
+		t.Errorf("what was placed is not held: %+v", free)
+	}
+	for _, bad := range [][]int64{{-1}, {0, 0, 0, 0}, {0, 1<<63 - 1}} {
+		got.Total.Held = bad
+		if gossip.Validate(got) == nil {
+			t.Errorf("%v is believed", bad)
+		}
+	}
 }
 
 // fullest is the largest digest a cell may want to publish: every field set,
@@ -55,7 +90,8 @@ func fullest() *meshv1.Digest {
 		gpus = append(gpus, mesh.Accelerators{Model: model, Count: 1 << 14})
 		d.Gpus = append(d.Gpus, &meshv1.ModelDigest{Model: model, Hour: 1 << 30, Milliwatts: 1 << 20, IdleMilliwatts: 1 << 20, EmbodiedMgPerHour: 1 << 17})
 	}
-	c := mesh.Capacity{CPUMilli: 1 << 40, MemoryMiB: 1 << 40, GPUs: gpus}
+	held := mesh.Cost{Tokens: 1 << 32, Bytes: 1 << 40, AcceleratorMiB: 1 << 28}
+	c := mesh.Capacity{CPUMilli: 1 << 40, MemoryMiB: 1 << 40, GPUs: gpus, Most: held, Held: held}
 	gossip.SetCapacities(d, gossip.Capacities{Total: c, Free: c, Widest: c})
 	for i := range 64 {
 		d.Warm = append(d.Warm, gossip.Key(fmt.Sprint("warm", i)))

@@ -154,6 +154,7 @@ func (f *Inflight) pending(e Entry, now time.Time) []flight {
 func takeUp(c mesh.Capacity, d mesh.Demand) mesh.Capacity {
 	c.CPUMilli = max(c.CPUMilli-max(d.CPUMilli, 0), 0)
 	c.MemoryMiB = max(c.MemoryMiB-max(d.MemoryMiB, 0), 0)
+	c.Held = c.Held.Plus(mesh.Cost{Tokens: max(d.Cost.Tokens, 0), Bytes: max(d.Cost.Bytes, 0), AcceleratorMiB: max(d.Cost.AcceleratorMiB, 0)})
 	if d.GPUs <= 0 {
 		return c
 	}

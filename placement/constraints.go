@@ -22,6 +22,7 @@ const (
 	ruleRuntime
 	ruleAccelerator
 	ruleResources
+	ruleCost
 	ruleRoundTrip
 	ruleDeadline
 	ruleCount
@@ -30,7 +31,7 @@ const (
 // constraint is the rule's public name.
 func (r rule) constraint() Constraint {
 	return [ruleCount]Constraint{
-		Residency, Excluded, Health, NoWorker, MinQuality, Runtime, Accelerator, Resources, RoundTrip, DeadlineOver,
+		Residency, Excluded, Health, NoWorker, MinQuality, Runtime, Accelerator, Resources, Cost, RoundTrip, DeadlineOver,
 	}[r]
 }
 
@@ -91,6 +92,9 @@ func pairBreaks(c *Cell, v *variantFacts) rules {
 	if v.demand.GPUs > 0 {
 		s |= when(ruleAccelerator, !offersGPU(c.Total, v.demand))
 	}
+	if v.demand.Cost != (mesh.Cost{}) {
+		s |= when(ruleCost, v.demand.Cost.Over(mesh.Cost{}, c.Total.Most) != mesh.Cost{})
+	}
 	return s | when(ruleResources, c.Total.CPUMilli < v.demand.CPUMilli || c.Total.MemoryMiB < v.demand.MemoryMiB)
 }
 
@@ -148,6 +152,9 @@ func (q *question) detail(r rule, c *Cell, v *variantFacts, t *timing) string {
 		return fmt.Sprintf("needs %s, %s has %s", gpuWords(v.demand), c.ID, gpusOf(c.Total, v.demand.GPUModel))
 	case ruleResources:
 		return fmt.Sprintf("needs %s, %s has %s in all", demandWords(v.demand), c.ID, capacityWords(c.Total))
+	case ruleCost:
+		over := v.demand.Cost.Over(mesh.Cost{}, c.Total.Most)
+		return fmt.Sprintf("costs %s, a worker of %s holds %s at once", over, c.ID, c.Total.Most.Where(over))
 	case ruleRoundTrip:
 		return fmt.Sprintf("%s is %s away and back, %s are allowed", c.ID, short(c.RTT), short(q.task.MaxRTT))
 	default:

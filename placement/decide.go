@@ -258,6 +258,7 @@ func (d *Decider) prepareVariants(q *question) {
 		v := &q.task.Variants[i]
 		demand := v.Demand
 		demand.CPUMilli, demand.MemoryMiB, demand.GPUs = max(demand.CPUMilli, 0), max(demand.MemoryMiB, 0), max(demand.GPUs, 0)
+		demand.Cost = mesh.Cost{Tokens: max(q.task.Cost.Tokens, 0), Bytes: max(q.task.Cost.Bytes, 0), AcceleratorMiB: max(q.task.Cost.AcceleratorMiB, 0)}
 		d.variants = append(d.variants, variantFacts{
 			Variant: v,
 			broken:  q.variantBreaks(v),

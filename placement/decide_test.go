@@ -279,6 +279,12 @@ func TestConstraints(t *testing.T) {
 			hint:   "ask for no more than 8 cores and 16384 MiB, or add capacity there: v could then run at eu-1",
 		},
 		{
+			name: "cost", constraint: Cost, task: func(k *Task) { k.Cost = mesh.Cost{Tokens: 9000, Bytes: 10, AcceleratorMiB: 20} },
+			cell:   func(c *Cell) { c.Total.Most = mesh.Cost{Tokens: 4096, Bytes: 10} },
+			detail: "costs 9000 tokens, a worker of eu-1 holds 4096 tokens at once",
+			hint:   "let a worker of eu-1 hold 9000 tokens at once (in_flight), or submit smaller tasks: v could then run at eu-1",
+		},
+		{
 			name: "deadline", constraint: DeadlineOver,
 			task: func(k *Task) { k.Deadline = noon().Add(999 * time.Millisecond) }, cell: func(c *Cell) { c.RTT = 100 * time.Millisecond },
 			detail: "would take 1.1s and end 101ms after the deadline",

@@ -19,6 +19,7 @@ const (
 	Runtime      Constraint = "runtime"     // no worker offers the variant's runtime
 	Accelerator  Constraint = "accelerator" // the cell has not that many of that model
 	Resources    Constraint = "resources"   // the demand is above the cell's total
+	Cost         Constraint = "cost"        // the task's cost is above what any one worker holds at once
 	RoundTrip    Constraint = "round_trip"  // the cell is farther from home than the task allows
 	DeadlineOver Constraint = "deadline"    // it could not end in time
 )

@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/isobar-mesh/isobar/internal/mesh"
 )
 
 // relaxation is what would have to give so that one pair could run.
@@ -148,6 +150,8 @@ func (q *question) virtue(r rule, v *variantFacts) string {
 		return "offers " + gpuWords(v.demand)
 	case ruleResources:
 		return "offers " + demandWords(v.demand)
+	case ruleCost:
+		return "has a worker that holds " + v.demand.Cost.String()
 	case ruleRoundTrip:
 		return "lies within a round trip of " + short(q.task.MaxRTT)
 	case ruleDeadline:
@@ -191,6 +195,8 @@ func (q *question) ask(r rule, c *Cell, v *variantFacts, t *timing) string {
 		return fmt.Sprintf("no region offers %s; add it to %s", gpuWords(v.demand), c.ID)
 	case ruleResources:
 		return fmt.Sprintf("ask for no more than %s, or add capacity there", capacityWords(c.Total))
+	case ruleCost:
+		return fmt.Sprintf("let a worker of %s hold %s at once (in_flight), or submit smaller tasks", c.ID, v.demand.Cost.Over(mesh.Cost{}, c.Total.Most))
 	case ruleRoundTrip:
 		return fmt.Sprintf("allow a round trip of %s to %s", short(c.RTT), c.ID)
 	default:

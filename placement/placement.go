@@ -44,6 +44,8 @@ type Task struct {
 	// Interruptible work may be suspended between StartBy's bounds: all that it
 	// is put off and suspended is at most the time from now to StartBy.
 	Interruptible bool
+	// Cost is what an attempt takes of a worker beside the variant's demand.
+	Cost mesh.Cost
 	// MaxRTT is the longest round trip from home that is allowed, inclusive; 0
 	// is any.
 	MaxRTT time.Duration
@@ -103,6 +105,7 @@ type Cell struct {
 	Version uint64
 	Age     time.Duration
 
+	// Total's bounds on costs are those of the one worker that may hold most.
 	Total mesh.Capacity
 	Free  mesh.Capacity // less what home placed there and the digest does not show yet
 	// Booked, when not nil, tells exactly when a demand has room: then neither

@@ -45,6 +45,15 @@ type manifestConcurrency struct {
 	CPU       float64 `yaml:"cpu"`
 	MemoryMiB int64   `yaml:"memory_mib"`
 	GPUs      int64   `yaml:"gpus"`
+
+	Cost *manifestCost `yaml:"cost"`
+}
+
+// manifestCost bounds what tasks declare.
+type manifestCost struct {
+	Tokens         int64 `yaml:"tokens"`
+	Bytes          int64 `yaml:"bytes"`
+	AcceleratorMiB int64 `yaml:"accelerator_mib"`
 }
 
 type manifestRetry struct {
@@ -195,6 +204,9 @@ func (c *converter) spec(m *manifest) *isobarv1.FunctionSpec {
 	if b := m.Concurrency; b != nil {
 		s.Concurrency = &isobarv1.Concurrency{
 			Attempts: uint32(min(max(b.Attempts, 0), math.MaxUint32)), Cpu: b.CPU, MemoryMib: b.MemoryMiB, Gpus: b.GPUs,
+		}
+		if k := b.Cost; k != nil {
+			s.Concurrency.Cost = &isobarv1.Cost{Tokens: k.Tokens, Bytes: k.Bytes, AcceleratorMib: k.AcceleratorMiB}
 		}
 		if b.Attempts < 0 {
 			c.add("concurrency.attempts", "must be 0 or more; 0 is no bound")

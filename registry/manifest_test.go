@@ -26,7 +26,7 @@ name: thumbnail
 tenant: acme
 timeout: 30s
 retry: {max_attempts: 7, backoff: 500ms, max_backoff: 1m30s}
-concurrency: {attempts: 20, cpu: 12.5, memory_mib: 4096, gpus: 2}
+concurrency: {attempts: 20, cpu: 12.5, memory_mib: 4096, gpus: 2, cost: {tokens: 9000, bytes: 1, accelerator_mib: 2}}
 ordering: {mode: strict, on_dead: block}
 env:
   SIZE: "128"
@@ -88,7 +88,7 @@ func TestParseManifest(t *testing.T) {
 		Retry: &isobarv1.RetryPolicy{MaxAttempts: 7, Backoff: duration(500 * time.Millisecond), MaxBackoff: duration(90 * time.Second)},
 		Env:   map[string]string{"SIZE": "128", "EMPTY": ""},
 
-		Concurrency: &isobarv1.Concurrency{Attempts: 20, Cpu: 12.5, MemoryMib: 4096, Gpus: 2},
+		Concurrency: &isobarv1.Concurrency{Attempts: 20, Cpu: 12.5, MemoryMib: 4096, Gpus: 2, Cost: &isobarv1.Cost{Tokens: 9000, Bytes: 1, AcceleratorMib: 2}},
 		Ordering:    &isobarv1.Ordering{Mode: "strict", OnDead: "block"},
 		Variants: []*isobarv1.Variant{
 			{

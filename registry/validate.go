@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/isobar-mesh/isobar/internal/mesh"
 	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
 	"github.com/isobar-mesh/isobar/registry/digest"
 )
@@ -214,8 +215,20 @@ func (e *fieldErrors) concurrency(path string, c *isobarv1.Concurrency) {
 	if n := c.GetMemoryMib(); n < 0 || n > MaxConcurrent*MaxMemoryMiB {
 		e.add(path+"memory_mib", "must be 0 or more, not %d; 0 is no bound", n)
 	}
+	e.cost(path+"cost.", c.GetCost())
 	if n := c.GetGpus(); n < 0 || n > MaxConcurrent {
 		e.add(path+"gpus", "must be 0 to %d, not %d; 0 is no bound", MaxConcurrent, n)
+	}
+}
+
+func (e *fieldErrors) cost(path string, c *isobarv1.Cost) {
+	for _, a := range []struct {
+		field string
+		n     int64
+	}{{"tokens", c.GetTokens()}, {"bytes", c.GetBytes()}, {"accelerator_mib", c.GetAcceleratorMib()}} {
+		if a.n < 0 || a.n > mesh.MaxCost {
+			e.add(path+a.field, "must be 0 to %d, not %d; 0 is no bound", int64(mesh.MaxCost), a.n)
+		}
 	}
 }
 

@@ -64,6 +64,11 @@ func TestValidate(t *testing.T) {
 		{"concurrency.cpu", func(s *spec) { s.Concurrency = &isobarv1.Concurrency{Cpu: -1} }},
 		{"concurrency.cpu", func(s *spec) { s.Concurrency = &isobarv1.Concurrency{Cpu: math.NaN()} }},
 		{"concurrency.memory_mib", func(s *spec) { s.Concurrency = &isobarv1.Concurrency{MemoryMib: -1} }},
+		{"concurrency.cost.tokens", func(s *spec) { s.Concurrency = &isobarv1.Concurrency{Cost: &isobarv1.Cost{Tokens: -1}} }},
+		{"concurrency.cost.bytes", func(s *spec) { s.Concurrency = &isobarv1.Concurrency{Cost: &isobarv1.Cost{Bytes: 1<<40 + 1}} }},
+		{"concurrency.cost.accelerator_mib", func(s *spec) {
+			s.Concurrency = &isobarv1.Concurrency{Cost: &isobarv1.Cost{AcceleratorMib: math.MinInt64}}
+		}},
 		{"concurrency.gpus", func(s *spec) { s.Concurrency = &isobarv1.Concurrency{Gpus: -1} }},
 		{"retry.max_attempts", func(s *spec) { s.Retry.MaxAttempts = 0 }},
 		{"retry.max_attempts", func(s *spec) { s.Retry.MaxAttempts = 101 }},

@@ -31,11 +31,14 @@ func (s *Scheduler) Lease(ctx context.Context, r *isobarv1.LeaseRequest) (*isoba
 	if err := checkOffer(r.Offer); err != nil {
 		return nil, err
 	}
+	if err := CheckCost("batch", r.Batch); err != nil {
+		return nil, err
+	}
 	wait := 10 * time.Second
 	if r.Wait != nil {
 		wait = min(max(r.Wait.AsDuration(), 0), 30*time.Second)
 	}
-	p := &poll{request: r.RequestId, want: int(min(max(r.Max, 1), maxLeases)), ready: make(chan struct{})}
+	p := &poll{request: r.RequestId, want: int(min(max(r.Max, 1), maxLeases)), ready: make(chan struct{}), batch: CostOf(r.Batch)}
 	found := l.leasedPayloads(ctx, r)
 	l.mu.Lock()
 	if l.closed {
@@ -44,7 +47,7 @@ func (s *Scheduler) Lease(ctx context.Context, r *isobarv1.LeaseRequest) (*isoba
 	}
 	known := l.sessions[r.Session] != nil
 	ses := l.session(r.Session, r.Worker, r.Offer)
-	ses.polls = true
+	ses.polls, ses.batch = true, p.batch
 	if again := l.leasedBefore(ses, r.RequestId, known, found); len(again) > 0 {
 		l.mu.Unlock()
 		return &isobarv1.LeaseResponse{Assignments: again}, nil
@@ -141,12 +144,12 @@ func (l *leader) leasedBefore(ses *session, request string, known bool, found ma
 		if err != nil || v == nil {
 			continue
 		}
-		run := l.occupyDemand(ses, ref{rec.Id, rec.Attempt}, rec.Function, v.Name, demand(v))
+		run := l.occupyDemand(ses, ref{rec.Id, rec.Attempt}, rec.Function, v.Name, demandFor(v, rec))
 		run.request, run.handed = request, true
 		run.assigned = &isobarv1.Assignment{
 			TaskId: rec.Id, Attempt: rec.Attempt, Tenant: rec.Tenant, Function: rec.Function, Version: rec.Version, Variant: v,
 			Env: fn.Spec.Env, Timeout: fn.Spec.Timeout, Deadline: timestampMs(rec.DeadlineMs), Payload: payload,
-			ContentType: rec.ContentType, Traceparent: rec.Traceparent,
+			ContentType: rec.ContentType, Traceparent: rec.Traceparent, Cost: rec.Cost,
 		}
 		again = l.tellAgain(again, rec, run.assigned)
 	}

@@ -150,8 +150,8 @@ func (l *leader) place(key queueKey, r ref, now time.Time) outcome {
 		l.noteBlocked(rec, why)
 		return l.park(key, r, now, why)
 	}
-	if d.Chosen.Cell == l.Cell.ID && !l.served(rec.Function, variantOf(fn, d.Chosen.Variant)) {
-		why := "no_worker: no worker of " + string(l.Cell.ID) + " takes " + rec.Function + "/" + d.Chosen.Variant
+	takes := demandFor(variantOf(fn, d.Chosen.Variant), rec)
+	if why := l.unserved(rec.Function, variantOf(fn, d.Chosen.Variant), takes); d.Chosen.Cell == l.Cell.ID && why != "" {
 		l.noteBlocked(rec, why)
 		return l.park(key, r, now, why)
 	}
@@ -165,7 +165,7 @@ func (l *leader) place(key queueKey, r ref, now time.Time) outcome {
 	if err != nil {
 		latest = nil // deleted: only the tenant's bound is left
 	}
-	if why := l.cappedBy(key.Queue, latest, demand(variantOf(fn, d.Chosen.Variant))); why != "" {
+	if why := l.cappedBy(key.Queue, latest, takes); why != "" {
 		l.waiting.queue(key).why = why
 		return noRoom
 	}
@@ -193,7 +193,7 @@ func (l *leader) placementTask(rec *meshv1.TaskRecord, fn *isobarv1.Function) pl
 	t := placement.Task{
 		ID: mesh.TaskID(rec.Id), Function: rec.Function, Lane: mesh.Lane(rec.Lane), Home: l.Cell.ID,
 		Variants: l.learned.variants(fn), InputBytes: int64(rec.PayloadBytes), OutputBytes: l.learned.output(fn.Version),
-		Residency: mesh.Residency{Allowed: rec.Allowed, Denied: rec.Denied}, MinQuality: rec.MinQuality,
+		Residency: mesh.Residency{Allowed: rec.Allowed, Denied: rec.Denied}, MinQuality: rec.MinQuality, Cost: costOf(rec),
 		Avoid: l.avoid[rec.Id],
 	}
 	for _, in := range rec.Inputs {
@@ -206,16 +206,14 @@ func (l *leader) placementTask(rec *meshv1.TaskRecord, fn *isobarv1.Function) pl
 	return t
 }
 
-// demandOf is what one attempt of a variant takes.
-func (l *leader) demandOf(version, variant string) mesh.Demand {
-	fn, err := l.Registry.Version(version)
-	if err != nil {
-		return mesh.Demand{}
+// demandOf is what one attempt of a variant takes, for work of that cost.
+func (l *leader) demandOf(version, variant string, work costed) mesh.Demand {
+	var d mesh.Demand
+	if fn, err := l.Registry.Version(version); err == nil {
+		d = demand(variantOf(fn, variant))
 	}
-	if v := variantOf(fn, variant); v != nil {
-		return demand(v)
-	}
-	return mesh.Demand{}
+	d.Cost = costOf(work)
+	return d
 }
 
 func variantOf(fn *isobarv1.Function, name string) *isobarv1.Variant {
@@ -238,11 +236,15 @@ func demand(v *isobarv1.Variant) mesh.Demand {
 // grantLocal leases the attempt to a worker of this cell.
 func (l *leader) grantLocal(r ref, rec *meshv1.TaskRecord, fn *isobarv1.Function, d *placement.Decision) outcome {
 	v := variantOf(fn, d.Chosen.Variant)
-	s := l.pickSession(rec.Function, v, false)
+	takes := demandFor(v, rec)
+	s := l.pickSession(rec.Function, v, takes, false)
 	if s == nil {
+		if takes.Cost != (mesh.Cost{}) && l.pickSession(rec.Function, v, demand(v), false) != nil {
+			l.waiting.queue(queueKey{Queue: fsm.QueueOf(rec)}).why = "cost: no worker of " + string(l.Cell.ID) + " has room for " + takes.Cost.String() + " beside what it holds"
+		}
 		return noRoom
 	}
-	run := l.occupy(s, r, rec.Function, v)
+	run := l.occupy(s, r, rec.Function, v, takes)
 	l.hold(r, rec.Tenant, rec.Function, run.demand, true)
 	grant := l.grantCommand(r, &meshv1.Holder{Worker: s.worker, Session: s.id, RequestId: run.request}, l.WorkerLease, d)
 	grant.Started = run.request == "" // a poller confirms the start with its first extend
@@ -297,7 +299,7 @@ func (l *leader) commitLocal(run *running, rec *meshv1.TaskRecord, grant *meshv1
 	l.deliver(run, &isobarv1.Assignment{
 		TaskId: run.task, Attempt: run.attempt, Tenant: res.Task.Tenant, Function: res.Task.Function, Version: res.Task.Version,
 		Variant: v, Env: fn.Spec.Env, Timeout: fn.Spec.Timeout, Deadline: timestampMs(res.Task.DeadlineMs),
-		Payload: payload, ContentType: res.Task.ContentType, Traceparent: trace,
+		Payload: payload, ContentType: res.Task.ContentType, Traceparent: trace, Cost: res.Task.Cost,
 		// It began when the grant was proposed, and the commit took its time.
 		Lease: durationpb.New(l.leaseLeft(res.Task)),
 	})

@@ -97,13 +97,14 @@ func (l *leader) acceptOffer(ctx context.Context, from mesh.CellID, r *meshv1.Of
 		l.mu.Unlock()
 		return &meshv1.OfferResult{Accepted: true} // a repeat
 	}
-	if !l.roomForGuest(g.Function, v) {
+	takes := demandFor(v, g)
+	if !l.roomForGuest(g.Function, v, takes) {
 		l.mu.Unlock()
 		return refuse("full", "no room for "+g.Function+"/"+g.Variant)
 	}
 	// Taken before the commit, so that offers that arrive together don't all
 	// see the same room.
-	mem := &guest{ref: at, home: from, queue: fsm.GuestQueue(g), demand: demand(v), payload: item.Payload}
+	mem := &guest{ref: at, home: from, queue: fsm.GuestQueue(g), demand: takes, payload: item.Payload}
 	l.guests[at] = mem
 	l.mu.Unlock()
 	res, err := l.command(ctx, &meshv1.SchedulerCommand{Command: &meshv1.SchedulerCommand_GuestAccept{GuestAccept: &meshv1.GuestAccept{Guest: g}}})
@@ -126,8 +127,7 @@ func (l *leader) acceptOffer(ctx context.Context, from mesh.CellID, r *meshv1.Of
 // roomForGuest reports whether the workers that may run the variant have room
 // for one more attempt now, with the guests that already wait taken into
 // account. Guests go to streaming workers only.
-func (l *leader) roomForGuest(function string, v *isobarv1.Variant) bool {
-	d := demand(v)
+func (l *leader) roomForGuest(function string, v *isobarv1.Variant, d mesh.Demand) bool {
 	var free mesh.Capacity
 	fits := false
 	for _, s := range l.sessions {
@@ -149,7 +149,7 @@ func (l *leader) roomForGuest(function string, v *isobarv1.Variant) bool {
 func (l *leader) adoptGuest(g *meshv1.GuestRecord) {
 	at := ref{g.TaskId, g.Attempt}
 	l.guests[at] = &guest{
-		ref: at, home: mesh.CellID(g.Home), queue: fsm.GuestQueue(g), demand: l.demandOf(g.Version, g.Variant),
+		ref: at, home: mesh.CellID(g.Home), queue: fsm.GuestQueue(g), demand: l.demandOf(g.Version, g.Variant, g),
 		kept: true, started: g.Started, ended: g.Ended != nil, worker: g.Worker, adopted: time.Now(),
 	}
 	if g.Started && g.Ended == nil {
@@ -193,12 +193,13 @@ func (l *leader) placeGuest(at ref, now time.Time) outcome {
 		go l.endGuest(at, &meshv1.Ended{Status: "refused", Message: "its version is not here"})
 		return gone
 	}
-	s := l.pickSession(rec.Function, v, true)
+	takes := demandFor(v, rec)
+	s := l.pickSession(rec.Function, v, takes, true)
 	if s == nil {
 		mem.queued = true
 		return noRoom
 	}
-	run := l.occupy(s, at, rec.Function, v)
+	run := l.occupy(s, at, rec.Function, v, takes)
 	run.guest = true
 	mem.started, mem.worker = true, s.worker
 	l.hold(at, rec.Tenant, rec.Function, run.demand, false)
@@ -239,7 +240,7 @@ func (l *leader) startGuest(run *running, mem *guest, rec *meshv1.GuestRecord, f
 	l.deliver(run, &isobarv1.Assignment{
 		TaskId: run.task, Attempt: run.attempt, Tenant: rec.Tenant, Function: rec.Function, Version: rec.Version,
 		Variant: v, Env: fn.Spec.Env, Timeout: fn.Spec.Timeout, Deadline: timestampMs(rec.DeadlineMs),
-		Payload: payload, ContentType: rec.ContentType, Traceparent: trace, Lease: durationpb.New(left),
+		Payload: payload, ContentType: rec.ContentType, Traceparent: trace, Lease: durationpb.New(left), Cost: rec.Cost,
 	})
 	l.mu.Lock()
 	mem.payload = nil // the worker has it

@@ -71,6 +71,7 @@ func (a held) add(h holding, sign int64) {
 		s.demand.CPUMilli += sign * h.demand.CPUMilli
 		s.demand.MemoryMiB += sign * h.demand.MemoryMiB
 		s.demand.GPUs += sign * h.demand.GPUs
+		s.demand.Cost = s.demand.Cost.Plus(h.demand.Cost.Times(sign))
 		if s.attempts == 0 {
 			delete(a.totals, o)
 		}
@@ -129,6 +130,10 @@ func (a held) over(o owner, c *isobarv1.Concurrency, d mesh.Demand) string {
 		return fmt.Sprintf("%d MiB", c.MemoryMib)
 	case c.Gpus > 0 && s.demand.GPUs+d.GPUs > c.Gpus:
 		return fmt.Sprintf("%d accelerators", c.Gpus)
+	}
+	most := CostOf(c.Cost)
+	if over := d.Cost.Over(s.demand.Cost, most); over != (mesh.Cost{}) {
+		return most.Where(over).String()
 	}
 	return ""
 }

@@ -44,6 +44,7 @@ type Invocation struct {
 	MinQuality  float64
 	Timeout     time.Duration
 	Traceparent string
+	Cost        *isobarv1.Cost
 }
 
 // Invoked is its answer.
@@ -105,7 +106,7 @@ func (l *leader) decideInvoke(in Invocation, avoid []mesh.CellID) placement.Deci
 	t := placement.Task{
 		Function: in.Function.Spec.Name, Lane: mesh.Interactive, Home: l.Cell.ID, Variants: l.learned.variants(in.Function),
 		InputBytes: int64(len(in.Payload)), OutputBytes: l.learned.output(in.Function.Version), Residency: in.Residency,
-		MinQuality: in.MinQuality, Avoid: avoid,
+		MinQuality: in.MinQuality, Avoid: avoid, Cost: costPlus(in.Cost, len(in.Payload)),
 	}
 	return l.view.decider.Decide(t, l.view.priced(t.Lane), l.Policy, l.clock.wall(now), placement.Options{})
 }
@@ -114,7 +115,7 @@ func (l *leader) invokeAt(ctx context.Context, in Invocation, d *placement.Decis
 	a := &isobarv1.Assignment{
 		TaskId: invokePrefix + newULID(), Attempt: 1, Tenant: in.Function.Spec.Tenant, Function: in.Function.Spec.Name,
 		Version: in.Function.Version, Variant: variantOf(in.Function, d.Chosen.Variant), Env: in.Function.Spec.Env,
-		Timeout: durationpb.New(in.Timeout), Payload: in.Payload, ContentType: in.ContentType, Traceparent: in.Traceparent, Invoke: true,
+		Timeout: durationpb.New(in.Timeout), Payload: in.Payload, ContentType: in.ContentType, Traceparent: in.Traceparent, Invoke: true, Cost: in.Cost,
 	}
 	if dl, ok := ctx.Deadline(); ok {
 		a.Deadline = timestamppb.New(dl)
@@ -137,15 +138,17 @@ func (l *leader) invokeAt(ctx context.Context, in Invocation, d *placement.Decis
 
 // invokeLocal runs one call on a worker of this cell.
 func (l *leader) invokeLocal(ctx context.Context, a *isobarv1.Assignment) (*isobarv1.Outcome, string, error) {
+	takes := demand(a.Variant)
+	takes.Cost = costPlus(a.Cost, len(a.Payload))
 	l.mu.Lock()
-	s := l.pickSession(a.Function, a.Variant, true)
+	s := l.pickSession(a.Function, a.Variant, takes, true)
 	if s == nil || l.closed {
 		l.mu.Unlock()
 		return nil, "", l.noRoomFor(a.Function)
 	}
 	inv := &invocation{done: make(chan *isobarv1.Outcome, 1)}
 	l.invokes[a.TaskId] = inv
-	run := l.occupy(s, ref{a.TaskId, a.Attempt}, a.Function, a.Variant)
+	run := l.occupy(s, ref{a.TaskId, a.Attempt}, a.Function, a.Variant, takes)
 	run.invoke = true
 	l.hold(run.ref, a.Tenant, a.Function, run.demand, false)
 	worker := s.worker
@@ -237,6 +240,6 @@ func (s *Scheduler) Invocation(sub Submission) (*Invocation, error) {
 	}
 	return &Invocation{
 		Function: fn, Payload: sub.Payload, ContentType: sub.ContentType, Residency: res, MinQuality: sub.Spec.MinQuality,
-		Timeout: fn.Spec.Timeout.AsDuration(), Traceparent: sub.Traceparent,
+		Timeout: fn.Spec.Timeout.AsDuration(), Traceparent: sub.Traceparent, Cost: sub.Spec.Cost,
 	}, nil
 }

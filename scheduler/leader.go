@@ -147,12 +147,12 @@ func (l *leader) rebuild() {
 	for rec := range fsm.Leases(l.State) {
 		cell := mesh.CellID(rec.Lease.Holder.GetCell())
 		r := ref{rec.Id, rec.Attempt}
-		l.hold(r, rec.Tenant, rec.Function, l.demandOf(rec.Version, rec.Lease.Variant), true)
+		l.hold(r, rec.Tenant, rec.Function, l.demandOf(rec.Version, rec.Lease.Variant, rec), true)
 		if cell == "" {
 			// A worker of this cell announces what it holds, or the lease runs out.
 			continue
 		}
-		p := &placed{cell: cell, demand: l.demandOf(rec.Version, rec.Lease.Variant)}
+		p := &placed{cell: cell, demand: l.demandOf(rec.Version, rec.Lease.Variant, rec)}
 		l.placed[r] = p
 		if !rec.Lease.Started {
 			// The cell's digest may not count it: without this the room it takes

@@ -101,7 +101,7 @@ func TaskMessage(rec *meshv1.TaskRecord) *isobarv1.Task {
 		Submitted: timestampMs(rec.SubmittedMs), Deadline: timestampMs(rec.DeadlineMs), NotBefore: timestampMs(rec.NotBeforeMs),
 		Next: timestampMs(rec.NextMs), Ended: timestampMs(rec.EndedMs), MinQuality: rec.MinQuality, Attempt: rec.Attempt,
 		Reason: rec.Reason, PayloadBytes: rec.PayloadBytes, PayloadSha256: rec.PayloadSha256, ResultSha256: rec.ResultSha256,
-		Traceparent: rec.Traceparent, OrderingKey: rec.OrderingKey, StartBy: timestampMs(fsm.StartBy(rec)), Plan: planMessage(rec), Inputs: rec.Inputs,
+		Traceparent: rec.Traceparent, OrderingKey: rec.OrderingKey, StartBy: timestampMs(fsm.StartBy(rec)), Plan: planMessage(rec), Inputs: rec.Inputs, Cost: rec.Cost,
 		Retry: &isobarv1.RetryPolicy{
 			MaxAttempts: rec.MaxAttempts, Backoff: durationpb.New(time.Duration(rec.BackoffMs) * time.Millisecond),
 			MaxBackoff: durationpb.New(time.Duration(rec.MaxBackoffMs) * time.Millisecond),

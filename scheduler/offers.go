@@ -32,7 +32,7 @@ type placed struct {
 
 // grantCell commits the lease to another cell and leaves the offer to its outbox.
 func (l *leader) grantCell(r ref, rec *meshv1.TaskRecord, d *placement.Decision) {
-	p := &placed{cell: d.Chosen.Cell, demand: l.demandOf(rec.Version, d.Chosen.Variant)}
+	p := &placed{cell: d.Chosen.Cell, demand: l.demandOf(rec.Version, d.Chosen.Variant, rec)}
 	l.placed[r] = p
 	l.granting[r.task] = true
 	l.hold(r, rec.Tenant, rec.Function, p.demand, true)
@@ -208,7 +208,7 @@ func (b *outbox) item(ctx context.Context, r ref) *meshv1.OfferItem {
 			TaskId: rec.Id, Attempt: rec.Attempt, Home: string(l.Cell.ID), Incarnation: l.incarnation, Tenant: rec.Tenant,
 			Function: rec.Function, Version: rec.Version, Lane: rec.Lane, Variant: rec.Lease.Variant, ContentType: rec.ContentType,
 			PayloadBytes: rec.PayloadBytes, PayloadSha256: rec.PayloadSha256, DeadlineMs: rec.DeadlineMs, TimeoutMs: rec.TimeoutMs,
-			Traceparent: trace, Allowed: rec.Allowed, Denied: rec.Denied,
+			Traceparent: trace, Allowed: rec.Allowed, Denied: rec.Denied, Cost: rec.Cost,
 			StartWithinMs: max(0, rec.Lease.StartByLeaseMs-leaseMs),
 		},
 	}

@@ -233,10 +233,10 @@ func TestAPollSurvivesAGrantThatFails(t *testing.T) {
 		s := l.session("p", "poller", offering(1, "wasm"))
 		s.poll = p
 		v := variant("only", "wasm")
-		run := l.occupy(s, ref{"t1", 1}, "work", v)
-		full := l.pickSession("work", v, false)
+		run := l.occupy(s, ref{"t1", 1}, "work", v, demand(v))
+		full := l.pickSession("work", v, demand(v), false)
 		l.release(run)
-		free := l.pickSession("work", v, false)
+		free := l.pickSession("work", v, demand(v), false)
 		l.mu.Unlock()
 		if full != nil || free != s || p.want != 1 || p.pending != 0 || p.closed {
 			t.Fatalf("%v, %v, %+v", full, free, p)

@@ -153,7 +153,7 @@ func (l *leader) record(sub Submission) (*meshv1.TaskRecord, *isobarv1.Function,
 		PayloadBytes: uint64(len(sub.Payload)), PayloadSha256: sum[:], IdempotencyKey: spec.IdempotencyKey, RequestId: spec.RequestId,
 		CorrelationId: spec.CorrelationId, LifetimeMs: wall.Add(l.Lifetime).UnixMilli(), RetentionMs: l.Retention.Milliseconds(),
 		TimeoutMs: fn.Spec.Timeout.AsDuration().Milliseconds(), Allowed: res.Allowed, Denied: res.Denied,
-		MinQuality: spec.MinQuality, Traceparent: sub.Traceparent, OrderingKey: spec.OrderingKey, Inputs: inputs,
+		MinQuality: spec.MinQuality, Traceparent: sub.Traceparent, OrderingKey: spec.OrderingKey, Inputs: inputs, Cost: spec.Cost,
 		OrderRelaxed: fn.Spec.GetOrdering().GetMode() == "relaxed", OrderBlocks: fn.Spec.GetOrdering().GetOnDead() == "block",
 	}
 	if dl := spec.GetDeadline(); dl != nil {
@@ -276,7 +276,7 @@ func sameness(rec *meshv1.TaskRecord, spec *isobarv1.TaskSpec) []byte {
 	scheduling := &isobarv1.TaskSpec{
 		ContentType: rec.ContentType, Lane: mesh.Lane(rec.Lane).String(), Deadline: spec.Deadline, NotBefore: spec.NotBefore,
 		Residency: spec.Residency, MinQuality: spec.MinQuality, Retry: spec.Retry,
-		MaxDelay: spec.MaxDelay, MaxRtt: spec.MaxRtt, Inputs: rec.Inputs, OrderingKey: spec.OrderingKey,
+		MaxDelay: spec.MaxDelay, MaxRtt: spec.MaxRtt, Inputs: rec.Inputs, OrderingKey: spec.OrderingKey, Cost: rec.Cost,
 	}
 	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(scheduling)
 	if err == nil {

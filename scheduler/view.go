@@ -86,7 +86,7 @@ func shapeOf(cells []placement.Cell) uint64 {
 	h := fnv.New64a()
 	for i := range cells {
 		c := &cells[i]
-		_, _ = fmt.Fprintln(h, c.ID, c.Verified, c.Unhealthy == "", c.Total, c.Runtimes)
+		_, _ = fmt.Fprintln(h, c.ID, c.Verified, c.Unhealthy == "", c.Total, c.Runtimes) // Total has the bounds on costs
 	}
 	return h.Sum64()
 }
@@ -230,9 +230,9 @@ func (v *view) own(l *leader) {
 		if !l.takes(s) && !s.polls {
 			continue
 		}
-		c.Total = widest(c.Total, s.total)
+		c.Total = c.Total.Widest(s.whole())
 		if l.takes(s) { // one that polls comes back: what only it can run waits for it
-			c.Free = widest(c.Free, s.free)
+			c.Free = c.Free.Widest(s.free)
 		}
 		c.Runtimes = append(c.Runtimes, s.runtimes...)
 		for w := range s.warm {
@@ -257,17 +257,6 @@ func (v *view) capacity(l *leader) mesh.Capacity {
 		}
 	}
 	return all
-}
-
-// widest takes the larger of each amount.
-func widest(a, b mesh.Capacity) mesh.Capacity {
-	a.CPUMilli, a.MemoryMiB = max(a.CPUMilli, b.CPUMilli), max(a.MemoryMiB, b.MemoryMiB)
-	for _, g := range b.GPUs {
-		if have := a.GPU(g.Model); g.Count > have {
-			a = a.Plus(mesh.Capacity{GPUs: []mesh.Accelerators{{Model: g.Model, Count: g.Count - have}}})
-		}
-	}
-	return a
 }
 
 // waits estimates how long a new task waits in each lane when nothing is free:
@@ -353,13 +342,13 @@ func (l *leader) digestLocked(_ time.Time) *meshv1.Digest {
 	for _, x := range e.Intensity {
 		d.Carbon = append(d.Carbon, uint32(x+0.5))
 	}
-	var total, free, wide mesh.Capacity
+	var total, free, wide, whole mesh.Capacity
 	warm := map[string]bool{}
 	for _, s := range l.sessions {
 		if s.out == nil || !l.takes(s) {
 			continue // other cells' work goes to streaming workers only
 		}
-		total, free, wide = total.Plus(s.total), free.Plus(s.free), widest(wide, s.free)
+		total, free, wide, whole = total.Plus(s.total), free.Plus(s.free), wide.Widest(s.free), whole.Widest(s.total)
 		d.Runtimes = append(d.Runtimes, s.runtimes...)
 		for w := range s.warm {
 			warm[w] = true
@@ -370,6 +359,7 @@ func (l *leader) digestLocked(_ time.Time) *meshv1.Digest {
 			free, _ = free.Take(g.demand)
 		}
 	}
+	total.Most = whole.Most // of any one worker: a task runs on one
 	slices.Sort(d.Runtimes)
 	d.Runtimes = slices.Compact(d.Runtimes)
 	for _, g := range total.GPUs {

@@ -25,6 +25,7 @@ type session struct {
 	out        *stream   // nil while not connected
 	poll       *poll     // a Lease call that waits
 	polls      bool      // it uses the unary calls
+	batch      mesh.Cost // bound of one answer to it; 0 is none
 	seen       time.Time // last message
 	since      time.Time
 	pid        int64
@@ -33,8 +34,10 @@ type session struct {
 // poll is one Lease call under way.
 type poll struct {
 	request string
-	want    int // more that may be granted
-	pending int // granted and not handed over yet: the answer waits for them
+	want    int       // more that may be granted
+	pending int       // granted and not handed over yet: the answer waits for them
+	held    mesh.Cost // of what was granted to it
+	batch   mesh.Cost // bound of that
 	got     []*isobarv1.Assignment
 	ready   chan struct{} // closed when there is an answer
 	closed  bool
@@ -55,6 +58,9 @@ type running struct {
 	poll     *poll                // the Lease call it was granted to, until handed over
 	request  string               // of that call
 }
+
+// fits reports whether the answer may bring one more of that cost.
+func (p *poll) fits(c mesh.Cost) bool { return c.Over(p.held, p.batch) == mesh.Cost{} }
 
 func (p *poll) finish() {
 	if !p.closed {
@@ -110,14 +116,14 @@ func (l *leader) adoptOne(ses *session, r ref) bool {
 		if rec.Lease == nil || rec.Attempt != r.attempt || rec.Lease.Holder.Session != ses.id {
 			return false
 		}
-		l.occupyDemand(ses, r, rec.Function, rec.Lease.Variant, l.demandOf(rec.Version, rec.Lease.Variant)).handed = true
+		l.occupyDemand(ses, r, rec.Function, rec.Lease.Variant, l.demandOf(rec.Version, rec.Lease.Variant, rec)).handed = true
 		return true
 	}
 	g, ok := fsm.Guest(l.State, r.task, r.attempt)
 	if !ok || !g.Started || g.Ended != nil || g.Session != ses.id {
 		return false
 	}
-	run := l.occupyDemand(ses, r, g.Function, g.Variant, l.demandOf(g.Version, g.Variant))
+	run := l.occupyDemand(ses, r, g.Function, g.Variant, l.demandOf(g.Version, g.Variant, g))
 	run.guest, run.handed = true, true
 	return true
 }
@@ -125,8 +131,7 @@ func (l *leader) adoptOne(ses *session, r ref) bool {
 // pickSession chooses a worker for the variant: warm ones first, then the one
 // with most room, then by name. nil when none has room. Guests and invokes go
 // to streaming workers only: a poller may not come back in time.
-func (l *leader) pickSession(function string, v *isobarv1.Variant, streaming bool) *session {
-	d := demand(v)
+func (l *leader) pickSession(function string, v *isobarv1.Variant, d mesh.Demand, streaming bool) *session {
 	var best *session
 	for _, s := range l.sessions {
 		if (streaming && s.out == nil) || !l.takes(s) || !s.can(function, v, d) {
@@ -145,7 +150,7 @@ func (s *session) can(function string, v *isobarv1.Variant, d mesh.Demand) bool 
 		if s.out.bytes > fullStream {
 			return false
 		}
-	case s.poll == nil || s.poll.closed || s.poll.want <= 0:
+	case s.poll == nil || s.poll.closed || s.poll.want <= 0 || !s.poll.fits(d.Cost):
 		return false
 	}
 	return s.free.Fits(d) && s.offers(function, v)
@@ -156,16 +161,32 @@ func (s *session) offers(function string, v *isobarv1.Variant) bool {
 	return slices.Contains(s.runtimes, v.Runtime) && (len(s.functions) == 0 || slices.Contains(s.functions, function))
 }
 
-// served reports whether some worker of this cell would run the variant if it
-// had room.
-func (l *leader) served(function string, v *isobarv1.Variant) bool {
-	d := demand(v)
+// unserved says why no worker of this cell would run the variant if it had room;
+// "" when one would.
+func (l *leader) unserved(function string, v *isobarv1.Variant, d mesh.Demand) string {
+	var most mesh.Capacity // of those that lack nothing but the bound
 	for _, s := range l.sessions {
-		if s.offers(function, v) && s.total.Fits(d) {
-			return true
+		whole := s.whole()
+		if !s.offers(function, v) || !whole.Fits(demand(v)) {
+			continue
 		}
+		if whole.Fits(d) {
+			return ""
+		}
+		most = most.Widest(whole)
 	}
-	return false
+	what := function + "/" + v.GetName()
+	if most.Most == (mesh.Cost{}) {
+		return "no_worker: no worker of " + string(l.Cell.ID) + " takes " + what
+	}
+	return "cost: no worker of " + string(l.Cell.ID) + " that takes " + what + " holds " + d.Cost.Over(mesh.Cost{}, most.Most).String() + " at once"
+}
+
+// whole is what one attempt may take of the worker when nothing else runs there.
+func (s *session) whole() mesh.Capacity {
+	c := s.total
+	c.Most = lesser(c.Most, s.batch)
+	return c
 }
 
 func (s *session) before(o *session, variant string) bool {
@@ -175,9 +196,10 @@ func (s *session) before(o *session, variant string) bool {
 	return cmp.Or(-cmp.Compare(s.free.CPUMilli, o.free.CPUMilli), cmp.Compare(s.worker, o.worker), cmp.Compare(s.id, o.id)) < 0
 }
 
-func (l *leader) occupy(s *session, r ref, function string, v *isobarv1.Variant) *running {
-	run := l.occupyDemand(s, r, function, v.Name, demand(v))
+func (l *leader) occupy(s *session, r ref, function string, v *isobarv1.Variant, d mesh.Demand) *running {
+	run := l.occupyDemand(s, r, function, v.Name, d)
 	if s.out == nil {
+		s.poll.held = s.poll.held.Plus(d.Cost)
 		run.poll, run.request = s.poll, s.poll.request
 		s.poll.want--
 		s.poll.pending++
@@ -203,6 +225,7 @@ func (l *leader) release(run *running) {
 		// Not handed over: the call may have another one instead.
 		run.poll = nil
 		p.want++
+		p.held = p.held.Plus(run.demand.Cost.Times(-1))
 		p.settle()
 	}
 	l.kick()
@@ -328,6 +351,9 @@ func checkOffer(o *isobarv1.Offer) error {
 	for _, a := range o.GetAccelerators() {
 		ok = ok && a.GetModel() != "" && a.GetCount() >= 0 && a.GetCount() <= 1e6
 	}
+	if err := CheckCost("offer.inFlight", o.GetInFlight()); err != nil {
+		return err
+	}
 	if !ok || len(o.GetAccelerators()) > 64 {
 		return &Refusal{Reason: BadRequest, Field: "offer", Message: "the offer's amounts are negative, not numbers or beyond any machine", Hint: "cpu is in cores, memoryMib in MiB"}
 	}
@@ -336,7 +362,7 @@ func checkOffer(o *isobarv1.Offer) error {
 
 // CapacityOf reads an offer's amounts.
 func CapacityOf(o *isobarv1.Offer) mesh.Capacity {
-	c := mesh.Capacity{CPUMilli: int64(o.GetCpu()*1000 + 0.5), MemoryMiB: o.GetMemoryMib()}
+	c := mesh.Capacity{CPUMilli: int64(o.GetCpu()*1000 + 0.5), MemoryMiB: o.GetMemoryMib(), Most: CostOf(o.GetInFlight())}
 	for _, a := range o.GetAccelerators() {
 		c = c.Plus(mesh.Capacity{GPUs: []mesh.Accelerators{{Model: a.Model, Count: a.Count}}})
 	}
@@ -345,7 +371,7 @@ func CapacityOf(o *isobarv1.Offer) mesh.Capacity {
 
 // OfferOf writes a capacity as an offer.
 func OfferOf(c mesh.Capacity, runtimes []string) *isobarv1.Offer {
-	o := &isobarv1.Offer{Cpu: float64(c.CPUMilli) / 1000, MemoryMib: c.MemoryMiB, Runtimes: runtimes}
+	o := &isobarv1.Offer{Cpu: float64(c.CPUMilli) / 1000, MemoryMib: c.MemoryMiB, Runtimes: runtimes, InFlight: costMessage(c.Most)}
 	for _, g := range c.GPUs {
 		o.Accelerators = append(o.Accelerators, &isobarv1.AcceleratorCount{Model: g.Model, Count: g.Count})
 	}

@@ -206,14 +206,18 @@ func inputOf(a *isobarv1.Assignment, traceparent string) attempt.Input {
 	return in
 }
 
-// demandOf is what a variant takes, as the cell accounts for it: what was left
+// demandOf is what an attempt takes, as the cell accounts for it: what was left
 // out of a manifest the cell has filled in.
-func demandOf(r *isobarv1.Resources) mesh.Demand {
+func demandOf(a *isobarv1.Assignment) mesh.Demand {
+	r, c := a.GetVariant().GetResources(), a.GetCost()
 	return mesh.Demand{
 		CPUMilli:  max(int64(math.Round(r.GetCpu()*1000)), 0),
 		MemoryMiB: max(r.GetMemoryMib(), 0),
 		GPUs:      max(r.GetGpus(), 0),
 		GPUModel:  r.GetGpuModel(),
+		Cost: mesh.Cost{
+			Tokens: max(c.GetTokens(), 0), Bytes: max(c.GetBytes(), 0) + int64(len(a.GetPayload())), AcceleratorMiB: max(c.GetAcceleratorMib(), 0),
+		},
 	}
 }
 
@@ -289,6 +293,9 @@ func (w *Worker) offer() *isobarv1.Offer {
 		MemoryMib: c.MemoryMiB,
 		Runtimes:  w.opts.runtimes(),
 		Functions: w.opts.Functions,
+	}
+	if m := c.Most; m != (mesh.Cost{}) {
+		o.InFlight = &isobarv1.Cost{Tokens: m.Tokens, Bytes: m.Bytes, AcceleratorMib: m.AcceleratorMiB}
 	}
 	for _, g := range c.GPUs {
 		o.Accelerators = append(o.Accelerators, &isobarv1.AcceleratorCount{Model: g.Model, Count: g.Count})

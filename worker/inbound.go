@@ -158,7 +158,7 @@ func (w *Worker) unfit(j *job, a *isobarv1.Assignment, now time.Time) string {
 		return fmt.Sprintf("the worker has no %q runtime", string(kind))
 	case !j.invoke && !j.killAt.After(now):
 		return "its lease had run out when it arrived"
-	case !w.table.take(j, demandOf(a.GetVariant().GetResources())):
+	case !w.table.take(j, demandOf(a)):
 		return "it needs more than the worker has free"
 	default:
 		return ""

@@ -27,8 +27,8 @@ type Options struct {
 	// "http://10.0.0.1:7101" (HTTP/2 without TLS) or https. One is enough, as
 	// each server tells who leads. Required.
 	Addresses []string
-	// Capacity is what the worker offers in total. Required; GPUs sorted by
-	// model.
+	// Capacity is what the worker offers in total, with the bounds on what its
+	// attempts may cost together. Required; GPUs sorted by model.
 	Capacity mesh.Capacity
 	// Runtimes run the attempts; what is here is what is offered. Required.
 	// The caller closes them after Run has returned.

@@ -83,6 +83,9 @@ func (cannedTasks) Submit(_ context.Context, req *isobarv1.SubmitRequest) (*isob
 		if t.GetMaxDelay() != nil || t.GetMaxRtt() != nil {
 			result.Why += "|" + t.GetMaxDelay().AsDuration().String() + "|" + t.GetMaxRtt().AsDuration().String()
 		}
+		if c := t.GetCost(); c != nil {
+			result.Why += fmt.Sprintf("|%d tokens %d bytes %d MiB", c.GetTokens(), c.GetBytes(), c.GetAcceleratorMib())
+		}
 		for _, in := range t.GetInputs() {
 			result.Why += fmt.Sprintf("|%s %d %s", in.GetName(), in.GetBytes(), strings.Join(in.GetPlaces(), "+"))
 		}

@@ -24,6 +24,7 @@ type taskFlags struct {
 	maxDelay, maxRTT                       time.Duration
 	residency, notIn, inputs               []string
 	minQuality                             float64
+	cost                                   []string
 	maxAttempts                            uint32
 	asJSON                                 bool
 }
@@ -34,6 +35,7 @@ func (f *taskFlags) place(c *cobra.Command) {
 	flags.StringSliceVar(&f.residency, "residency", nil, "jurisdictions its bytes may be in, any of them: eu,uk (default anywhere)")
 	flags.StringSliceVar(&f.notIn, "not-in", nil, "jurisdictions its bytes may not be in")
 	flags.Float64Var(&f.minQuality, "min-quality", 0, "only variants of at least this quality, 0 to 1")
+	flags.StringSliceVar(&f.cost, "cost", nil, "what it takes of a worker beside the variant's resources: tokens=N,bytes=SIZE,accelerator-mib=N (default nothing)")
 	flags.StringVar(&f.contentType, "content-type", "", "media type of the payload")
 	flags.BoolVar(&f.asJSON, "json", false, "the payload is JSON, handed to the function in one line")
 }
@@ -77,6 +79,9 @@ func (f *taskFlags) spec(a *app, function, arg string) (*isobarv1.TaskSpec, erro
 	if spec.Inputs, err = inputsOf(f.inputs); err != nil {
 		return nil, err
 	}
+	if spec.Cost, err = costOf(f.cost); err != nil {
+		return nil, err
+	}
 	switch {
 	case in.json != nil:
 		spec.Input = &isobarv1.TaskSpec_Json{Json: in.json}
@@ -105,6 +110,43 @@ func inputsOf(flags []string) ([]*isobarv1.Input, error) {
 		out = append(out, &isobarv1.Input{Name: name, Bytes: int64(bytes), Places: strings.Split(places, ",")})
 	}
 	return out, nil
+}
+
+// costOf reads tokens=N, bytes=SIZE and accelerator-mib=N.
+func costOf(flags []string) (*isobarv1.Cost, error) {
+	if len(flags) == 0 {
+		return nil, nil
+	}
+	c := &isobarv1.Cost{}
+	fields := map[string]*int64{"tokens": &c.Tokens, "bytes": &c.Bytes, "accelerator-mib": &c.AcceleratorMib}
+	for _, text := range flags {
+		name, amount, _ := strings.Cut(text, "=")
+		field := fields[name]
+		var n config.Size // plain numbers, and for bytes with a unit
+		if err := n.UnmarshalText([]byte(amount)); field == nil || err != nil || name != "bytes" && strings.HasSuffix(amount, "B") {
+			return nil, usage(fmt.Sprintf("--cost %q is not tokens=N, bytes=SIZE or accelerator-mib=N", text), "for instance --cost tokens=4096,accelerator-mib=2048")
+		}
+		if *field != 0 {
+			return nil, usage("--cost names "+name+" twice", "give their sum")
+		}
+		*field = int64(n)
+	}
+	return c, nil
+}
+
+// costText writes a cost as --cost takes it.
+func costText(c *isobarv1.Cost) string {
+	var words []string
+	if n := c.GetTokens(); n != 0 {
+		words = append(words, fmt.Sprintf("tokens=%d", n))
+	}
+	if n := c.GetBytes(); n != 0 {
+		words = append(words, "bytes="+config.Size(n).String())
+	}
+	if n := c.GetAcceleratorMib(); n != 0 {
+		words = append(words, fmt.Sprintf("accelerator-mib=%d", n))
+	}
+	return strings.Join(words, ",")
 }
 
 // moment reads a time, or a duration from now.
@@ -222,6 +264,9 @@ func newInvoke(a *app) *cobra.Command {
 		req := &isobarv1.InvokeRequest{
 			Tenant: a.tenant, Function: args[0], ContentType: f.contentType, Residency: f.residencyOf(), MinQuality: f.minQuality,
 			CorrelationId: f.correlation, Timeout: durationpb.New(a.timeout),
+		}
+		if req.Cost, err = costOf(f.cost); err != nil {
+			return err
 		}
 		switch {
 		case in.json != nil:

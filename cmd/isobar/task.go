@@ -121,7 +121,7 @@ func (a *app) printTask(t *isobarv1.Task) {
 		"task", t.GetId(), "state", state(t.GetState()), "reason", t.GetReason(), "tenant", t.GetTenant(), "function", t.GetFunction(),
 		"version", t.GetVersion(), "lane", t.GetLane(), "home", t.GetHome(), "key", t.GetIdempotencyKey(), "ordering key", t.GetOrderingKey(), "waits behind", waitsBehind(t),
 		"correlation id", t.GetCorrelationId(), "residency", residency, "min quality", quality, "submitted", timestamp(t.GetSubmitted()),
-		"not before", timestamp(t.GetNotBefore()), "start by", timestamp(t.GetStartBy()), "max rtt", optional(t.GetMaxRtt()), "inputs", inputsText(t.GetInputs()), "next try", timestamp(t.GetNext()), "deadline", timestamp(t.GetDeadline()),
+		"not before", timestamp(t.GetNotBefore()), "start by", timestamp(t.GetStartBy()), "max rtt", optional(t.GetMaxRtt()), "inputs", inputsText(t.GetInputs()), "cost", costText(t.GetCost()), "next try", timestamp(t.GetNext()), "deadline", timestamp(t.GetDeadline()),
 		"ended", timestamp(t.GetEnded()), "payload", bytesText(t.GetPayloadBytes()))
 	if p := t.GetPlan(); p != nil {
 		fmt.Fprintf(a.stdout, "\n%s\n", planWords(p))

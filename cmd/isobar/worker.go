@@ -91,7 +91,9 @@ func drain(grace time.Duration) time.Duration {
 
 // offer is what the worker has: as configured, and else the host's.
 func offer(cfg config.Worker) (mesh.Capacity, error) {
-	capacity := mesh.Capacity{CPUMilli: int64(cfg.CPU * 1000), MemoryMiB: cfg.MemoryMiB}
+	capacity := mesh.Capacity{CPUMilli: int64(cfg.CPU * 1000), MemoryMiB: cfg.MemoryMiB, Most: mesh.Cost{
+		Tokens: cfg.InFlight.Tokens, Bytes: int64(cfg.InFlight.Bytes), AcceleratorMiB: cfg.InFlight.AcceleratorMiB,
+	}}
 	if capacity.CPUMilli == 0 || capacity.MemoryMiB == 0 {
 		host, err := accel.Host()
 		if err != nil {

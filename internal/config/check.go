@@ -63,6 +63,18 @@ func checkServer(s *Server, src source) []error {
 	return c.errs
 }
 
+// cost checks bounds on what work may cost.
+func (c *checker) cost(field string, k Cost) {
+	for _, a := range []struct {
+		name string
+		n    int64
+	}{{"tokens", k.Tokens}, {"bytes", int64(k.Bytes)}, {"accelerator_mib", k.AcceleratorMiB}} {
+		if a.n < 0 || a.n > mesh.MaxCost {
+			c.failf(field+"."+a.name, "must be 0 to %d, got %d; 0 is no bound", int64(mesh.MaxCost), a.n)
+		}
+	}
+}
+
 func checkWorker(w *Worker, src source) []error {
 	c := &checker{src: src}
 	c.name("name", w.Name)
@@ -79,6 +91,7 @@ func checkWorker(w *Worker, src source) []error {
 	if w.MemoryMiB < 0 {
 		c.failf("memory_mib", "must be above 0, got %d", w.MemoryMiB)
 	}
+	c.cost("in_flight", w.InFlight)
 	if len(w.Runtimes) == 0 {
 		c.failf("runtimes", "names none of wasm, exec, http")
 	}
@@ -231,6 +244,14 @@ func (c *checker) tenants(s *Server) {
 		}
 		if n := s.TenantAttempts[t]; !(n >= 1 && n <= 1e6) || n != math.Trunc(n) {
 			c.failf("tenant_attempts."+t, "must be a whole number from 1 to 1000000, got %v", n)
+		}
+	}
+	for _, t := range slices.Sorted(maps.Keys(s.TenantTokens)) {
+		if _, ok := s.TenantWeights[t]; !ok && t != "default" {
+			c.failf("tenant_tokens."+t, "names no tenant: give it a weight in tenant_weights")
+		}
+		if n := s.TenantTokens[t]; !(n >= 1 && n <= mesh.MaxCost) || n != math.Trunc(n) {
+			c.failf("tenant_tokens."+t, "must be a whole number from 1 to %d, got %v", int64(mesh.MaxCost), n)
 		}
 	}
 }

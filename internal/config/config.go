@@ -58,6 +58,7 @@ func DefaultServer() Server {
 
 		TenantWeights:   map[string]float64{},
 		TenantAttempts:  map[string]float64{},
+		TenantTokens:    map[string]float64{},
 		EgressUSDPerGiB: map[string]float64{},
 		ReturnUSDPerGiB: map[string]float64{},
 		RTTMs:           map[string]float64{},

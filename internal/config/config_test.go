@@ -101,6 +101,8 @@ func TestServerRefuses(t *testing.T) {
 		{name: "tenant's name", add: "tenant_weights: {Acme: 1}\n", want: "tenant_weights.Acme: must be 1 to 63 lower-case"},
 		{name: "bound of no tenant", add: "tenant_attempts: {acme: 3}\n", want: "tenant_attempts.acme: names no tenant"},
 		{name: "half an attempt", add: "tenant_attempts: {default: 0.5}\n", want: "tenant_attempts.default: must be a whole number"},
+		{name: "tokens of no tenant", add: "tenant_tokens: {acme: 3}\n", want: "tenant_tokens.acme: names no tenant"},
+		{name: "half a token", add: "tenant_tokens: {default: 0.5}\n", want: "tenant_tokens.default: must be a whole number"},
 		{name: "home twice", add: "homes: [eu-north-1, eu-north-1]\n", want: "homes[1]: is given twice"},
 		{name: "broker's kind", add: "broker: {kind: kafka}\n", want: "broker.kind: must be embedded or pulsar"},
 		{name: "broker without a word", add: "broker: pulsar\n", want: "broker: must be a mapping"},

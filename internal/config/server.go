@@ -59,6 +59,9 @@ type Server struct {
 	// TenantAttempts bounds how many attempts of a tenant's tasks run at once,
 	// for each home cell; a tenant that is missing has no bound.
 	TenantAttempts map[string]float64 `yaml:"tenant_attempts"`
+	// TenantTokens bounds the tokens that the tasks of a tenant which run at once
+	// declare together, for each home cell; a tenant that is missing has no bound.
+	TenantTokens map[string]float64 `yaml:"tenant_tokens"`
 	// Disk bounds the data directory.
 	Disk Disk `yaml:"disk"`
 	// Prices of this region's resources, for placement.

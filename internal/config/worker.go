@@ -16,6 +16,9 @@ type Worker struct {
 	CPU float64 `yaml:"cpu"`
 	// MemoryMiB offered. Default: half of the host's, 1024 where unknown.
 	MemoryMiB int64 `yaml:"memory_mib"`
+	// InFlight bounds what the attempts that run at once may cost together, as
+	// their tasks declare it.
+	InFlight Cost `yaml:"in_flight"`
 	// Accelerators is a YAML file that lists accelerators and replaces what the
 	// worker finds by itself.
 	Accelerators string `yaml:"accelerators"`
@@ -30,4 +33,18 @@ type Worker struct {
 	OTLP OTLP `yaml:"otlp"`
 	// Log of the process, on standard error.
 	Log Log `yaml:"log"`
+}
+
+// Cost bounds what the attempts that run at once may cost together, as their
+// tasks declare it.
+type Cost struct {
+	// Tokens of a model that the attempts which run at once may take together, as
+	// their tasks declare them; 0 is no bound.
+	Tokens int64 `yaml:"tokens"`
+	// Bytes that they may hold, their payloads and what their tasks declare; 0 is
+	// no bound.
+	Bytes Size `yaml:"bytes"`
+	// AcceleratorMiB is the memory of accelerators that they may share; 0 is no
+	// bound.
+	AcceleratorMiB int64 `yaml:"accelerator_mib"`
 }

@@ -11,6 +11,7 @@ type Demand struct {
 	MemoryMiB int64
 	GPUs      int64  // whole accelerators
 	GPUModel  string // "" takes any one model
+	Cost      Cost
 }
 
 // Accelerators counts accelerators of one model.
@@ -24,6 +25,8 @@ type Capacity struct {
 	CPUMilli  int64
 	MemoryMiB int64
 	GPUs      []Accelerators // sorted by model, one entry a model
+	// Most bounds what may be held at once, 0 is no bound; Held is what is.
+	Most, Held Cost
 }
 
 // GPU returns how many accelerators of the model there are.
@@ -53,7 +56,7 @@ func (c Capacity) model(d Demand) (model string, ok bool) {
 // Fits reports whether one attempt of d fits in c.
 func (c Capacity) Fits(d Demand) bool {
 	_, ok := c.model(d)
-	return ok && c.CPUMilli >= d.CPUMilli && c.MemoryMiB >= d.MemoryMiB
+	return ok && c.CPUMilli >= d.CPUMilli && c.MemoryMiB >= d.MemoryMiB && (d.Cost == Cost{} || d.Cost.Over(c.Held, c.Most) == Cost{})
 }
 
 // Count says how many attempts of d fit in c at once, at most limit.
@@ -73,6 +76,13 @@ func (c Capacity) Count(d Demand, limit int64) int64 {
 			}
 		}
 		n = min(n, g)
+	}
+	if d.Cost != (Cost{}) && c.Most != (Cost{}) {
+		for i, b := range c.bounds() {
+			if one := [...]int64{d.Cost.Tokens, d.Cost.Bytes, d.Cost.AcceleratorMiB}[i]; one > 0 && b.most > 0 {
+				n = min(n, (b.most-b.held)/one)
+			}
+		}
 	}
 	return max(n, 0)
 }
@@ -95,6 +105,7 @@ func (c Capacity) Give(d Demand) Capacity { return c.add(d, 1) }
 func (c Capacity) add(d Demand, sign int64) Capacity {
 	c.CPUMilli += sign * d.CPUMilli
 	c.MemoryMiB += sign * d.MemoryMiB
+	c.Held = c.Held.Plus(d.Cost.Times(-sign)) // what is taken is held
 	if d.GPUs == 0 {
 		return c
 	}
@@ -112,6 +123,7 @@ func (c Capacity) add(d Demand, sign int64) Capacity {
 
 // Plus returns the sum of two capacities; neither is changed.
 func (c Capacity) Plus(o Capacity) Capacity {
+	c = c.join(o, summed)
 	c.CPUMilli += o.CPUMilli
 	c.MemoryMiB += o.MemoryMiB
 	for _, g := range o.GPUs {

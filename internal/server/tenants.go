@@ -37,7 +37,7 @@ func (s *Server) setTenants() error {
 // tenantEdits lists the tenants that are not yet as the configuration wants them.
 // What else their documents say stays.
 func tenantEdits(cfg *config.Server, read func(name string) (*meshv1.Tenant, error)) []*meshv1.Tenant {
-	names := slices.Concat(slices.Collect(maps.Keys(cfg.TenantWeights)), slices.Collect(maps.Keys(cfg.TenantAttempts)))
+	names := slices.Concat(slices.Collect(maps.Keys(cfg.TenantWeights)), slices.Collect(maps.Keys(cfg.TenantAttempts)), slices.Collect(maps.Keys(cfg.TenantTokens)))
 	slices.Sort(names)
 	var edits []*meshv1.Tenant
 	for _, name := range slices.Compact(names) {
@@ -49,6 +49,12 @@ func tenantEdits(cfg *config.Server, read func(name string) (*meshv1.Tenant, err
 		t.Weight = cfg.TenantWeights[name]
 		if t.Concurrency == nil {
 			t.Concurrency = &isobarv1.Concurrency{}
+		}
+		if t.Concurrency.Cost == nil {
+			t.Concurrency.Cost = &isobarv1.Cost{}
+		}
+		if t.Concurrency.Cost.Tokens = int64(cfg.TenantTokens[name]); proto.Size(t.Concurrency.Cost) == 0 {
+			t.Concurrency.Cost = nil
 		}
 		if t.Concurrency.Attempts = uint32(cfg.TenantAttempts[name]); proto.Size(t.Concurrency) == 0 {
 			t.Concurrency = nil

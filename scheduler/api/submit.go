@@ -211,6 +211,9 @@ func checkSpec(spec *isobarv1.TaskSpec) error {
 	if err := checkInputs(spec.Inputs); err != nil {
 		return err
 	}
+	if err := scheduler.CheckCost("cost", spec.Cost); err != nil {
+		return err
+	}
 	if spec.Retry == nil {
 		return nil
 	}

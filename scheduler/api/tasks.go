@@ -190,7 +190,7 @@ func (h *tasks) invokeHere(ctx context.Context, r *isobarv1.InvokeRequest) (*iso
 	}
 	spec := &isobarv1.TaskSpec{
 		Tenant: r.Tenant, Function: r.Function, ContentType: r.ContentType, Residency: r.Residency, MinQuality: r.MinQuality,
-		CorrelationId: r.CorrelationId,
+		CorrelationId: r.CorrelationId, Cost: r.Cost,
 	}
 	if spec.Tenant == "" {
 		spec.Tenant = defaultTenant

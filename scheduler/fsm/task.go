@@ -90,8 +90,18 @@ func (a *apply) room(q Queue, limit *meshv1.QueueCap, more uint64) error {
 // keep the keys apart, its numbers cannot overflow.
 func acceptable(rec *meshv1.TaskRecord) bool {
 	return rec.GetId() != "" && nameable(rec.Tenant, rec.Function, rec.Lane) && !strings.Contains(rec.OrderingKey, "\x00") && rec.PayloadBytes <= maxBytes &&
-		rec.LifetimeMs > 0 && (rec.IdempotencyKey == "" || len(rec.IdempotencyHash) == sha256.Size) &&
+		rec.LifetimeMs > 0 && costable(rec.Cost) && (rec.IdempotencyKey == "" || len(rec.IdempotencyHash) == sha256.Size) &&
 		inRange(rec.DeadlineMs, rec.NotBeforeMs, rec.LifetimeMs, rec.RetentionMs, rec.TimeoutMs, rec.BackoffMs, rec.MaxBackoffMs, rec.MaxDelayMs, rec.MaxRttUs)
+}
+
+// costable reports whether each amount can be summed up.
+func costable(c *isobarv1.Cost) bool {
+	for _, n := range []int64{c.GetTokens(), c.GetBytes(), c.GetAcceleratorMib()} {
+		if n < 0 || n > mesh.MaxCost {
+			return false
+		}
+	}
+	return true
 }
 
 // fresh takes out of a new record what only the machine may say. The decision

@@ -197,9 +197,11 @@ type Concurrency struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Attempts uint32                 `protobuf:"varint,1,opt,name=attempts,proto3" json:"attempts,omitempty"`
 	// Cores.
-	Cpu           float64 `protobuf:"fixed64,2,opt,name=cpu,proto3" json:"cpu,omitempty"`
-	MemoryMib     int64   `protobuf:"varint,3,opt,name=memory_mib,json=memoryMib,proto3" json:"memory_mib,omitempty"`
-	Gpus          int64   `protobuf:"varint,4,opt,name=gpus,proto3" json:"gpus,omitempty"`
+	Cpu       float64 `protobuf:"fixed64,2,opt,name=cpu,proto3" json:"cpu,omitempty"`
+	MemoryMib int64   `protobuf:"varint,3,opt,name=memory_mib,json=memoryMib,proto3" json:"memory_mib,omitempty"`
+	Gpus      int64   `protobuf:"varint,4,opt,name=gpus,proto3" json:"gpus,omitempty"`
+	// The costs of their tasks together; of bytes, payloads count.
+	Cost          *Cost `protobuf:"bytes,5,opt,name=cost,proto3" json:"cost,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -260,6 +262,13 @@ func (x *Concurrency) GetGpus() int64 {
 		return x.Gpus
 	}
 	return 0
+}
+
+func (x *Concurrency) GetCost() *Cost {
+	if x != nil {
+		return x.Cost
+	}
+	return nil
 }
 
 // Variant is one implementation with its envelope.
@@ -1018,13 +1027,14 @@ const file_isobar_v1_function_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"7\n" +
 	"\bOrdering\x12\x12\n" +
 	"\x04mode\x18\x01 \x01(\tR\x04mode\x12\x17\n" +
-	"\aon_dead\x18\x02 \x01(\tR\x06onDead\"n\n" +
+	"\aon_dead\x18\x02 \x01(\tR\x06onDead\"\x93\x01\n" +
 	"\vConcurrency\x12\x1a\n" +
 	"\battempts\x18\x01 \x01(\rR\battempts\x12\x10\n" +
 	"\x03cpu\x18\x02 \x01(\x01R\x03cpu\x12\x1d\n" +
 	"\n" +
 	"memory_mib\x18\x03 \x01(\x03R\tmemoryMib\x12\x12\n" +
-	"\x04gpus\x18\x04 \x01(\x03R\x04gpus\"\xdd\x02\n" +
+	"\x04gpus\x18\x04 \x01(\x03R\x04gpus\x12#\n" +
+	"\x04cost\x18\x05 \x01(\v2\x0f.isobar.v1.CostR\x04cost\"\xdd\x02\n" +
 	"\aVariant\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aruntime\x18\x02 \x01(\tR\aruntime\x12\x16\n" +
@@ -1115,7 +1125,8 @@ var file_isobar_v1_function_proto_goTypes = []any{
 	nil,                                   // 15: isobar.v1.FunctionSpec.EnvEntry
 	(*durationpb.Duration)(nil),           // 16: google.protobuf.Duration
 	(*RetryPolicy)(nil),                   // 17: isobar.v1.RetryPolicy
-	(*timestamppb.Timestamp)(nil),         // 18: google.protobuf.Timestamp
+	(*Cost)(nil),                          // 18: isobar.v1.Cost
+	(*timestamppb.Timestamp)(nil),         // 19: google.protobuf.Timestamp
 }
 var file_isobar_v1_function_proto_depIdxs = []int32{
 	16, // 0: isobar.v1.FunctionSpec.timeout:type_name -> google.protobuf.Duration
@@ -1124,30 +1135,31 @@ var file_isobar_v1_function_proto_depIdxs = []int32{
 	15, // 3: isobar.v1.FunctionSpec.env:type_name -> isobar.v1.FunctionSpec.EnvEntry
 	2,  // 4: isobar.v1.FunctionSpec.concurrency:type_name -> isobar.v1.Concurrency
 	1,  // 5: isobar.v1.FunctionSpec.ordering:type_name -> isobar.v1.Ordering
-	4,  // 6: isobar.v1.Variant.resources:type_name -> isobar.v1.Resources
-	16, // 7: isobar.v1.Variant.run:type_name -> google.protobuf.Duration
-	16, // 8: isobar.v1.Variant.cold:type_name -> google.protobuf.Duration
-	0,  // 9: isobar.v1.Function.spec:type_name -> isobar.v1.FunctionSpec
-	18, // 10: isobar.v1.Function.deployed:type_name -> google.protobuf.Timestamp
-	0,  // 11: isobar.v1.DeployRequest.spec:type_name -> isobar.v1.FunctionSpec
-	5,  // 12: isobar.v1.DeployResponse.function:type_name -> isobar.v1.Function
-	8,  // 13: isobar.v1.DeployResponse.cells:type_name -> isobar.v1.CellReadiness
-	5,  // 14: isobar.v1.FunctionServiceGetResponse.function:type_name -> isobar.v1.Function
-	8,  // 15: isobar.v1.FunctionServiceGetResponse.cells:type_name -> isobar.v1.CellReadiness
-	5,  // 16: isobar.v1.FunctionServiceListResponse.functions:type_name -> isobar.v1.Function
-	6,  // 17: isobar.v1.FunctionService.Deploy:input_type -> isobar.v1.DeployRequest
-	9,  // 18: isobar.v1.FunctionService.Get:input_type -> isobar.v1.FunctionServiceGetRequest
-	11, // 19: isobar.v1.FunctionService.List:input_type -> isobar.v1.FunctionServiceListRequest
-	13, // 20: isobar.v1.FunctionService.Delete:input_type -> isobar.v1.FunctionServiceDeleteRequest
-	7,  // 21: isobar.v1.FunctionService.Deploy:output_type -> isobar.v1.DeployResponse
-	10, // 22: isobar.v1.FunctionService.Get:output_type -> isobar.v1.FunctionServiceGetResponse
-	12, // 23: isobar.v1.FunctionService.List:output_type -> isobar.v1.FunctionServiceListResponse
-	14, // 24: isobar.v1.FunctionService.Delete:output_type -> isobar.v1.FunctionServiceDeleteResponse
-	21, // [21:25] is the sub-list for method output_type
-	17, // [17:21] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	18, // 6: isobar.v1.Concurrency.cost:type_name -> isobar.v1.Cost
+	4,  // 7: isobar.v1.Variant.resources:type_name -> isobar.v1.Resources
+	16, // 8: isobar.v1.Variant.run:type_name -> google.protobuf.Duration
+	16, // 9: isobar.v1.Variant.cold:type_name -> google.protobuf.Duration
+	0,  // 10: isobar.v1.Function.spec:type_name -> isobar.v1.FunctionSpec
+	19, // 11: isobar.v1.Function.deployed:type_name -> google.protobuf.Timestamp
+	0,  // 12: isobar.v1.DeployRequest.spec:type_name -> isobar.v1.FunctionSpec
+	5,  // 13: isobar.v1.DeployResponse.function:type_name -> isobar.v1.Function
+	8,  // 14: isobar.v1.DeployResponse.cells:type_name -> isobar.v1.CellReadiness
+	5,  // 15: isobar.v1.FunctionServiceGetResponse.function:type_name -> isobar.v1.Function
+	8,  // 16: isobar.v1.FunctionServiceGetResponse.cells:type_name -> isobar.v1.CellReadiness
+	5,  // 17: isobar.v1.FunctionServiceListResponse.functions:type_name -> isobar.v1.Function
+	6,  // 18: isobar.v1.FunctionService.Deploy:input_type -> isobar.v1.DeployRequest
+	9,  // 19: isobar.v1.FunctionService.Get:input_type -> isobar.v1.FunctionServiceGetRequest
+	11, // 20: isobar.v1.FunctionService.List:input_type -> isobar.v1.FunctionServiceListRequest
+	13, // 21: isobar.v1.FunctionService.Delete:input_type -> isobar.v1.FunctionServiceDeleteRequest
+	7,  // 22: isobar.v1.FunctionService.Deploy:output_type -> isobar.v1.DeployResponse
+	10, // 23: isobar.v1.FunctionService.Get:output_type -> isobar.v1.FunctionServiceGetResponse
+	12, // 24: isobar.v1.FunctionService.List:output_type -> isobar.v1.FunctionServiceListResponse
+	14, // 25: isobar.v1.FunctionService.Delete:output_type -> isobar.v1.FunctionServiceDeleteResponse
+	22, // [22:26] is the sub-list for method output_type
+	18, // [18:22] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_isobar_v1_function_proto_init() }

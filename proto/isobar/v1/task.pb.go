@@ -151,7 +151,9 @@ type TaskSpec struct {
 	// side by side. The key decides the home, so a client that waits for each answer
 	// has one order over the whole mesh; with an idempotency key too, that holds
 	// among the tasks of the ordering key.
-	OrderingKey   string `protobuf:"bytes,19,opt,name=ordering_key,json=orderingKey,proto3" json:"ordering_key,omitempty"`
+	OrderingKey string `protobuf:"bytes,19,opt,name=ordering_key,json=orderingKey,proto3" json:"ordering_key,omitempty"`
+	// What it takes of a worker beside the variant's resources; none is nothing.
+	Cost          *Cost `protobuf:"bytes,20,opt,name=cost,proto3" json:"cost,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -332,6 +334,13 @@ func (x *TaskSpec) GetOrderingKey() string {
 	return ""
 }
 
+func (x *TaskSpec) GetCost() *Cost {
+	if x != nil {
+		return x.Cost
+	}
+	return nil
+}
+
 type isTaskSpec_Input interface {
 	isTaskSpec_Input()
 }
@@ -356,6 +365,73 @@ func (*TaskSpec_Text) isTaskSpec_Input() {}
 
 func (*TaskSpec_Json) isTaskSpec_Input() {}
 
+// Cost is what a task takes of a worker beside the variant's resources, while an
+// attempt runs. A worker may bound how much of each it holds at once; a task
+// goes to one where its cost fits beside the rest. None of it is negative or
+// above 2^40.
+type Cost struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Tokens of a model, those it reads and those it may write.
+	Tokens int64 `protobuf:"varint,1,opt,name=tokens,proto3" json:"tokens,omitempty"`
+	// Bytes it holds besides its payload, which counts by itself.
+	Bytes int64 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// Memory of an accelerator that several attempts share, MiB.
+	AcceleratorMib int64 `protobuf:"varint,3,opt,name=accelerator_mib,json=acceleratorMib,proto3" json:"accelerator_mib,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Cost) Reset() {
+	*x = Cost{}
+	mi := &file_isobar_v1_task_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Cost) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Cost) ProtoMessage() {}
+
+func (x *Cost) ProtoReflect() protoreflect.Message {
+	mi := &file_isobar_v1_task_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Cost.ProtoReflect.Descriptor instead.
+func (*Cost) Descriptor() ([]byte, []int) {
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Cost) GetTokens() int64 {
+	if x != nil {
+		return x.Tokens
+	}
+	return 0
+}
+
+func (x *Cost) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Cost) GetAcceleratorMib() int64 {
+	if x != nil {
+		return x.AcceleratorMib
+	}
+	return 0
+}
+
 // Input is data that a task reads, and where it lies.
 type Input struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -372,7 +448,7 @@ type Input struct {
 
 func (x *Input) Reset() {
 	*x = Input{}
-	mi := &file_isobar_v1_task_proto_msgTypes[1]
+	mi := &file_isobar_v1_task_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -384,7 +460,7 @@ func (x *Input) String() string {
 func (*Input) ProtoMessage() {}
 
 func (x *Input) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[1]
+	mi := &file_isobar_v1_task_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -397,7 +473,7 @@ func (x *Input) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Input.ProtoReflect.Descriptor instead.
 func (*Input) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{1}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Input) GetName() string {
@@ -434,7 +510,7 @@ type Residency struct {
 
 func (x *Residency) Reset() {
 	*x = Residency{}
-	mi := &file_isobar_v1_task_proto_msgTypes[2]
+	mi := &file_isobar_v1_task_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -446,7 +522,7 @@ func (x *Residency) String() string {
 func (*Residency) ProtoMessage() {}
 
 func (x *Residency) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[2]
+	mi := &file_isobar_v1_task_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -459,7 +535,7 @@ func (x *Residency) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Residency.ProtoReflect.Descriptor instead.
 func (*Residency) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{2}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Residency) GetAllowed() []string {
@@ -491,7 +567,7 @@ type RetryPolicy struct {
 
 func (x *RetryPolicy) Reset() {
 	*x = RetryPolicy{}
-	mi := &file_isobar_v1_task_proto_msgTypes[3]
+	mi := &file_isobar_v1_task_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -503,7 +579,7 @@ func (x *RetryPolicy) String() string {
 func (*RetryPolicy) ProtoMessage() {}
 
 func (x *RetryPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[3]
+	mi := &file_isobar_v1_task_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -516,7 +592,7 @@ func (x *RetryPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryPolicy.ProtoReflect.Descriptor instead.
 func (*RetryPolicy) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{3}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *RetryPolicy) GetMaxAttempts() uint32 {
@@ -591,13 +667,14 @@ type Task struct {
 	// many, counted up to 100.
 	WaitsBehind   string `protobuf:"bytes,33,opt,name=waits_behind,json=waitsBehind,proto3" json:"waits_behind,omitempty"`
 	Ahead         uint32 `protobuf:"varint,34,opt,name=ahead,proto3" json:"ahead,omitempty"`
+	Cost          *Cost  `protobuf:"bytes,35,opt,name=cost,proto3" json:"cost,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Task) Reset() {
 	*x = Task{}
-	mi := &file_isobar_v1_task_proto_msgTypes[4]
+	mi := &file_isobar_v1_task_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -609,7 +686,7 @@ func (x *Task) String() string {
 func (*Task) ProtoMessage() {}
 
 func (x *Task) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[4]
+	mi := &file_isobar_v1_task_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -622,7 +699,7 @@ func (x *Task) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Task.ProtoReflect.Descriptor instead.
 func (*Task) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{4}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Task) GetId() string {
@@ -863,6 +940,13 @@ func (x *Task) GetAhead() uint32 {
 	return 0
 }
 
+func (x *Task) GetCost() *Cost {
+	if x != nil {
+		return x.Cost
+	}
+	return nil
+}
+
 // Plan is a start that was put off by choice. It books nothing: room is looked
 // for at the start.
 type Plan struct {
@@ -884,7 +968,7 @@ type Plan struct {
 
 func (x *Plan) Reset() {
 	*x = Plan{}
-	mi := &file_isobar_v1_task_proto_msgTypes[5]
+	mi := &file_isobar_v1_task_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -896,7 +980,7 @@ func (x *Plan) String() string {
 func (*Plan) ProtoMessage() {}
 
 func (x *Plan) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[5]
+	mi := &file_isobar_v1_task_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -909,7 +993,7 @@ func (x *Plan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Plan.ProtoReflect.Descriptor instead.
 func (*Plan) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{5}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Plan) GetStart() *timestamppb.Timestamp {
@@ -999,7 +1083,7 @@ type Attempt struct {
 
 func (x *Attempt) Reset() {
 	*x = Attempt{}
-	mi := &file_isobar_v1_task_proto_msgTypes[6]
+	mi := &file_isobar_v1_task_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1011,7 +1095,7 @@ func (x *Attempt) String() string {
 func (*Attempt) ProtoMessage() {}
 
 func (x *Attempt) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[6]
+	mi := &file_isobar_v1_task_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1024,7 +1108,7 @@ func (x *Attempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attempt.ProtoReflect.Descriptor instead.
 func (*Attempt) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{6}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Attempt) GetNumber() uint64 {
@@ -1148,7 +1232,7 @@ type SubmitRequest struct {
 
 func (x *SubmitRequest) Reset() {
 	*x = SubmitRequest{}
-	mi := &file_isobar_v1_task_proto_msgTypes[7]
+	mi := &file_isobar_v1_task_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1160,7 +1244,7 @@ func (x *SubmitRequest) String() string {
 func (*SubmitRequest) ProtoMessage() {}
 
 func (x *SubmitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[7]
+	mi := &file_isobar_v1_task_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1173,7 +1257,7 @@ func (x *SubmitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubmitRequest.ProtoReflect.Descriptor instead.
 func (*SubmitRequest) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{7}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SubmitRequest) GetTasks() []*TaskSpec {
@@ -1193,7 +1277,7 @@ type SubmitResponse struct {
 
 func (x *SubmitResponse) Reset() {
 	*x = SubmitResponse{}
-	mi := &file_isobar_v1_task_proto_msgTypes[8]
+	mi := &file_isobar_v1_task_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1205,7 +1289,7 @@ func (x *SubmitResponse) String() string {
 func (*SubmitResponse) ProtoMessage() {}
 
 func (x *SubmitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[8]
+	mi := &file_isobar_v1_task_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1218,7 +1302,7 @@ func (x *SubmitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubmitResponse.ProtoReflect.Descriptor instead.
 func (*SubmitResponse) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{8}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *SubmitResponse) GetResults() []*SubmitResult {
@@ -1247,7 +1331,7 @@ type SubmitResult struct {
 
 func (x *SubmitResult) Reset() {
 	*x = SubmitResult{}
-	mi := &file_isobar_v1_task_proto_msgTypes[9]
+	mi := &file_isobar_v1_task_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1259,7 +1343,7 @@ func (x *SubmitResult) String() string {
 func (*SubmitResult) ProtoMessage() {}
 
 func (x *SubmitResult) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[9]
+	mi := &file_isobar_v1_task_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1272,7 +1356,7 @@ func (x *SubmitResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubmitResult.ProtoReflect.Descriptor instead.
 func (*SubmitResult) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{9}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *SubmitResult) GetTaskId() string {
@@ -1345,7 +1429,7 @@ type TaskError struct {
 
 func (x *TaskError) Reset() {
 	*x = TaskError{}
-	mi := &file_isobar_v1_task_proto_msgTypes[10]
+	mi := &file_isobar_v1_task_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1357,7 +1441,7 @@ func (x *TaskError) String() string {
 func (*TaskError) ProtoMessage() {}
 
 func (x *TaskError) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[10]
+	mi := &file_isobar_v1_task_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1370,7 +1454,7 @@ func (x *TaskError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskError.ProtoReflect.Descriptor instead.
 func (*TaskError) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{10}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *TaskError) GetCode() string {
@@ -1454,7 +1538,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_isobar_v1_task_proto_msgTypes[11]
+	mi := &file_isobar_v1_task_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1466,7 +1550,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[11]
+	mi := &file_isobar_v1_task_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1479,7 +1563,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{11}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *GetRequest) GetTaskId() string {
@@ -1505,7 +1589,7 @@ type GetResponse struct {
 
 func (x *GetResponse) Reset() {
 	*x = GetResponse{}
-	mi := &file_isobar_v1_task_proto_msgTypes[12]
+	mi := &file_isobar_v1_task_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1517,7 +1601,7 @@ func (x *GetResponse) String() string {
 func (*GetResponse) ProtoMessage() {}
 
 func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[12]
+	mi := &file_isobar_v1_task_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1530,7 +1614,7 @@ func (x *GetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{12}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GetResponse) GetTask() *Task {
@@ -1551,7 +1635,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_isobar_v1_task_proto_msgTypes[13]
+	mi := &file_isobar_v1_task_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1563,7 +1647,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[13]
+	mi := &file_isobar_v1_task_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1576,7 +1660,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{13}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *WaitRequest) GetTaskId() string {
@@ -1604,7 +1688,7 @@ type WaitResponse struct {
 
 func (x *WaitResponse) Reset() {
 	*x = WaitResponse{}
-	mi := &file_isobar_v1_task_proto_msgTypes[14]
+	mi := &file_isobar_v1_task_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1616,7 +1700,7 @@ func (x *WaitResponse) String() string {
 func (*WaitResponse) ProtoMessage() {}
 
 func (x *WaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[14]
+	mi := &file_isobar_v1_task_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1629,7 +1713,7 @@ func (x *WaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitResponse.ProtoReflect.Descriptor instead.
 func (*WaitResponse) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{14}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *WaitResponse) GetTask() *Task {
@@ -1660,7 +1744,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_isobar_v1_task_proto_msgTypes[15]
+	mi := &file_isobar_v1_task_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1672,7 +1756,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[15]
+	mi := &file_isobar_v1_task_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1685,7 +1769,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{15}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListRequest) GetTenant() string {
@@ -1738,7 +1822,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_isobar_v1_task_proto_msgTypes[16]
+	mi := &file_isobar_v1_task_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1750,7 +1834,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[16]
+	mi := &file_isobar_v1_task_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1763,7 +1847,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{16}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListResponse) GetTasks() []*Task {
@@ -1811,7 +1895,7 @@ type CancelRequest struct {
 
 func (x *CancelRequest) Reset() {
 	*x = CancelRequest{}
-	mi := &file_isobar_v1_task_proto_msgTypes[17]
+	mi := &file_isobar_v1_task_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1823,7 +1907,7 @@ func (x *CancelRequest) String() string {
 func (*CancelRequest) ProtoMessage() {}
 
 func (x *CancelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[17]
+	mi := &file_isobar_v1_task_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1836,7 +1920,7 @@ func (x *CancelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRequest.ProtoReflect.Descriptor instead.
 func (*CancelRequest) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{17}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CancelRequest) GetTaskId() string {
@@ -1864,7 +1948,7 @@ type CancelResponse struct {
 
 func (x *CancelResponse) Reset() {
 	*x = CancelResponse{}
-	mi := &file_isobar_v1_task_proto_msgTypes[18]
+	mi := &file_isobar_v1_task_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1876,7 +1960,7 @@ func (x *CancelResponse) String() string {
 func (*CancelResponse) ProtoMessage() {}
 
 func (x *CancelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[18]
+	mi := &file_isobar_v1_task_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1889,7 +1973,7 @@ func (x *CancelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelResponse.ProtoReflect.Descriptor instead.
 func (*CancelResponse) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{18}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CancelResponse) GetTask() *Task {
@@ -1922,13 +2006,14 @@ type InvokeRequest struct {
 	// At most the function's timeout; default 30 s.
 	Timeout       *durationpb.Duration `protobuf:"bytes,9,opt,name=timeout,proto3" json:"timeout,omitempty"`
 	CorrelationId string               `protobuf:"bytes,10,opt,name=correlation_id,json=correlationId,proto3" json:"correlation_id,omitempty"`
+	Cost          *Cost                `protobuf:"bytes,11,opt,name=cost,proto3" json:"cost,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *InvokeRequest) Reset() {
 	*x = InvokeRequest{}
-	mi := &file_isobar_v1_task_proto_msgTypes[19]
+	mi := &file_isobar_v1_task_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1940,7 +2025,7 @@ func (x *InvokeRequest) String() string {
 func (*InvokeRequest) ProtoMessage() {}
 
 func (x *InvokeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[19]
+	mi := &file_isobar_v1_task_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1953,7 +2038,7 @@ func (x *InvokeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InvokeRequest.ProtoReflect.Descriptor instead.
 func (*InvokeRequest) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{19}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *InvokeRequest) GetTenant() string {
@@ -2039,6 +2124,13 @@ func (x *InvokeRequest) GetCorrelationId() string {
 	return ""
 }
 
+func (x *InvokeRequest) GetCost() *Cost {
+	if x != nil {
+		return x.Cost
+	}
+	return nil
+}
+
 type isInvokeRequest_Input interface {
 	isInvokeRequest_Input()
 }
@@ -2078,7 +2170,7 @@ type InvokeResponse struct {
 
 func (x *InvokeResponse) Reset() {
 	*x = InvokeResponse{}
-	mi := &file_isobar_v1_task_proto_msgTypes[20]
+	mi := &file_isobar_v1_task_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2090,7 +2182,7 @@ func (x *InvokeResponse) String() string {
 func (*InvokeResponse) ProtoMessage() {}
 
 func (x *InvokeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_task_proto_msgTypes[20]
+	mi := &file_isobar_v1_task_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2103,7 +2195,7 @@ func (x *InvokeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InvokeResponse.ProtoReflect.Descriptor instead.
 func (*InvokeResponse) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_task_proto_rawDescGZIP(), []int{20}
+	return file_isobar_v1_task_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *InvokeResponse) GetResult() []byte {
@@ -2166,7 +2258,7 @@ var File_isobar_v1_task_proto protoreflect.FileDescriptor
 
 const file_isobar_v1_task_proto_rawDesc = "" +
 	"\n" +
-	"\x14isobar/v1/task.proto\x12\tisobar.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18isobar/v1/decision.proto\"\xfc\x05\n" +
+	"\x14isobar/v1/task.proto\x12\tisobar.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18isobar/v1/decision.proto\"\xa1\x06\n" +
 	"\bTaskSpec\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x1a\n" +
 	"\bfunction\x18\x02 \x01(\tR\bfunction\x12\x1a\n" +
@@ -2190,8 +2282,13 @@ const file_isobar_v1_task_proto_rawDesc = "" +
 	"\tmax_delay\x18\x10 \x01(\v2\x19.google.protobuf.DurationR\bmaxDelay\x122\n" +
 	"\amax_rtt\x18\x11 \x01(\v2\x19.google.protobuf.DurationR\x06maxRtt\x12(\n" +
 	"\x06inputs\x18\x12 \x03(\v2\x10.isobar.v1.InputR\x06inputs\x12!\n" +
-	"\fordering_key\x18\x13 \x01(\tR\vorderingKeyB\a\n" +
-	"\x05input\"I\n" +
+	"\fordering_key\x18\x13 \x01(\tR\vorderingKey\x12#\n" +
+	"\x04cost\x18\x14 \x01(\v2\x0f.isobar.v1.CostR\x04costB\a\n" +
+	"\x05input\"]\n" +
+	"\x04Cost\x12\x16\n" +
+	"\x06tokens\x18\x01 \x01(\x03R\x06tokens\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\x12'\n" +
+	"\x0faccelerator_mib\x18\x03 \x01(\x03R\x0eacceleratorMib\"I\n" +
 	"\x05Input\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\x12\x16\n" +
@@ -2203,7 +2300,7 @@ const file_isobar_v1_task_proto_rawDesc = "" +
 	"\fmax_attempts\x18\x01 \x01(\rR\vmaxAttempts\x123\n" +
 	"\abackoff\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\abackoff\x12:\n" +
 	"\vmax_backoff\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\n" +
-	"maxBackoff\"\x96\n" +
+	"maxBackoff\"\xbb\n" +
 	"\n" +
 	"\x04Task\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12*\n" +
@@ -2243,7 +2340,8 @@ const file_isobar_v1_task_proto_rawDesc = "" +
 	"\x06inputs\x18\x1f \x03(\v2\x10.isobar.v1.InputR\x06inputs\x12!\n" +
 	"\fordering_key\x18  \x01(\tR\vorderingKey\x12!\n" +
 	"\fwaits_behind\x18! \x01(\tR\vwaitsBehind\x12\x14\n" +
-	"\x05ahead\x18\" \x01(\rR\x05ahead\"\xf8\x01\n" +
+	"\x05ahead\x18\" \x01(\rR\x05ahead\x12#\n" +
+	"\x04cost\x18# \x01(\v2\x0f.isobar.v1.CostR\x04cost\"\xf8\x01\n" +
 	"\x04Plan\x120\n" +
 	"\x05start\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05start\x12\x12\n" +
 	"\x04cell\x18\x02 \x01(\tR\x04cell\x12\x16\n" +
@@ -2327,7 +2425,7 @@ const file_isobar_v1_task_proto_rawDesc = "" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"S\n" +
 	"\x0eCancelResponse\x12#\n" +
 	"\x04task\x18\x01 \x01(\v2\x0f.isobar.v1.TaskR\x04task\x12\x1c\n" +
-	"\tcancelled\x18\x02 \x01(\bR\tcancelled\"\x80\x03\n" +
+	"\tcancelled\x18\x02 \x01(\bR\tcancelled\"\xa5\x03\n" +
 	"\rInvokeRequest\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x1a\n" +
 	"\bfunction\x18\x02 \x01(\tR\bfunction\x12\x1a\n" +
@@ -2340,7 +2438,8 @@ const file_isobar_v1_task_proto_rawDesc = "" +
 	"minQuality\x123\n" +
 	"\atimeout\x18\t \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12%\n" +
 	"\x0ecorrelation_id\x18\n" +
-	" \x01(\tR\rcorrelationIdB\a\n" +
+	" \x01(\tR\rcorrelationId\x12#\n" +
+	"\x04cost\x18\v \x01(\v2\x0f.isobar.v1.CostR\x04costB\a\n" +
 	"\x05input\"\xeb\x01\n" +
 	"\x0eInvokeResponse\x12\x16\n" +
 	"\x06result\x18\x01 \x01(\fR\x06result\x12\x1f\n" +
@@ -2382,99 +2481,103 @@ func file_isobar_v1_task_proto_rawDescGZIP() []byte {
 }
 
 var file_isobar_v1_task_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_isobar_v1_task_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_isobar_v1_task_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_isobar_v1_task_proto_goTypes = []any{
 	(TaskState)(0),                // 0: isobar.v1.TaskState
 	(*TaskSpec)(nil),              // 1: isobar.v1.TaskSpec
-	(*Input)(nil),                 // 2: isobar.v1.Input
-	(*Residency)(nil),             // 3: isobar.v1.Residency
-	(*RetryPolicy)(nil),           // 4: isobar.v1.RetryPolicy
-	(*Task)(nil),                  // 5: isobar.v1.Task
-	(*Plan)(nil),                  // 6: isobar.v1.Plan
-	(*Attempt)(nil),               // 7: isobar.v1.Attempt
-	(*SubmitRequest)(nil),         // 8: isobar.v1.SubmitRequest
-	(*SubmitResponse)(nil),        // 9: isobar.v1.SubmitResponse
-	(*SubmitResult)(nil),          // 10: isobar.v1.SubmitResult
-	(*TaskError)(nil),             // 11: isobar.v1.TaskError
-	(*GetRequest)(nil),            // 12: isobar.v1.GetRequest
-	(*GetResponse)(nil),           // 13: isobar.v1.GetResponse
-	(*WaitRequest)(nil),           // 14: isobar.v1.WaitRequest
-	(*WaitResponse)(nil),          // 15: isobar.v1.WaitResponse
-	(*ListRequest)(nil),           // 16: isobar.v1.ListRequest
-	(*ListResponse)(nil),          // 17: isobar.v1.ListResponse
-	(*CancelRequest)(nil),         // 18: isobar.v1.CancelRequest
-	(*CancelResponse)(nil),        // 19: isobar.v1.CancelResponse
-	(*InvokeRequest)(nil),         // 20: isobar.v1.InvokeRequest
-	(*InvokeResponse)(nil),        // 21: isobar.v1.InvokeResponse
-	(*structpb.Value)(nil),        // 22: google.protobuf.Value
-	(*timestamppb.Timestamp)(nil), // 23: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 24: google.protobuf.Duration
-	(*Candidate)(nil),             // 25: isobar.v1.Candidate
+	(*Cost)(nil),                  // 2: isobar.v1.Cost
+	(*Input)(nil),                 // 3: isobar.v1.Input
+	(*Residency)(nil),             // 4: isobar.v1.Residency
+	(*RetryPolicy)(nil),           // 5: isobar.v1.RetryPolicy
+	(*Task)(nil),                  // 6: isobar.v1.Task
+	(*Plan)(nil),                  // 7: isobar.v1.Plan
+	(*Attempt)(nil),               // 8: isobar.v1.Attempt
+	(*SubmitRequest)(nil),         // 9: isobar.v1.SubmitRequest
+	(*SubmitResponse)(nil),        // 10: isobar.v1.SubmitResponse
+	(*SubmitResult)(nil),          // 11: isobar.v1.SubmitResult
+	(*TaskError)(nil),             // 12: isobar.v1.TaskError
+	(*GetRequest)(nil),            // 13: isobar.v1.GetRequest
+	(*GetResponse)(nil),           // 14: isobar.v1.GetResponse
+	(*WaitRequest)(nil),           // 15: isobar.v1.WaitRequest
+	(*WaitResponse)(nil),          // 16: isobar.v1.WaitResponse
+	(*ListRequest)(nil),           // 17: isobar.v1.ListRequest
+	(*ListResponse)(nil),          // 18: isobar.v1.ListResponse
+	(*CancelRequest)(nil),         // 19: isobar.v1.CancelRequest
+	(*CancelResponse)(nil),        // 20: isobar.v1.CancelResponse
+	(*InvokeRequest)(nil),         // 21: isobar.v1.InvokeRequest
+	(*InvokeResponse)(nil),        // 22: isobar.v1.InvokeResponse
+	(*structpb.Value)(nil),        // 23: google.protobuf.Value
+	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 25: google.protobuf.Duration
+	(*Candidate)(nil),             // 26: isobar.v1.Candidate
 }
 var file_isobar_v1_task_proto_depIdxs = []int32{
-	22, // 0: isobar.v1.TaskSpec.json:type_name -> google.protobuf.Value
-	23, // 1: isobar.v1.TaskSpec.deadline:type_name -> google.protobuf.Timestamp
-	23, // 2: isobar.v1.TaskSpec.not_before:type_name -> google.protobuf.Timestamp
-	3,  // 3: isobar.v1.TaskSpec.residency:type_name -> isobar.v1.Residency
-	4,  // 4: isobar.v1.TaskSpec.retry:type_name -> isobar.v1.RetryPolicy
-	24, // 5: isobar.v1.TaskSpec.max_delay:type_name -> google.protobuf.Duration
-	24, // 6: isobar.v1.TaskSpec.max_rtt:type_name -> google.protobuf.Duration
-	2,  // 7: isobar.v1.TaskSpec.inputs:type_name -> isobar.v1.Input
-	24, // 8: isobar.v1.RetryPolicy.backoff:type_name -> google.protobuf.Duration
-	24, // 9: isobar.v1.RetryPolicy.max_backoff:type_name -> google.protobuf.Duration
-	0,  // 10: isobar.v1.Task.state:type_name -> isobar.v1.TaskState
-	23, // 11: isobar.v1.Task.submitted:type_name -> google.protobuf.Timestamp
-	23, // 12: isobar.v1.Task.deadline:type_name -> google.protobuf.Timestamp
-	23, // 13: isobar.v1.Task.not_before:type_name -> google.protobuf.Timestamp
-	23, // 14: isobar.v1.Task.next:type_name -> google.protobuf.Timestamp
-	23, // 15: isobar.v1.Task.ended:type_name -> google.protobuf.Timestamp
-	3,  // 16: isobar.v1.Task.residency:type_name -> isobar.v1.Residency
-	4,  // 17: isobar.v1.Task.retry:type_name -> isobar.v1.RetryPolicy
-	7,  // 18: isobar.v1.Task.attempts:type_name -> isobar.v1.Attempt
-	24, // 19: isobar.v1.Task.max_delay:type_name -> google.protobuf.Duration
-	23, // 20: isobar.v1.Task.start_by:type_name -> google.protobuf.Timestamp
-	24, // 21: isobar.v1.Task.max_rtt:type_name -> google.protobuf.Duration
-	6,  // 22: isobar.v1.Task.plan:type_name -> isobar.v1.Plan
-	2,  // 23: isobar.v1.Task.inputs:type_name -> isobar.v1.Input
-	23, // 24: isobar.v1.Plan.start:type_name -> google.protobuf.Timestamp
-	23, // 25: isobar.v1.Plan.decided:type_name -> google.protobuf.Timestamp
-	23, // 26: isobar.v1.Attempt.leased:type_name -> google.protobuf.Timestamp
-	23, // 27: isobar.v1.Attempt.started:type_name -> google.protobuf.Timestamp
-	23, // 28: isobar.v1.Attempt.ended:type_name -> google.protobuf.Timestamp
-	24, // 29: isobar.v1.Attempt.run_time:type_name -> google.protobuf.Duration
-	1,  // 30: isobar.v1.SubmitRequest.tasks:type_name -> isobar.v1.TaskSpec
-	10, // 31: isobar.v1.SubmitResponse.results:type_name -> isobar.v1.SubmitResult
-	0,  // 32: isobar.v1.SubmitResult.state:type_name -> isobar.v1.TaskState
-	25, // 33: isobar.v1.SubmitResult.provisional:type_name -> isobar.v1.Candidate
-	11, // 34: isobar.v1.SubmitResult.error:type_name -> isobar.v1.TaskError
-	24, // 35: isobar.v1.TaskError.retry_after:type_name -> google.protobuf.Duration
-	5,  // 36: isobar.v1.GetResponse.task:type_name -> isobar.v1.Task
-	24, // 37: isobar.v1.WaitRequest.timeout:type_name -> google.protobuf.Duration
-	5,  // 38: isobar.v1.WaitResponse.task:type_name -> isobar.v1.Task
-	0,  // 39: isobar.v1.ListRequest.state:type_name -> isobar.v1.TaskState
-	5,  // 40: isobar.v1.ListResponse.tasks:type_name -> isobar.v1.Task
-	5,  // 41: isobar.v1.CancelResponse.task:type_name -> isobar.v1.Task
-	22, // 42: isobar.v1.InvokeRequest.json:type_name -> google.protobuf.Value
-	3,  // 43: isobar.v1.InvokeRequest.residency:type_name -> isobar.v1.Residency
-	24, // 44: isobar.v1.InvokeRequest.timeout:type_name -> google.protobuf.Duration
-	24, // 45: isobar.v1.InvokeResponse.run_time:type_name -> google.protobuf.Duration
-	8,  // 46: isobar.v1.TaskService.Submit:input_type -> isobar.v1.SubmitRequest
-	12, // 47: isobar.v1.TaskService.Get:input_type -> isobar.v1.GetRequest
-	14, // 48: isobar.v1.TaskService.Wait:input_type -> isobar.v1.WaitRequest
-	16, // 49: isobar.v1.TaskService.List:input_type -> isobar.v1.ListRequest
-	18, // 50: isobar.v1.TaskService.Cancel:input_type -> isobar.v1.CancelRequest
-	20, // 51: isobar.v1.TaskService.Invoke:input_type -> isobar.v1.InvokeRequest
-	9,  // 52: isobar.v1.TaskService.Submit:output_type -> isobar.v1.SubmitResponse
-	13, // 53: isobar.v1.TaskService.Get:output_type -> isobar.v1.GetResponse
-	15, // 54: isobar.v1.TaskService.Wait:output_type -> isobar.v1.WaitResponse
-	17, // 55: isobar.v1.TaskService.List:output_type -> isobar.v1.ListResponse
-	19, // 56: isobar.v1.TaskService.Cancel:output_type -> isobar.v1.CancelResponse
-	21, // 57: isobar.v1.TaskService.Invoke:output_type -> isobar.v1.InvokeResponse
-	52, // [52:58] is the sub-list for method output_type
-	46, // [46:52] is the sub-list for method input_type
-	46, // [46:46] is the sub-list for extension type_name
-	46, // [46:46] is the sub-list for extension extendee
-	0,  // [0:46] is the sub-list for field type_name
+	23, // 0: isobar.v1.TaskSpec.json:type_name -> google.protobuf.Value
+	24, // 1: isobar.v1.TaskSpec.deadline:type_name -> google.protobuf.Timestamp
+	24, // 2: isobar.v1.TaskSpec.not_before:type_name -> google.protobuf.Timestamp
+	4,  // 3: isobar.v1.TaskSpec.residency:type_name -> isobar.v1.Residency
+	5,  // 4: isobar.v1.TaskSpec.retry:type_name -> isobar.v1.RetryPolicy
+	25, // 5: isobar.v1.TaskSpec.max_delay:type_name -> google.protobuf.Duration
+	25, // 6: isobar.v1.TaskSpec.max_rtt:type_name -> google.protobuf.Duration
+	3,  // 7: isobar.v1.TaskSpec.inputs:type_name -> isobar.v1.Input
+	2,  // 8: isobar.v1.TaskSpec.cost:type_name -> isobar.v1.Cost
+	25, // 9: isobar.v1.RetryPolicy.backoff:type_name -> google.protobuf.Duration
+	25, // 10: isobar.v1.RetryPolicy.max_backoff:type_name -> google.protobuf.Duration
+	0,  // 11: isobar.v1.Task.state:type_name -> isobar.v1.TaskState
+	24, // 12: isobar.v1.Task.submitted:type_name -> google.protobuf.Timestamp
+	24, // 13: isobar.v1.Task.deadline:type_name -> google.protobuf.Timestamp
+	24, // 14: isobar.v1.Task.not_before:type_name -> google.protobuf.Timestamp
+	24, // 15: isobar.v1.Task.next:type_name -> google.protobuf.Timestamp
+	24, // 16: isobar.v1.Task.ended:type_name -> google.protobuf.Timestamp
+	4,  // 17: isobar.v1.Task.residency:type_name -> isobar.v1.Residency
+	5,  // 18: isobar.v1.Task.retry:type_name -> isobar.v1.RetryPolicy
+	8,  // 19: isobar.v1.Task.attempts:type_name -> isobar.v1.Attempt
+	25, // 20: isobar.v1.Task.max_delay:type_name -> google.protobuf.Duration
+	24, // 21: isobar.v1.Task.start_by:type_name -> google.protobuf.Timestamp
+	25, // 22: isobar.v1.Task.max_rtt:type_name -> google.protobuf.Duration
+	7,  // 23: isobar.v1.Task.plan:type_name -> isobar.v1.Plan
+	3,  // 24: isobar.v1.Task.inputs:type_name -> isobar.v1.Input
+	2,  // 25: isobar.v1.Task.cost:type_name -> isobar.v1.Cost
+	24, // 26: isobar.v1.Plan.start:type_name -> google.protobuf.Timestamp
+	24, // 27: isobar.v1.Plan.decided:type_name -> google.protobuf.Timestamp
+	24, // 28: isobar.v1.Attempt.leased:type_name -> google.protobuf.Timestamp
+	24, // 29: isobar.v1.Attempt.started:type_name -> google.protobuf.Timestamp
+	24, // 30: isobar.v1.Attempt.ended:type_name -> google.protobuf.Timestamp
+	25, // 31: isobar.v1.Attempt.run_time:type_name -> google.protobuf.Duration
+	1,  // 32: isobar.v1.SubmitRequest.tasks:type_name -> isobar.v1.TaskSpec
+	11, // 33: isobar.v1.SubmitResponse.results:type_name -> isobar.v1.SubmitResult
+	0,  // 34: isobar.v1.SubmitResult.state:type_name -> isobar.v1.TaskState
+	26, // 35: isobar.v1.SubmitResult.provisional:type_name -> isobar.v1.Candidate
+	12, // 36: isobar.v1.SubmitResult.error:type_name -> isobar.v1.TaskError
+	25, // 37: isobar.v1.TaskError.retry_after:type_name -> google.protobuf.Duration
+	6,  // 38: isobar.v1.GetResponse.task:type_name -> isobar.v1.Task
+	25, // 39: isobar.v1.WaitRequest.timeout:type_name -> google.protobuf.Duration
+	6,  // 40: isobar.v1.WaitResponse.task:type_name -> isobar.v1.Task
+	0,  // 41: isobar.v1.ListRequest.state:type_name -> isobar.v1.TaskState
+	6,  // 42: isobar.v1.ListResponse.tasks:type_name -> isobar.v1.Task
+	6,  // 43: isobar.v1.CancelResponse.task:type_name -> isobar.v1.Task
+	23, // 44: isobar.v1.InvokeRequest.json:type_name -> google.protobuf.Value
+	4,  // 45: isobar.v1.InvokeRequest.residency:type_name -> isobar.v1.Residency
+	25, // 46: isobar.v1.InvokeRequest.timeout:type_name -> google.protobuf.Duration
+	2,  // 47: isobar.v1.InvokeRequest.cost:type_name -> isobar.v1.Cost
+	25, // 48: isobar.v1.InvokeResponse.run_time:type_name -> google.protobuf.Duration
+	9,  // 49: isobar.v1.TaskService.Submit:input_type -> isobar.v1.SubmitRequest
+	13, // 50: isobar.v1.TaskService.Get:input_type -> isobar.v1.GetRequest
+	15, // 51: isobar.v1.TaskService.Wait:input_type -> isobar.v1.WaitRequest
+	17, // 52: isobar.v1.TaskService.List:input_type -> isobar.v1.ListRequest
+	19, // 53: isobar.v1.TaskService.Cancel:input_type -> isobar.v1.CancelRequest
+	21, // 54: isobar.v1.TaskService.Invoke:input_type -> isobar.v1.InvokeRequest
+	10, // 55: isobar.v1.TaskService.Submit:output_type -> isobar.v1.SubmitResponse
+	14, // 56: isobar.v1.TaskService.Get:output_type -> isobar.v1.GetResponse
+	16, // 57: isobar.v1.TaskService.Wait:output_type -> isobar.v1.WaitResponse
+	18, // 58: isobar.v1.TaskService.List:output_type -> isobar.v1.ListResponse
+	20, // 59: isobar.v1.TaskService.Cancel:output_type -> isobar.v1.CancelResponse
+	22, // 60: isobar.v1.TaskService.Invoke:output_type -> isobar.v1.InvokeResponse
+	55, // [55:61] is the sub-list for method output_type
+	49, // [49:55] is the sub-list for method input_type
+	49, // [49:49] is the sub-list for extension type_name
+	49, // [49:49] is the sub-list for extension extendee
+	0,  // [0:49] is the sub-list for field type_name
 }
 
 func init() { file_isobar_v1_task_proto_init() }
@@ -2488,7 +2591,7 @@ func file_isobar_v1_task_proto_init() {
 		(*TaskSpec_Text)(nil),
 		(*TaskSpec_Json)(nil),
 	}
-	file_isobar_v1_task_proto_msgTypes[19].OneofWrappers = []any{
+	file_isobar_v1_task_proto_msgTypes[20].OneofWrappers = []any{
 		(*InvokeRequest_Payload)(nil),
 		(*InvokeRequest_Text)(nil),
 		(*InvokeRequest_Json)(nil),
@@ -2499,7 +2602,7 @@ func file_isobar_v1_task_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isobar_v1_task_proto_rawDesc), len(file_isobar_v1_task_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   21,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -406,7 +406,10 @@ type Offer struct {
 	// wasm, exec, http.
 	Runtimes []string `protobuf:"bytes,4,rep,name=runtimes,proto3" json:"runtimes,omitempty"`
 	// Only these functions; all when empty.
-	Functions     []string `protobuf:"bytes,5,rep,name=functions,proto3" json:"functions,omitempty"`
+	Functions []string `protobuf:"bytes,5,rep,name=functions,proto3" json:"functions,omitempty"`
+	// How much of each the attempts that it holds may cost together, payloads
+	// counted in bytes; 0 is no bound.
+	InFlight      *Cost `protobuf:"bytes,6,opt,name=in_flight,json=inFlight,proto3" json:"in_flight,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -472,6 +475,13 @@ func (x *Offer) GetRuntimes() []string {
 func (x *Offer) GetFunctions() []string {
 	if x != nil {
 		return x.Functions
+	}
+	return nil
+}
+
+func (x *Offer) GetInFlight() *Cost {
+	if x != nil {
+		return x.InFlight
 	}
 	return nil
 }
@@ -723,7 +733,9 @@ type Assignment struct {
 	// How long the lease holds from the worker's own last message.
 	Lease *durationpb.Duration `protobuf:"bytes,13,opt,name=lease,proto3" json:"lease,omitempty"`
 	// Synchronous and not durable: answer with InvokeResult.
-	Invoke        bool `protobuf:"varint,14,opt,name=invoke,proto3" json:"invoke,omitempty"`
+	Invoke bool `protobuf:"varint,14,opt,name=invoke,proto3" json:"invoke,omitempty"`
+	// As the task declares it.
+	Cost          *Cost `protobuf:"bytes,15,opt,name=cost,proto3" json:"cost,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -854,6 +866,13 @@ func (x *Assignment) GetInvoke() bool {
 		return x.Invoke
 	}
 	return false
+}
+
+func (x *Assignment) GetCost() *Cost {
+	if x != nil {
+		return x.Cost
+	}
+	return nil
 }
 
 type InvokeResult struct {
@@ -1045,7 +1064,10 @@ type LeaseRequest struct {
 	// At most this many; default 1.
 	Max int32 `protobuf:"varint,5,opt,name=max,proto3" json:"max,omitempty"`
 	// At most 30 s; default 10 s.
-	Wait          *durationpb.Duration `protobuf:"bytes,6,opt,name=wait,proto3" json:"wait,omitempty"`
+	Wait *durationpb.Duration `protobuf:"bytes,6,opt,name=wait,proto3" json:"wait,omitempty"`
+	// How much of each one answer may cost together, payloads counted in bytes; 0
+	// is no bound but the offer's.
+	Batch         *Cost `protobuf:"bytes,7,opt,name=batch,proto3" json:"batch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1118,6 +1140,13 @@ func (x *LeaseRequest) GetMax() int32 {
 func (x *LeaseRequest) GetWait() *durationpb.Duration {
 	if x != nil {
 		return x.Wait
+	}
+	return nil
+}
+
+func (x *LeaseRequest) GetBatch() *Cost {
+	if x != nil {
+		return x.Batch
 	}
 	return nil
 }
@@ -1674,7 +1703,7 @@ var File_isobar_v1_worker_proto protoreflect.FileDescriptor
 
 const file_isobar_v1_worker_proto_rawDesc = "" +
 	"\n" +
-	"\x16isobar/v1/worker.proto\x12\tisobar.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18isobar/v1/function.proto\"\xba\x02\n" +
+	"\x16isobar/v1/worker.proto\x12\tisobar.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18isobar/v1/function.proto\x1a\x14isobar/v1/task.proto\"\xba\x02\n" +
 	"\vWorkRequest\x12(\n" +
 	"\x05hello\x18\x01 \x01(\v2\x10.isobar.v1.HelloH\x00R\x05hello\x122\n" +
 	"\x06extend\x18\x02 \x01(\v2\x18.isobar.v1.ExtendRequestH\x00R\x06extend\x128\n" +
@@ -1696,14 +1725,15 @@ const file_isobar_v1_worker_proto_rawDesc = "" +
 	"\asession\x18\x02 \x01(\tR\asession\x12&\n" +
 	"\x05offer\x18\x03 \x01(\v2\x10.isobar.v1.OfferR\x05offer\x12'\n" +
 	"\x04held\x18\x04 \x03(\v2\x13.isobar.v1.LeaseRefR\x04held\x12\x10\n" +
-	"\x03pid\x18\x05 \x01(\x03R\x03pid\"\xb3\x01\n" +
+	"\x03pid\x18\x05 \x01(\x03R\x03pid\"\xe1\x01\n" +
 	"\x05Offer\x12\x10\n" +
 	"\x03cpu\x18\x01 \x01(\x01R\x03cpu\x12\x1d\n" +
 	"\n" +
 	"memory_mib\x18\x02 \x01(\x03R\tmemoryMib\x12?\n" +
 	"\faccelerators\x18\x03 \x03(\v2\x1b.isobar.v1.AcceleratorCountR\faccelerators\x12\x1a\n" +
 	"\bruntimes\x18\x04 \x03(\tR\bruntimes\x12\x1c\n" +
-	"\tfunctions\x18\x05 \x03(\tR\tfunctions\">\n" +
+	"\tfunctions\x18\x05 \x03(\tR\tfunctions\x12,\n" +
+	"\tin_flight\x18\x06 \x01(\v2\x0f.isobar.v1.CostR\binFlight\">\n" +
 	"\x10AcceleratorCount\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x14\n" +
 	"\x05count\x18\x02 \x01(\x03R\x05count\"\"\n" +
@@ -1717,7 +1747,7 @@ const file_isobar_v1_worker_proto_rawDesc = "" +
 	"\x04stop\x18\x05 \x03(\v2\x13.isobar.v1.LeaseRefR\x04stop\"=\n" +
 	"\bLeaseRef\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x18\n" +
-	"\aattempt\x18\x02 \x01(\x04R\aattempt\"\xba\x04\n" +
+	"\aattempt\x18\x02 \x01(\x04R\aattempt\"\xdf\x04\n" +
 	"\n" +
 	"Assignment\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x18\n" +
@@ -1734,7 +1764,8 @@ const file_isobar_v1_worker_proto_rawDesc = "" +
 	"\fcontent_type\x18\v \x01(\tR\vcontentType\x12 \n" +
 	"\vtraceparent\x18\f \x01(\tR\vtraceparent\x12/\n" +
 	"\x05lease\x18\r \x01(\v2\x19.google.protobuf.DurationR\x05lease\x12\x16\n" +
-	"\x06invoke\x18\x0e \x01(\bR\x06invoke\x1a6\n" +
+	"\x06invoke\x18\x0e \x01(\bR\x06invoke\x12#\n" +
+	"\x04cost\x18\x0f \x01(\v2\x0f.isobar.v1.CostR\x04cost\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"U\n" +
@@ -1756,7 +1787,7 @@ const file_isobar_v1_worker_proto_rawDesc = "" +
 	"cold_start\x18\n" +
 	" \x01(\v2\x19.google.protobuf.DurationR\tcoldStart\x12:\n" +
 	"\vretry_after\x18\v \x01(\v2\x19.google.protobuf.DurationR\n" +
-	"retryAfter\"\xc8\x01\n" +
+	"retryAfter\"\xef\x01\n" +
 	"\fLeaseRequest\x12\x16\n" +
 	"\x06worker\x18\x01 \x01(\tR\x06worker\x12\x18\n" +
 	"\asession\x18\x02 \x01(\tR\asession\x12\x1d\n" +
@@ -1764,7 +1795,8 @@ const file_isobar_v1_worker_proto_rawDesc = "" +
 	"request_id\x18\x03 \x01(\tR\trequestId\x12&\n" +
 	"\x05offer\x18\x04 \x01(\v2\x10.isobar.v1.OfferR\x05offer\x12\x10\n" +
 	"\x03max\x18\x05 \x01(\x05R\x03max\x12-\n" +
-	"\x04wait\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x04wait\"H\n" +
+	"\x04wait\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x04wait\x12%\n" +
+	"\x05batch\x18\a \x01(\v2\x0f.isobar.v1.CostR\x05batch\"H\n" +
 	"\rLeaseResponse\x127\n" +
 	"\vassignments\x18\x01 \x03(\v2\x15.isobar.v1.AssignmentR\vassignments\"n\n" +
 	"\rExtendRequest\x12\x16\n" +
@@ -1843,9 +1875,10 @@ var file_isobar_v1_worker_proto_goTypes = []any{
 	(*CodeRequest)(nil),           // 20: isobar.v1.CodeRequest
 	(*CodeResponse)(nil),          // 21: isobar.v1.CodeResponse
 	nil,                           // 22: isobar.v1.Assignment.EnvEntry
-	(*durationpb.Duration)(nil),   // 23: google.protobuf.Duration
-	(*Variant)(nil),               // 24: isobar.v1.Variant
-	(*timestamppb.Timestamp)(nil), // 25: google.protobuf.Timestamp
+	(*Cost)(nil),                  // 23: isobar.v1.Cost
+	(*durationpb.Duration)(nil),   // 24: google.protobuf.Duration
+	(*Variant)(nil),               // 25: isobar.v1.Variant
+	(*timestamppb.Timestamp)(nil), // 26: google.protobuf.Timestamp
 }
 var file_isobar_v1_worker_proto_depIdxs = []int32{
 	2,  // 0: isobar.v1.WorkRequest.hello:type_name -> isobar.v1.Hello
@@ -1863,49 +1896,52 @@ var file_isobar_v1_worker_proto_depIdxs = []int32{
 	3,  // 12: isobar.v1.Hello.offer:type_name -> isobar.v1.Offer
 	7,  // 13: isobar.v1.Hello.held:type_name -> isobar.v1.LeaseRef
 	4,  // 14: isobar.v1.Offer.accelerators:type_name -> isobar.v1.AcceleratorCount
-	23, // 15: isobar.v1.Welcome.extend_every:type_name -> google.protobuf.Duration
-	23, // 16: isobar.v1.Welcome.lease:type_name -> google.protobuf.Duration
-	7,  // 17: isobar.v1.Welcome.stop:type_name -> isobar.v1.LeaseRef
-	24, // 18: isobar.v1.Assignment.variant:type_name -> isobar.v1.Variant
-	22, // 19: isobar.v1.Assignment.env:type_name -> isobar.v1.Assignment.EnvEntry
-	23, // 20: isobar.v1.Assignment.timeout:type_name -> google.protobuf.Duration
-	25, // 21: isobar.v1.Assignment.deadline:type_name -> google.protobuf.Timestamp
-	23, // 22: isobar.v1.Assignment.lease:type_name -> google.protobuf.Duration
-	10, // 23: isobar.v1.InvokeResult.outcome:type_name -> isobar.v1.Outcome
-	25, // 24: isobar.v1.Outcome.started:type_name -> google.protobuf.Timestamp
-	23, // 25: isobar.v1.Outcome.run_time:type_name -> google.protobuf.Duration
-	23, // 26: isobar.v1.Outcome.cold_start:type_name -> google.protobuf.Duration
-	23, // 27: isobar.v1.Outcome.retry_after:type_name -> google.protobuf.Duration
-	3,  // 28: isobar.v1.LeaseRequest.offer:type_name -> isobar.v1.Offer
-	23, // 29: isobar.v1.LeaseRequest.wait:type_name -> google.protobuf.Duration
-	8,  // 30: isobar.v1.LeaseResponse.assignments:type_name -> isobar.v1.Assignment
-	7,  // 31: isobar.v1.ExtendRequest.leases:type_name -> isobar.v1.LeaseRef
-	15, // 32: isobar.v1.ExtendResponse.results:type_name -> isobar.v1.ExtendResult
-	7,  // 33: isobar.v1.ExtendResult.lease:type_name -> isobar.v1.LeaseRef
-	23, // 34: isobar.v1.ExtendResult.duration:type_name -> google.protobuf.Duration
-	7,  // 35: isobar.v1.CompleteRequest.lease:type_name -> isobar.v1.LeaseRef
-	10, // 36: isobar.v1.CompleteRequest.outcome:type_name -> isobar.v1.Outcome
-	7,  // 37: isobar.v1.CompleteResponse.lease:type_name -> isobar.v1.LeaseRef
-	7,  // 38: isobar.v1.FailRequest.lease:type_name -> isobar.v1.LeaseRef
-	10, // 39: isobar.v1.FailRequest.outcome:type_name -> isobar.v1.Outcome
-	7,  // 40: isobar.v1.FailResponse.lease:type_name -> isobar.v1.LeaseRef
-	0,  // 41: isobar.v1.WorkerService.Work:input_type -> isobar.v1.WorkRequest
-	11, // 42: isobar.v1.WorkerService.Lease:input_type -> isobar.v1.LeaseRequest
-	13, // 43: isobar.v1.WorkerService.Extend:input_type -> isobar.v1.ExtendRequest
-	16, // 44: isobar.v1.WorkerService.Complete:input_type -> isobar.v1.CompleteRequest
-	18, // 45: isobar.v1.WorkerService.Fail:input_type -> isobar.v1.FailRequest
-	20, // 46: isobar.v1.WorkerService.Code:input_type -> isobar.v1.CodeRequest
-	1,  // 47: isobar.v1.WorkerService.Work:output_type -> isobar.v1.WorkResponse
-	12, // 48: isobar.v1.WorkerService.Lease:output_type -> isobar.v1.LeaseResponse
-	14, // 49: isobar.v1.WorkerService.Extend:output_type -> isobar.v1.ExtendResponse
-	17, // 50: isobar.v1.WorkerService.Complete:output_type -> isobar.v1.CompleteResponse
-	19, // 51: isobar.v1.WorkerService.Fail:output_type -> isobar.v1.FailResponse
-	21, // 52: isobar.v1.WorkerService.Code:output_type -> isobar.v1.CodeResponse
-	47, // [47:53] is the sub-list for method output_type
-	41, // [41:47] is the sub-list for method input_type
-	41, // [41:41] is the sub-list for extension type_name
-	41, // [41:41] is the sub-list for extension extendee
-	0,  // [0:41] is the sub-list for field type_name
+	23, // 15: isobar.v1.Offer.in_flight:type_name -> isobar.v1.Cost
+	24, // 16: isobar.v1.Welcome.extend_every:type_name -> google.protobuf.Duration
+	24, // 17: isobar.v1.Welcome.lease:type_name -> google.protobuf.Duration
+	7,  // 18: isobar.v1.Welcome.stop:type_name -> isobar.v1.LeaseRef
+	25, // 19: isobar.v1.Assignment.variant:type_name -> isobar.v1.Variant
+	22, // 20: isobar.v1.Assignment.env:type_name -> isobar.v1.Assignment.EnvEntry
+	24, // 21: isobar.v1.Assignment.timeout:type_name -> google.protobuf.Duration
+	26, // 22: isobar.v1.Assignment.deadline:type_name -> google.protobuf.Timestamp
+	24, // 23: isobar.v1.Assignment.lease:type_name -> google.protobuf.Duration
+	23, // 24: isobar.v1.Assignment.cost:type_name -> isobar.v1.Cost
+	10, // 25: isobar.v1.InvokeResult.outcome:type_name -> isobar.v1.Outcome
+	26, // 26: isobar.v1.Outcome.started:type_name -> google.protobuf.Timestamp
+	24, // 27: isobar.v1.Outcome.run_time:type_name -> google.protobuf.Duration
+	24, // 28: isobar.v1.Outcome.cold_start:type_name -> google.protobuf.Duration
+	24, // 29: isobar.v1.Outcome.retry_after:type_name -> google.protobuf.Duration
+	3,  // 30: isobar.v1.LeaseRequest.offer:type_name -> isobar.v1.Offer
+	24, // 31: isobar.v1.LeaseRequest.wait:type_name -> google.protobuf.Duration
+	23, // 32: isobar.v1.LeaseRequest.batch:type_name -> isobar.v1.Cost
+	8,  // 33: isobar.v1.LeaseResponse.assignments:type_name -> isobar.v1.Assignment
+	7,  // 34: isobar.v1.ExtendRequest.leases:type_name -> isobar.v1.LeaseRef
+	15, // 35: isobar.v1.ExtendResponse.results:type_name -> isobar.v1.ExtendResult
+	7,  // 36: isobar.v1.ExtendResult.lease:type_name -> isobar.v1.LeaseRef
+	24, // 37: isobar.v1.ExtendResult.duration:type_name -> google.protobuf.Duration
+	7,  // 38: isobar.v1.CompleteRequest.lease:type_name -> isobar.v1.LeaseRef
+	10, // 39: isobar.v1.CompleteRequest.outcome:type_name -> isobar.v1.Outcome
+	7,  // 40: isobar.v1.CompleteResponse.lease:type_name -> isobar.v1.LeaseRef
+	7,  // 41: isobar.v1.FailRequest.lease:type_name -> isobar.v1.LeaseRef
+	10, // 42: isobar.v1.FailRequest.outcome:type_name -> isobar.v1.Outcome
+	7,  // 43: isobar.v1.FailResponse.lease:type_name -> isobar.v1.LeaseRef
+	0,  // 44: isobar.v1.WorkerService.Work:input_type -> isobar.v1.WorkRequest
+	11, // 45: isobar.v1.WorkerService.Lease:input_type -> isobar.v1.LeaseRequest
+	13, // 46: isobar.v1.WorkerService.Extend:input_type -> isobar.v1.ExtendRequest
+	16, // 47: isobar.v1.WorkerService.Complete:input_type -> isobar.v1.CompleteRequest
+	18, // 48: isobar.v1.WorkerService.Fail:input_type -> isobar.v1.FailRequest
+	20, // 49: isobar.v1.WorkerService.Code:input_type -> isobar.v1.CodeRequest
+	1,  // 50: isobar.v1.WorkerService.Work:output_type -> isobar.v1.WorkResponse
+	12, // 51: isobar.v1.WorkerService.Lease:output_type -> isobar.v1.LeaseResponse
+	14, // 52: isobar.v1.WorkerService.Extend:output_type -> isobar.v1.ExtendResponse
+	17, // 53: isobar.v1.WorkerService.Complete:output_type -> isobar.v1.CompleteResponse
+	19, // 54: isobar.v1.WorkerService.Fail:output_type -> isobar.v1.FailResponse
+	21, // 55: isobar.v1.WorkerService.Code:output_type -> isobar.v1.CodeResponse
+	50, // [50:56] is the sub-list for method output_type
+	44, // [44:50] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_isobar_v1_worker_proto_init() }
@@ -1914,6 +1950,7 @@ func file_isobar_v1_worker_proto_init() {
 		return
 	}
 	file_isobar_v1_function_proto_init()
+	file_isobar_v1_task_proto_init()
 	file_isobar_v1_worker_proto_msgTypes[0].OneofWrappers = []any{
 		(*WorkRequest_Hello)(nil),
 		(*WorkRequest_Extend)(nil),

@@ -325,10 +325,14 @@ func (x *Digest) GetCarbonForecast() uint32 {
 }
 
 type CapacityDigest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	CpuMilli      int64                  `protobuf:"varint,1,opt,name=cpu_milli,json=cpuMilli,proto3" json:"cpu_milli,omitempty"`
-	MemoryMib     int64                  `protobuf:"varint,2,opt,name=memory_mib,json=memoryMib,proto3" json:"memory_mib,omitempty"`
-	Gpus          []int64                `protobuf:"varint,3,rep,packed,name=gpus,proto3" json:"gpus,omitempty"` // in the order of Digest.gpus
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	CpuMilli  int64                  `protobuf:"varint,1,opt,name=cpu_milli,json=cpuMilli,proto3" json:"cpu_milli,omitempty"`
+	MemoryMib int64                  `protobuf:"varint,2,opt,name=memory_mib,json=memoryMib,proto3" json:"memory_mib,omitempty"`
+	Gpus      []int64                `protobuf:"varint,3,rep,packed,name=gpus,proto3" json:"gpus,omitempty"` // in the order of Digest.gpus
+	// Bounds on what may be held at once, and what is held of them: tokens, bytes,
+	// MiB of accelerators. A bound of 0, or one left out, is none.
+	Most          []int64 `protobuf:"varint,4,rep,packed,name=most,proto3" json:"most,omitempty"`
+	Held          []int64 `protobuf:"varint,5,rep,packed,name=held,proto3" json:"held,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -380,6 +384,20 @@ func (x *CapacityDigest) GetMemoryMib() int64 {
 func (x *CapacityDigest) GetGpus() []int64 {
 	if x != nil {
 		return x.Gpus
+	}
+	return nil
+}
+
+func (x *CapacityDigest) GetMost() []int64 {
+	if x != nil {
+		return x.Most
+	}
+	return nil
+}
+
+func (x *CapacityDigest) GetHeld() []int64 {
+	if x != nil {
+		return x.Held
 	}
 	return nil
 }
@@ -499,12 +517,14 @@ const file_isobar_mesh_v1_digest_proto_rawDesc = "" +
 	"\x18embodied_mg_per_cpu_hour\x18\x1c \x01(\x04R\x14embodiedMgPerCpuHour\x12$\n" +
 	"\x0ecarbon_from_ms\x18\x1d \x01(\x03R\fcarbonFromMs\x12$\n" +
 	"\x0ecarbon_step_us\x18\x1e \x01(\x04R\fcarbonStepUs\x12'\n" +
-	"\x0fcarbon_forecast\x18\x1f \x01(\rR\x0ecarbonForecast\"`\n" +
+	"\x0fcarbon_forecast\x18\x1f \x01(\rR\x0ecarbonForecast\"\x88\x01\n" +
 	"\x0eCapacityDigest\x12\x1b\n" +
 	"\tcpu_milli\x18\x01 \x01(\x03R\bcpuMilli\x12\x1d\n" +
 	"\n" +
 	"memory_mib\x18\x02 \x01(\x03R\tmemoryMib\x12\x12\n" +
-	"\x04gpus\x18\x03 \x03(\x03R\x04gpus\"\xb1\x01\n" +
+	"\x04gpus\x18\x03 \x03(\x03R\x04gpus\x12\x12\n" +
+	"\x04most\x18\x04 \x03(\x03R\x04most\x12\x12\n" +
+	"\x04held\x18\x05 \x03(\x03R\x04held\"\xb1\x01\n" +
 	"\vModelDigest\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x12\n" +
 	"\x04hour\x18\x02 \x01(\x04R\x04hour\x12\x1e\n" +

@@ -2097,9 +2097,10 @@ type TaskRecord struct {
 	Inputs          []*v1.Input `protobuf:"bytes,29,rep,name=inputs,proto3" json:"inputs,omitempty"`                              // by name
 	// Order by key: tasks of one tenant's function with the same key, in the order
 	// of their accepts.
-	OrderingKey  string `protobuf:"bytes,30,opt,name=ordering_key,json=orderingKey,proto3" json:"ordering_key,omitempty"`
-	OrderRelaxed bool   `protobuf:"varint,31,opt,name=order_relaxed,json=orderRelaxed,proto3" json:"order_relaxed,omitempty"` // a task's first grant lets the next go, not its end
-	OrderBlocks  bool   `protobuf:"varint,32,opt,name=order_blocks,json=orderBlocks,proto3" json:"order_blocks,omitempty"`    // one that is dead holds up those behind it
+	OrderingKey  string   `protobuf:"bytes,30,opt,name=ordering_key,json=orderingKey,proto3" json:"ordering_key,omitempty"`
+	OrderRelaxed bool     `protobuf:"varint,31,opt,name=order_relaxed,json=orderRelaxed,proto3" json:"order_relaxed,omitempty"` // a task's first grant lets the next go, not its end
+	OrderBlocks  bool     `protobuf:"varint,32,opt,name=order_blocks,json=orderBlocks,proto3" json:"order_blocks,omitempty"`    // one that is dead holds up those behind it
+	Cost         *v1.Cost `protobuf:"bytes,33,opt,name=cost,proto3" json:"cost,omitempty"`                                      // beside the payload's bytes
 	// What the machine itself changes.
 	State        uint32           `protobuf:"varint,40,opt,name=state,proto3" json:"state,omitempty"`                 // isobar.v1.TaskState
 	Attempt      uint64           `protobuf:"varint,41,opt,name=attempt,proto3" json:"attempt,omitempty"`             // highest granted
@@ -2382,6 +2383,13 @@ func (x *TaskRecord) GetOrderBlocks() bool {
 		return x.OrderBlocks
 	}
 	return false
+}
+
+func (x *TaskRecord) GetCost() *v1.Cost {
+	if x != nil {
+		return x.Cost
+	}
+	return nil
 }
 
 func (x *TaskRecord) GetState() uint32 {
@@ -2924,6 +2932,7 @@ type GuestRecord struct {
 	Allowed        []string               `protobuf:"bytes,16,rep,name=allowed,proto3" json:"allowed,omitempty"`
 	Denied         []string               `protobuf:"bytes,17,rep,name=denied,proto3" json:"denied,omitempty"`
 	StartWithinMs  int64                  `protobuf:"varint,18,opt,name=start_within_ms,json=startWithinMs,proto3" json:"start_within_ms,omitempty"`
+	Cost           *v1.Cost               `protobuf:"bytes,19,opt,name=cost,proto3" json:"cost,omitempty"`
 	AcceptedMs     int64                  `protobuf:"varint,40,opt,name=accepted_ms,json=acceptedMs,proto3" json:"accepted_ms,omitempty"`
 	Started        bool                   `protobuf:"varint,41,opt,name=started,proto3" json:"started,omitempty"`
 	Worker         string                 `protobuf:"bytes,42,opt,name=worker,proto3" json:"worker,omitempty"`
@@ -3088,6 +3097,13 @@ func (x *GuestRecord) GetStartWithinMs() int64 {
 		return x.StartWithinMs
 	}
 	return 0
+}
+
+func (x *GuestRecord) GetCost() *v1.Cost {
+	if x != nil {
+		return x.Cost
+	}
+	return nil
 }
 
 func (x *GuestRecord) GetAcceptedMs() int64 {
@@ -3423,7 +3439,7 @@ const file_isobar_mesh_v1_log_proto_rawDesc = "" +
 	"\x04lane\x18\x03 \x01(\rR\x04lane\x12\x1b\n" +
 	"\tbefore_id\x18\x04 \x01(\tR\bbeforeId\x12\x14\n" +
 	"\x05limit\x18\x05 \x01(\rR\x05limit\x12\x16\n" +
-	"\x06reason\x18\x06 \x01(\tR\x06reason\"\x8f\x0e\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\"\xb4\x0e\n" +
 	"\n" +
 	"TaskRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
@@ -3467,7 +3483,8 @@ const file_isobar_mesh_v1_log_proto_rawDesc = "" +
 	"\x06inputs\x18\x1d \x03(\v2\x10.isobar.v1.InputR\x06inputs\x12!\n" +
 	"\fordering_key\x18\x1e \x01(\tR\vorderingKey\x12#\n" +
 	"\rorder_relaxed\x18\x1f \x01(\bR\forderRelaxed\x12!\n" +
-	"\forder_blocks\x18  \x01(\bR\vorderBlocks\x12\x14\n" +
+	"\forder_blocks\x18  \x01(\bR\vorderBlocks\x12#\n" +
+	"\x04cost\x18! \x01(\v2\x0f.isobar.v1.CostR\x04cost\x12\x14\n" +
 	"\x05state\x18( \x01(\rR\x05state\x12\x18\n" +
 	"\aattempt\x18) \x01(\x04R\aattempt\x12\x18\n" +
 	"\acounted\x18* \x01(\rR\acounted\x12+\n" +
@@ -3530,7 +3547,7 @@ const file_isobar_mesh_v1_log_proto_rawDesc = "" +
 	"stderrTail\x12\x15\n" +
 	"\x06run_us\x18\r \x01(\x03R\x05runUs\x12\x12\n" +
 	"\x04cold\x18\x0e \x01(\bR\x04cold\x12\x1a\n" +
-	"\bdecision\x18\x0f \x01(\tR\bdecision\"\xe2\x05\n" +
+	"\bdecision\x18\x0f \x01(\tR\bdecision\"\x87\x06\n" +
 	"\vGuestRecord\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\x04R\aattempt\x12\x12\n" +
@@ -3552,7 +3569,8 @@ const file_isobar_mesh_v1_log_proto_rawDesc = "" +
 	"\vtraceparent\x18\x0f \x01(\tR\vtraceparent\x12\x18\n" +
 	"\aallowed\x18\x10 \x03(\tR\aallowed\x12\x16\n" +
 	"\x06denied\x18\x11 \x03(\tR\x06denied\x12&\n" +
-	"\x0fstart_within_ms\x18\x12 \x01(\x03R\rstartWithinMs\x12\x1f\n" +
+	"\x0fstart_within_ms\x18\x12 \x01(\x03R\rstartWithinMs\x12#\n" +
+	"\x04cost\x18\x13 \x01(\v2\x0f.isobar.v1.CostR\x04cost\x12\x1f\n" +
 	"\vaccepted_ms\x18( \x01(\x03R\n" +
 	"acceptedMs\x12\x18\n" +
 	"\astarted\x18) \x01(\bR\astarted\x12\x16\n" +
@@ -3619,6 +3637,7 @@ var file_isobar_mesh_v1_log_proto_goTypes = []any{
 	(*QueueRecord)(nil),      // 31: isobar.mesh.v1.QueueRecord
 	(*Pause)(nil),            // 32: isobar.mesh.v1.Pause
 	(*v1.Input)(nil),         // 33: isobar.v1.Input
+	(*v1.Cost)(nil),          // 34: isobar.v1.Cost
 }
 var file_isobar_mesh_v1_log_proto_depIdxs = []int32{
 	1,  // 0: isobar.mesh.v1.SchedulerCommand.clocks:type_name -> isobar.mesh.v1.Clocks
@@ -3653,17 +3672,19 @@ var file_isobar_mesh_v1_log_proto_depIdxs = []int32{
 	11, // 29: isobar.mesh.v1.GuestEnd.ended:type_name -> isobar.mesh.v1.Ended
 	4,  // 30: isobar.mesh.v1.Redrive.cap:type_name -> isobar.mesh.v1.QueueCap
 	33, // 31: isobar.mesh.v1.TaskRecord.inputs:type_name -> isobar.v1.Input
-	28, // 32: isobar.mesh.v1.TaskRecord.lease:type_name -> isobar.mesh.v1.Lease
-	29, // 33: isobar.mesh.v1.TaskRecord.attempts:type_name -> isobar.mesh.v1.AttemptRecord
-	27, // 34: isobar.mesh.v1.TaskRecord.deaths:type_name -> isobar.mesh.v1.Death
-	6,  // 35: isobar.mesh.v1.Lease.holder:type_name -> isobar.mesh.v1.Holder
-	11, // 36: isobar.mesh.v1.GuestRecord.ended:type_name -> isobar.mesh.v1.Ended
-	32, // 37: isobar.mesh.v1.QueueRecord.pause:type_name -> isobar.mesh.v1.Pause
-	38, // [38:38] is the sub-list for method output_type
-	38, // [38:38] is the sub-list for method input_type
-	38, // [38:38] is the sub-list for extension type_name
-	38, // [38:38] is the sub-list for extension extendee
-	0,  // [0:38] is the sub-list for field type_name
+	34, // 32: isobar.mesh.v1.TaskRecord.cost:type_name -> isobar.v1.Cost
+	28, // 33: isobar.mesh.v1.TaskRecord.lease:type_name -> isobar.mesh.v1.Lease
+	29, // 34: isobar.mesh.v1.TaskRecord.attempts:type_name -> isobar.mesh.v1.AttemptRecord
+	27, // 35: isobar.mesh.v1.TaskRecord.deaths:type_name -> isobar.mesh.v1.Death
+	6,  // 36: isobar.mesh.v1.Lease.holder:type_name -> isobar.mesh.v1.Holder
+	34, // 37: isobar.mesh.v1.GuestRecord.cost:type_name -> isobar.v1.Cost
+	11, // 38: isobar.mesh.v1.GuestRecord.ended:type_name -> isobar.mesh.v1.Ended
+	32, // 39: isobar.mesh.v1.QueueRecord.pause:type_name -> isobar.mesh.v1.Pause
+	40, // [40:40] is the sub-list for method output_type
+	40, // [40:40] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_isobar_mesh_v1_log_proto_init() }
