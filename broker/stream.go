@@ -60,16 +60,23 @@ type StreamStored struct {
 	Position Position
 }
 
-// Extent is what a partition holds.
+// Extent is what a partition holds from a position on.
 type Extent struct {
-	// First is the position of the oldest message kept, or End.
+	// First is the position of the oldest message, or End.
 	First Position
 	// End lies behind the newest message, and never goes back.
 	End Position
-	// Messages kept, and the bytes of their payloads.
+	// Messages, and the bytes of their payloads.
 	Messages uint64
 	Bytes    uint64
+	// Topic is what the backend's own users know the partition by; empty where it
+	// has none, or does not lie anywhere yet.
+	Topic string
 }
+
+// Mark says which of several backends of a kind a stream's messages lie in. It is
+// opaque to all but the backend that made it, and kept in the stream's record.
+type Mark []byte
 
 // Search names a place in a partition. A field that is zero binds nothing; with
 // both, both must hold.
@@ -88,7 +95,10 @@ type Search struct {
 type Streams interface {
 	// Open makes ready for a stream of so many partitions, and may be called
 	// again. An append to a stream that was not opened does so as far as it must.
-	Open(ctx context.Context, tenant, stream string, partitions uint32) error
+	// A mark that is not empty must be in the stream's record before the first
+	// append: from then on the backend refuses with ErrReplaced where it is another
+	// than that.
+	Open(ctx context.Context, tenant, stream string, partitions uint32) (Mark, error)
 	// Append stores messages, in order, or makes the commands that will.
 	// Results are in the order of the messages. Errors: ErrTooLarge and ErrFull
 	// with nothing stored, ErrUnavailable with some of it perhaps.
@@ -96,13 +106,12 @@ type Streams interface {
 	// Read yields the messages at the position and behind it, in order, and ends
 	// at the present end.
 	Read(ctx context.Context, p Partition, from Position) iter.Seq2[StreamStored, error]
-	// Extent says what the partition holds.
-	Extent(ctx context.Context, p Partition) (Extent, error)
+	// Extent says what the partition holds at the position and behind it; 0 is for
+	// all that is kept.
+	Extent(ctx context.Context, p Partition, from Position) (Extent, error)
 	// Find returns the first position kept from which on the search holds; the
 	// end when it holds for no message.
 	Find(ctx context.Context, p Partition, s Search) (Position, error)
-	// Count is the number of messages kept at the position and behind it.
-	Count(ctx context.Context, p Partition, from Position) (uint64, error)
 	// Trim drops the messages below the position, which stays. It is cumulative
 	// and idempotent. Command, when not nil, must be committed, again while its
 	// result is Unfinished; what lies below is hidden from the first time on.

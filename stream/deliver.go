@@ -157,7 +157,7 @@ func (l *leader) member(ctx context.Context, m Member, rec *meshv1.StreamRecord)
 	join := &meshv1.GroupJoin{Name: m.Group.Message(), Session: m.Session, Consumer: m.Consumer, TtlMs: lease}
 	if !known && m.Latest {
 		for p := range rec.Partitions {
-			ext, err := l.Messages.Extent(ctx, partition(m.Group.Name, p))
+			ext, err := l.Messages.Extent(ctx, partition(m.Group.Name, p), 0)
 			if err != nil {
 				return nil, fmt.Errorf("stream: join %s: %w", m.Group, err)
 			}

@@ -51,7 +51,7 @@ func (s *Streams) Describe(ctx context.Context, n groups.Name) (*Description, er
 	}
 	d := &Description{Stream: rec}
 	for p := range rec.Partitions {
-		ext, err := s.Messages.Extent(ctx, partition(n, p))
+		ext, err := s.Messages.Extent(ctx, partition(n, p), 0)
 		if err != nil {
 			return nil, fmt.Errorf("stream: describe %s: %w", n, err)
 		}
@@ -73,11 +73,11 @@ func (s *Streams) describeGroup(ctx context.Context, g groups.Group, d *Descript
 	for p, ext := range d.Partitions {
 		cur := groups.Cursor(s.State, g, uint32(p))
 		c := CursorDescription{Position: max(groups.Position(cur), ext.First)}
-		unread, err := s.Messages.Count(ctx, partition(g.Name, uint32(p)), cur.Next)
+		unread, err := s.Messages.Extent(ctx, partition(g.Name, uint32(p)), cur.Next)
 		if err != nil {
 			return out, err
 		}
-		c.Lag = unread
+		c.Lag = unread.Messages
 		for _, m := range cur.Pending {
 			if m.Position >= ext.First {
 				c.Lag++

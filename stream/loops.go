@@ -104,7 +104,7 @@ func (l *leader) retain(ctx context.Context, n groups.Name, rec *meshv1.StreamRe
 	since := time.UnixMilli(l.clock.WallMs(time.Now()) - rec.MaxAgeMs)
 	for p := range rec.Partitions {
 		part := partition(n, p)
-		ext, err := l.Messages.Extent(ctx, part)
+		ext, err := l.Messages.Extent(ctx, part, 0)
 		if err != nil {
 			return err
 		}

@@ -53,6 +53,11 @@ func (s *Streams) Publish(ctx context.Context, n groups.Name, request string, ms
 	if !ok {
 		return nil, fmt.Errorf("stream: publish to %s: %w", n, groups.ErrUnknownStream)
 	}
+	if l.mustPlace(rec) {
+		if err := l.place(ctx, rec); err != nil {
+			return nil, fmt.Errorf("stream: publish to %s: %w", n, err)
+		}
+	}
 	out := make([]Published, len(msgs))
 	stored := make([]broker.StreamMessage, len(msgs))
 	now := l.clock.Wall(time.Now())

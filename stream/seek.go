@@ -69,7 +69,7 @@ func (s *Streams) Seek(ctx context.Context, g groups.Group, only *uint32, to Tar
 }
 
 func (l *leader) resolve(ctx context.Context, rec *meshv1.StreamRecord, p broker.Partition, to Target) (uint64, error) {
-	ext, err := l.Messages.Extent(ctx, p)
+	ext, err := l.Messages.Extent(ctx, p, 0)
 	if err != nil {
 		return 0, err
 	}

@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -139,10 +140,37 @@ func (s *Streams) Create(ctx context.Context, rec *meshv1.StreamRecord) (stream 
 		return nil, false, err
 	}
 	// A repeat does again what a crash left out.
-	if err := s.Messages.Open(ctx, rec.Tenant, rec.Name, res.Stream.Partitions); err != nil {
+	if err := l.place(ctx, res.Stream); err != nil {
 		return nil, false, fmt.Errorf("stream: create %s/%s: %w", rec.Tenant, rec.Name, err)
 	}
 	return res.Stream, res.Existed, nil
+}
+
+// place opens the stream in the broker and commits the mark that it gives: where
+// messages were appended, another broker in its place must be recognised.
+func (l *leader) place(ctx context.Context, rec *meshv1.StreamRecord) error {
+	n := groups.Name{Tenant: rec.Tenant, Stream: rec.Name}
+	m, err := l.Messages.Open(ctx, n.Tenant, n.Stream, rec.Partitions)
+	if err != nil {
+		return err
+	}
+	if len(m) > 0 && !bytes.Equal(m, rec.Mark) {
+		cmd := &meshv1.StreamPlaced{Name: n.Message(), Mark: m}
+		if _, err := l.command(ctx, &meshv1.StreamCommand{Command: &meshv1.StreamCommand_Placed{Placed: cmd}}); err != nil {
+			return err
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.placed[n] = len(m) == 0
+	return nil
+}
+
+// mustPlace reports whether the stream must be opened before an append.
+func (l *leader) mustPlace(rec *meshv1.StreamRecord) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(rec.Mark) == 0 && !l.placed[groups.Name{Tenant: rec.Tenant, Stream: rec.Name}]
 }
 
 // Delete drops a stream, its messages and its groups. What is left when the
@@ -202,6 +230,8 @@ type leader struct {
 	mu    sync.Mutex
 	wakes map[groups.Name]chan struct{} // closed when a stream is touched
 	open  map[session]*calls            // sessions with calls under way
+	// placed are the streams that were opened and get no mark.
+	placed map[groups.Name]bool
 }
 
 // session is one member of one group.
@@ -215,8 +245,8 @@ func newLeader(s *Streams) *leader {
 	leaseMs, wallMs := groups.ReadClocks(s.State)
 	return &leader{
 		Streams: s, ctx: ctx, end: end, clock: newClock(leaseMs, wallMs, s.Wall(), time.Now()),
-		cursors: cursors{known: map[groups.CursorName]*knownCursor{}},
-		told:    map[broker.Partition]broker.Position{}, wakes: map[groups.Name]chan struct{}{}, open: map[session]*calls{},
+		cursors: cursors{known: map[groups.CursorName]*knownCursor{}}, placed: map[groups.Name]bool{},
+		told: map[broker.Partition]broker.Position{}, wakes: map[groups.Name]chan struct{}{}, open: map[session]*calls{},
 	}
 }
 

@@ -3,15 +3,12 @@ package brokertest
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"maps"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/isobar-mesh/isobar/broker"
-	"github.com/isobar-mesh/isobar/internal/mesh"
 )
 
 // StreamHarness is one fresh, empty backend of broker.Streams under test. The
@@ -207,7 +204,7 @@ func (s *streamSuite) wantRead(p broker.Partition, from broker.Position, msgs []
 
 func (s *streamSuite) extent(p broker.Partition) broker.Extent {
 	s.Helper()
-	ext, err := s.Streams.Extent(s.ctx, p)
+	ext, err := s.Streams.Extent(s.ctx, p, 0)
 	if err != nil {
 		s.Fatalf("Extent of %s: %v", p, err)
 	}
@@ -221,67 +218,6 @@ func (s *streamSuite) find(p broker.Partition, q broker.Search) broker.Position 
 		s.Fatalf("Find in %s: %v", p, err)
 	}
 	return at
-}
-
-func streamOrder(s *streamSuite) {
-	p := part("f", 0)
-	msgs := sequence(p, 0, 20)
-	at := s.put(msgs[:15]...)
-	for _, m := range msgs[15:] {
-		at = append(at, s.put(m)...)
-	}
-	s.wantRead(p, 0, msgs, at)
-}
-
-func streamContent(s *streamSuite) {
-	p := part("f", 7)
-	msgs := []broker.StreamMessage{
-		{Partition: p, ID: "none", Published: published(1)},
-		{Partition: p, ID: "some", Key: "k\x00\xc3\xa9", Attributes: map[string]string{"b": "2", "a": "", "\x00": "c"}, Published: published(1), Payload: []byte{0, 0xff}},
-		{Partition: p, ID: "most", Published: published(2), Payload: bytes.Repeat([]byte{0xa5}, mesh.MaxPayload)},
-	}
-	var at []broker.Position
-	for _, m := range msgs {
-		at = append(at, s.put(m)...)
-	}
-	s.wantRead(p, 0, msgs, at)
-	// A clock that went back does not show.
-	s.put(broker.StreamMessage{Partition: p, ID: "late", Published: published(0)})
-	if got := s.read(p, at[2]+1); len(got) != 1 || got[0].Published.Before(published(2)) {
-		s.Errorf("a message behind one of %v is of %v", published(2), got)
-	}
-}
-
-func streamReadFrom(s *streamSuite) {
-	p := part("f", 0)
-	msgs := sequence(p, 0, 8)
-	at := s.put(msgs...)
-	for i := range msgs {
-		s.wantRead(p, at[i], msgs[i:], at[i:])
-		s.wantRead(p, at[i]+1, msgs[i+1:], at[i+1:])
-	}
-	n := 0
-	for range s.Streams.Read(s.ctx, p, 0) {
-		if n++; n == 3 {
-			break
-		}
-	}
-}
-
-func streamsApart(s *streamSuite) {
-	parts := []broker.Partition{part("f", 0), part("f", 1), part("ff", 0), {Tenant: "other", Stream: "f"}}
-	at := map[broker.Partition][]broker.Position{}
-	for _, p := range parts {
-		at[p] = s.put(sequence(p, 0, 3)...)
-	}
-	for _, p := range parts {
-		s.wantRead(p, 0, sequence(p, 0, 3), at[p])
-	}
-	s.trim(parts[0], at[parts[0]][2])
-	s.wantRead(parts[0], 0, sequence(parts[0], 2, 1), at[parts[0]][2:])
-	for _, p := range parts[1:] {
-		s.wantRead(p, 0, sequence(p, 0, 3), at[p])
-	}
 }
 
 func streamRepeat(s *streamSuite) {
@@ -327,30 +263,17 @@ func streamWindow(s *streamSuite) {
 	s.put(first)
 }
 
-func streamEmpty(s *streamSuite) {
-	p := part("never", 0)
-	if got := s.read(p, 0); len(got) != 0 {
-		s.Errorf("an empty partition yields %d messages", len(got))
-	}
-	if ext := s.extent(p); ext.First != ext.End || ext.Messages != 0 || ext.Bytes != 0 {
-		s.Errorf("an empty partition has %+v", ext)
-	}
-	if at := s.find(p, broker.Search{Since: published(0), Bytes: 1}); at != s.extent(p).End {
-		s.Errorf("found position %d in an empty partition", at)
-	}
-	s.trim(p, 5)
-	if got := s.put(sequence(p, 0, 1)...); len(s.read(p, 0)) != 1 {
-		s.Errorf("a trim of an empty partition hides position %d, stored after it", got[0])
-	}
-}
-
 // A stream that was opened is empty, and takes messages; opening it again
 // changes nothing.
 func streamOpened(s *streamSuite) {
 	open := func() {
 		s.Helper()
-		if err := s.Streams.Open(s.ctx, "default", "f", 3); err != nil {
+		m, err := s.Streams.Open(s.ctx, "default", "f", 3)
+		if err != nil {
 			s.Fatalf("Open: %v", err)
+		}
+		if again, err := s.Streams.Open(s.ctx, "default", "other", 1); err != nil || !bytes.Equal(m, again) {
+			s.Errorf("two streams of one broker have the marks %x and %x, error %v", m, again, err)
 		}
 	}
 	open()
@@ -366,67 +289,6 @@ func streamOpened(s *streamSuite) {
 	s.Streams = s.Crash()
 	open()
 	s.wantRead(p, 0, sequence(p, 0, 3), at)
-}
-
-func streamExtent(s *streamSuite) {
-	p := part("f", 0)
-	at := s.put(sequence(p, 0, 6)...)
-	s.trim(p, at[2])
-	ext := s.extent(p)
-	if ext.First != at[2] || ext.End <= at[5] || ext.Messages != 4 || ext.Bytes != 40 {
-		s.Errorf("after a trim it has %+v", ext)
-	}
-	for i, want := range []uint64{4, 4, 4, 3, 2, 1} {
-		if n, err := s.Streams.Count(s.ctx, p, at[i]); err != nil || n != want {
-			s.Errorf("from message %d on there are %d, error %v, want %d", i, n, err, want)
-		}
-	}
-	if n, err := s.Streams.Count(s.ctx, p, ext.End); err != nil || n != 0 {
-		s.Errorf("behind the end there are %d, error %v", n, err)
-	}
-	s.trim(p, ext.End)
-	if got := s.extent(p); got.First != got.End || got.End != ext.End || got.Messages != 0 || got.Bytes != 0 {
-		s.Errorf("after a trim of all it has %+v", got)
-	}
-}
-
-func streamFindTime(s *streamSuite) {
-	p := part("f", 0)
-	at := s.put(sequence(p, 0, 10)...)
-	for i := range at {
-		if got := s.find(p, broker.Search{Since: published(i)}); got != at[i] {
-			s.Errorf("from second %d on it is %d, want %d", i, got, at[i])
-		}
-		if got := s.find(p, broker.Search{Since: published(i).Add(-time.Millisecond)}); got != at[i] {
-			s.Errorf("from just before second %d on it is %d, want %d", i, got, at[i])
-		}
-	}
-	if got := s.find(p, broker.Search{Since: published(10)}); got != s.extent(p).End {
-		s.Errorf("after the last it is %d, want the end", got)
-	}
-	s.trim(p, at[4])
-	if got := s.find(p, broker.Search{Since: published(1)}); got != at[4] {
-		s.Errorf("before retention it is %d, want the first kept, %d", got, at[4])
-	}
-	if got := s.find(p, broker.Search{}); got != at[4] {
-		s.Errorf("a search that binds nothing gives %d, want %d", got, at[4])
-	}
-}
-
-func streamFindBytes(s *streamSuite) {
-	p := part("f", 0)
-	at := append(s.put(sequence(p, 0, 10)...), s.extent(p).End)
-	for bytes, want := range map[uint64]broker.Position{1000: at[0], 100: at[0], 99: at[1], 30: at[7], 10: at[9], 9: at[10]} {
-		if got := s.find(p, broker.Search{Bytes: bytes}); got != want {
-			s.Errorf("the last %d bytes begin at %d, want %d", bytes, got, want)
-		}
-	}
-	if got := s.find(p, broker.Search{Bytes: 30, Since: published(3)}); got != at[7] {
-		s.Errorf("with both it is %d, want %d", got, at[7])
-	}
-	if got := s.find(p, broker.Search{Bytes: 30, Since: published(8)}); got != at[8] {
-		s.Errorf("with both it is %d, want %d", got, at[8])
-	}
 }
 
 func streamTrim(s *streamSuite) {
@@ -459,172 +321,4 @@ func streamDrop(s *streamSuite) {
 	}
 	s.wantRead(other, 0, sequence(other, 0, 2), otherAt)
 	s.wantRead(p, 0, msgs, s.put(msgs...))
-}
-
-func streamCrash(s *streamSuite) {
-	p := part("f", 0)
-	msgs := sequence(p, 0, 6)
-	at := s.put(msgs[:3]...)
-	// Prepared and not committed: gone, or there when the backend says so.
-	lost, err := s.Streams.Append(s.ctx, msgs[3:4])
-	if err != nil {
-		s.Fatal(err)
-	}
-	s.Streams = s.Crash()
-	if lost[0].Command != nil {
-		s.wantRead(p, 0, msgs[:3], at)
-	}
-	res, err := s.tryPut(msgs[3:]...)
-	if err != nil {
-		s.Fatal(err)
-	}
-	for i, r := range res {
-		if r.Duplicate != (i == 0 && lost[0].Command == nil) {
-			s.Errorf("message %d after the crash is %+v", i, r)
-		}
-		at = append(at, r.Position)
-	}
-	s.Streams = s.Crash()
-	s.wantRead(p, 0, msgs, at)
-}
-
-func streamTooLarge(s *streamSuite) {
-	p := part("f", 0)
-	big := broker.StreamMessage{Partition: p, ID: "big", Payload: make([]byte, mesh.MaxPayload+1), Published: published(1)}
-	if _, err := s.Streams.Append(s.ctx, append(sequence(p, 0, 1), big)); !errors.Is(err, broker.ErrTooLarge) {
-		s.Errorf("Append above the limit has error %v, want ErrTooLarge", err)
-	}
-	if got := s.read(p, 0); len(got) != 0 {
-		s.Errorf("a refused Append left %d messages", len(got))
-	}
-}
-
-func streamFull(s *streamSuite) {
-	p := part("f", 0)
-	sized := func(id string, n int) broker.StreamMessage {
-		return broker.StreamMessage{Partition: p, ID: id, Payload: make([]byte, n), Published: published(1)}
-	}
-	at := s.put(sized("a", 400), sized("b", 400))
-	if _, err := s.tryPut(sized("c", 150), sized("d", 150)); !errors.Is(err, broker.ErrFull) {
-		s.Fatalf("an append above the cap has error %v, want ErrFull", err)
-	}
-	if got := s.read(p, 0); len(got) != 2 {
-		s.Errorf("a refused append left %d messages, want 2", len(got))
-	}
-	s.trim(p, at[1])
-	s.put(sized("e", 300))
-}
-
-func streamCancelled(s *streamSuite) {
-	p := part("f", 0)
-	s.put(sequence(p, 0, 2)...)
-	ctx, cancel := context.WithCancel(s.ctx)
-	cancel()
-	if _, err := s.Streams.Append(ctx, sequence(p, 2, 1)); err == nil {
-		s.Error("Append with a cancelled context has no error")
-	}
-	if _, err := s.Streams.Extent(ctx, p); err == nil {
-		s.Error("Extent with a cancelled context has no error")
-	}
-	if _, err := s.Streams.Find(ctx, p, broker.Search{}); err == nil {
-		s.Error("Find with a cancelled context has no error")
-	}
-	var last error
-	for _, err := range s.Streams.Read(ctx, p, 0) {
-		last = err
-	}
-	if last == nil {
-		s.Error("Read with a cancelled context ends without an error")
-	}
-}
-
-// A reader that follows the end, beside writers, sees every message once and in
-// order: nothing appears behind it.
-func streamConcurrent(s *streamSuite) {
-	const writers, each = 6, 40
-	p := part("f", 0)
-	var wg sync.WaitGroup
-	for w := range writers {
-		wg.Go(func() {
-			for i := range each {
-				m := broker.StreamMessage{Partition: p, ID: fmt.Sprintf("%d/%d", w, i), Key: fmt.Sprint(w), Payload: []byte{byte(i)}, Published: published(1)}
-				if _, err := s.tryPut(m); err != nil {
-					s.Errorf("append: %v", err)
-					return
-				}
-			}
-		})
-	}
-	next, seen := broker.Position(0), map[string]int{}
-	deadline := time.Now().Add(time.Minute)
-	for total := 0; total < writers*each && time.Now().Before(deadline); {
-		for m, err := range s.Streams.Read(s.ctx, p, next) {
-			if err != nil {
-				s.Fatal(err)
-			}
-			if int(m.Payload[0]) != seen[m.Key] {
-				s.Fatalf("writer %s: message %d comes after %d", m.Key, m.Payload[0], seen[m.Key]-1)
-			}
-			seen[m.Key]++
-			total++
-			next = m.Position + 1
-		}
-	}
-	wg.Wait()
-	for w := range writers {
-		if seen[fmt.Sprint(w)] != each {
-			s.Errorf("%d messages of writer %d were seen, want %d", seen[fmt.Sprint(w)], w, each)
-		}
-	}
-}
-
-// fault has a fault befall messages on their way. Those are repeated until they are
-// acknowledged, and all are there once and in order then.
-func (s *streamSuite) fault(f Fault) {
-	p := part("f", 0)
-	msgs := sequence(p, 0, 60)
-	s.put(msgs[:20]...)
-	flying := make(chan error, 1)
-	go func() {
-		_, err := s.tryPut(msgs[20:40]...)
-		flying <- err
-	}()
-	end := s.Fault(f)
-	s.Logf("what was on its way has error %v", <-flying)
-	s.Streams = end()
-	for _, some := range [][]broker.StreamMessage{msgs[20:40], msgs[40:]} {
-		s.again("append", func() error { _, err := s.tryPut(some...); return err })
-	}
-	var got []broker.StreamStored
-	s.again("read", func() error {
-		got = nil
-		for m, err := range s.Streams.Read(s.ctx, p, 0) {
-			if err != nil {
-				return err
-			}
-			got = append(got, m)
-		}
-		return nil
-	})
-	for i := range max(len(got), len(msgs)) {
-		if i >= len(got) || i >= len(msgs) || got[i].ID != msgs[i].ID {
-			s.Fatalf("message %d of %d is not as sent; %d were read", i, len(msgs), len(got))
-		}
-	}
-}
-
-// again repeats a call until it succeeds. Until then it may only say that the
-// backend is away.
-func (s *streamSuite) again(what string, call func() error) {
-	s.Helper()
-	for end := time.Now().Add(patience); ; {
-		err := call()
-		if err == nil {
-			return
-		}
-		if !errors.Is(err, broker.ErrUnavailable) || time.Now().After(end) {
-			s.Fatalf("%s after the fault: %v", what, err)
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
 }

@@ -37,12 +37,13 @@ func checkPartition(p broker.Partition) error {
 	return nil
 }
 
-// Open has nothing to do: a partition is there with its first message.
-func (s *Streams) Open(ctx context.Context, tenant, stream string, _ uint32) error {
+// Open has nothing to do: a partition is there with its first message, in the log
+// that has the stream's record, and so needs no mark.
+func (s *Streams) Open(ctx context.Context, tenant, stream string, _ uint32) (broker.Mark, error) {
 	if err := errors.Join(ctx.Err(), checkPartition(broker.Partition{Tenant: tenant, Stream: stream})); err != nil {
-		return fmt.Errorf("embedded: open stream %s/%s: %w", tenant, stream, err)
+		return nil, fmt.Errorf("embedded: open stream %s/%s: %w", tenant, stream, err)
 	}
-	return nil
+	return nil, nil
 }
 
 // Append makes the commands that will store the messages.
@@ -123,13 +124,32 @@ func (s *Streams) load(ctx context.Context, p broker.Partition) (partitionRecord
 	return rec, err
 }
 
-// Extent says what the partition holds.
-func (s *Streams) Extent(ctx context.Context, p broker.Partition) (broker.Extent, error) {
-	rec, err := s.load(ctx, p)
-	if err != nil {
-		return broker.Extent{}, fmt.Errorf("embedded: measure stream %s: %w", p, err)
+// Extent is exact: positions are dense.
+func (s *Streams) Extent(ctx context.Context, p broker.Partition, from broker.Position) (broker.Extent, error) {
+	for {
+		rec, err := s.load(ctx, p)
+		if err != nil {
+			return broker.Extent{}, fmt.Errorf("embedded: measure stream %s: %w", p, err)
+		}
+		first := min(max(from, rec.first), rec.end)
+		ext := broker.Extent{First: first, End: rec.end, Messages: rec.end - first}
+		switch first {
+		case rec.end:
+			return ext, nil
+		case rec.first:
+			ext.Bytes = rec.bytes - rec.trimmedBytes
+			return ext, nil
+		}
+		m, err := loadMark(s.reader, p, first)
+		if err == nil {
+			ext.Bytes = rec.bytes - m.before
+			return ext, nil
+		}
+		if now, lerr := s.load(ctx, p); lerr != nil || now.first == rec.first {
+			return broker.Extent{}, fmt.Errorf("embedded: measure stream %s: %w", p, errors.Join(err, lerr))
+		}
+		// Trimmed since.
 	}
-	return broker.Extent{First: rec.first, End: rec.end, Messages: rec.end - rec.first, Bytes: rec.bytes - rec.trimmedBytes}, nil
 }
 
 // Find looks by halves: times and sums of bytes both grow with positions.
@@ -148,15 +168,6 @@ func (s *Streams) Find(ctx context.Context, p broker.Partition, q broker.Search)
 		return (q.Since.IsZero() || m.ms >= since) && (q.Bytes == 0 || rec.bytes-m.before <= q.Bytes)
 	})
 	return rec.first + uint64(n), nil
-}
-
-// Count is exact: positions are dense.
-func (s *Streams) Count(ctx context.Context, p broker.Partition, from broker.Position) (uint64, error) {
-	rec, err := s.load(ctx, p)
-	if err != nil {
-		return 0, fmt.Errorf("embedded: count stream %s: %w", p, err)
-	}
-	return rec.end - min(max(from, rec.first), rec.end), nil
 }
 
 // Trim makes the command that drops what lies below the position.

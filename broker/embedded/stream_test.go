@@ -74,7 +74,7 @@ func TestStreamTrimInBatches(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if ext, err := s.Extent(t.Context(), p); err != nil || ext.Messages > 10 {
+			if ext, err := s.Extent(t.Context(), p, 0); err != nil || ext.Messages > 10 {
 				t.Fatalf("after %d commands it shows %+v, error %v", i, ext, err)
 			}
 			if !res[0].(embedded.Trimmed).More {

@@ -16,15 +16,16 @@ import (
 type Log interface {
 	// Incarnation of the cell, minted when it was bootstrapped.
 	Incarnation() string
-	// Needed names a task that has not ended and whose payload's reference is not
-	// in [low, high), with its topic; ok is false for none.
-	Needed(low, high broker.Reference) (task, topic string, ok bool)
+	// Needed names something that lies in a cluster whose references and marks are
+	// not in [low, high): the payload of a task that has not ended, or a stream.
+	// It is "" for nothing.
+	Needed(low, high broker.Reference) (what string)
 }
 
 type noLog struct{}
 
-func (noLog) Incarnation() string                                 { return "" }
-func (noLog) Needed(_, _ broker.Reference) (string, string, bool) { return "", "", false }
+func (noLog) Incarnation() string                 { return "" }
+func (noLog) Needed(_, _ broker.Reference) string { return "" }
 
 // Properties of the namespace isobar/CELL.INCARNATION, which is the mark of the
 // cell in the cluster.
@@ -45,8 +46,8 @@ func (b *Broker) epoch(ctx context.Context, mint bool) (uint64, error) {
 	n := markOf(b.options.Cell, incarnation)
 	p, err := b.admin.policies(ctx, n)
 	if hasStatus(err, http.StatusNotFound) {
-		if task, topic, needed := b.options.Log.Needed(nil, nil); needed {
-			return 0, b.refuse(fmt.Sprintf("it has no namespace %s, and the payload of %s, of %s, lies in one that has", n, task, topic))
+		if what := b.options.Log.Needed(nil, nil); what != "" {
+			return 0, b.refuse(fmt.Sprintf("it has no namespace %s, and %s lies in one that has", n, what))
 		}
 		b.accept()
 		if !mint {
@@ -65,8 +66,8 @@ func (b *Broker) epoch(ctx context.Context, mint bool) (uint64, error) {
 		return 0, fmt.Errorf("namespace %s has no property %s: it was not made by Isobar: %w", n, epochProperty, err)
 	}
 	low, high := ofEpoch(e)
-	if task, topic, needed := b.options.Log.Needed(low, high); needed {
-		return 0, b.refuse(fmt.Sprintf("its epoch is %d, and the payload of %s, of %s, lies in one of another", e, task, topic))
+	if what := b.options.Log.Needed(low, high); what != "" {
+		return 0, b.refuse(fmt.Sprintf("its epoch is %d, and %s lies in one of another", e, what))
 	}
 	b.accept()
 	return e, nil
@@ -84,7 +85,7 @@ func (b *Broker) refuse(why string) error {
 	b.strange = why
 	b.mu.Unlock()
 	if is {
-		b.options.Logger.Error("this is not the Pulsar that holds the cell's payloads; nothing is accepted, run or ended until it is",
+		b.options.Logger.Error("this is not the Pulsar that holds the cell's payloads and streams; nothing is accepted, run or ended until it is",
 			"alarm", true, "service", b.options.Service, "admin", b.options.Admin, "because", why,
 			"hint", "correct broker.service and broker.admin; if the cluster was replaced, see \"Replacing a region's Pulsar\" in docs/pulsar.md")
 	}

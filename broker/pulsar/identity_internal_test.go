@@ -24,9 +24,12 @@ func (*oneTask) Incarnation() string { return "k3f9ab" }
 
 func (l *oneTask) need(r broker.Reference) { l.ref.Store(&r) }
 
-func (l *oneTask) Needed(low, high broker.Reference) (task, topic string, ok bool) {
+func (l *oneTask) Needed(low, high broker.Reference) string {
 	r := *l.ref.Load()
-	return "t1", "default/f/standard", len(r) > 0 && (bytes.Compare(r, low) < 0 || bytes.Compare(r, high) >= 0)
+	if len(r) > 0 && (bytes.Compare(r, low) < 0 || bytes.Compare(r, high) >= 0) {
+		return "the payload of t1, of default/f/standard,"
+	}
+	return ""
 }
 
 // marked is an admin API of a cluster without topics, in which the cell has an

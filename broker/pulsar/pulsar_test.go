@@ -38,10 +38,13 @@ func (n *needs) need(ref broker.Reference) {
 	n.ref = ref
 }
 
-func (n *needs) Needed(low, high broker.Reference) (task, topic string, ok bool) {
+func (n *needs) Needed(low, high broker.Reference) string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return "task-0002", "default/f/standard", n.ref != nil && (bytes.Compare(n.ref, low) < 0 || bytes.Compare(n.ref, high) >= 0)
+	if n.ref != nil && (bytes.Compare(n.ref, low) < 0 || bytes.Compare(n.ref, high) >= 0) {
+		return "the payload of task-0002"
+	}
+	return ""
 }
 
 // cell is one cell of the mesh with its leaders, on one cluster.

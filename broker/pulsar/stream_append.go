@@ -242,7 +242,7 @@ func (s *Streams) shut(p broker.Partition, err error) {
 func (s *Streams) openWriter(ctx context.Context, p broker.Partition, term uint64) (*streamWriter, error) {
 	t, err := s.tail(ctx, p)
 	if err == nil && t == nil {
-		if err = s.make(ctx, p.Tenant, p.Stream, p.Number+1); err == nil {
+		if _, err = s.make(ctx, p.Tenant, p.Stream, p.Number+1); err == nil {
 			t, err = s.tail(ctx, p)
 		}
 		if err == nil && t == nil {

@@ -52,7 +52,7 @@ func streams(t *testing.T, partitions uint32) (*cell, *pulsar.Streams) {
 	t.Helper()
 	c := newCell(t, pulsartest.Shared(t))
 	s := c.elect().Streams()
-	if err := s.Open(t.Context(), "default", "orders", partitions); err != nil {
+	if _, err := s.Open(t.Context(), "default", "orders", partitions); err != nil {
 		t.Fatal(err)
 	}
 	return c, s
@@ -85,7 +85,7 @@ func TestStreamSharedWithPulsar(t *testing.T) {
 	var got []string
 	for n := range uint32(2) {
 		// The end is known when the partition was measured.
-		ext, err := s.Extent(t.Context(), orders(n))
+		ext, err := s.Extent(t.Context(), orders(n), 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -139,6 +139,67 @@ func (c *cell) client(t *testing.T, args ...string) string {
 		t.Fatalf("pulsar-client %s: %v: %s", args[0], err, &out)
 	}
 	return out.String()
+}
+
+// A cluster that was emptied, or is another one, is not written to as long as the
+// cell has a stream elsewhere: nothing begins anew by itself.
+func TestStreamsReplaced(t *testing.T) {
+	t.Parallel()
+	c := newCell(t, pulsartest.Shared(t))
+	s := c.elect().Streams()
+	mark, err := s.Open(t.Context(), "default", "orders", 1)
+	if err != nil || len(mark) == 0 {
+		t.Fatalf("Open: %x, %v", mark, err)
+	}
+	c.log.need(broker.Reference(mark))
+	before, err := s.Append(t.Context(), []broker.StreamMessage{streamMessage(0, "r/0", "", "before")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ext, err := s.Extent(t.Context(), orders(0), 0)
+	name, nerr := s.TopicName(t.Context(), "default", "orders")
+	if err != nil || nerr != nil || ext.Topic != name+"-partition-0" {
+		t.Errorf("it is in %q, want %q; %v, %v", ext.Topic, name+"-partition-0", err, nerr)
+	}
+
+	_ = c.leader.Close()
+	c.delete()
+	s = c.elect().Streams()
+	for what, call := range map[string]func() error{
+		"Append": func() error {
+			_, err := s.Append(t.Context(), []broker.StreamMessage{streamMessage(0, "r/1", "", "after")})
+			return err
+		},
+		"Open":   func() error { _, err := s.Open(t.Context(), "default", "orders", 1); return err },
+		"Extent": func() error { _, err := s.Extent(t.Context(), orders(0), 0); return err },
+		"Find":   func() error { _, err := s.Find(t.Context(), orders(0), broker.Search{Bytes: 1}); return err },
+		"Trim":   func() error { _, err := s.Trim(t.Context(), orders(0), before[0].Position); return err },
+		"Read": func() error {
+			for _, err := range s.Read(t.Context(), orders(0), 0) {
+				return err
+			}
+			return nil
+		},
+	} {
+		if err := call(); !errors.Is(err, broker.ErrReplaced) || !errors.Is(err, broker.ErrUnavailable) {
+			t.Errorf("%s in an emptied cluster: %v, want ErrReplaced", what, err)
+		}
+	}
+	if !c.leader.Stats().Strange {
+		t.Error("no alarm")
+	}
+
+	// The stream was deleted, and is made anew.
+	c.log.need(nil)
+	if _, err := s.Drop(t.Context(), orders(0)); err != nil {
+		t.Errorf("Drop: %v", err)
+	}
+	if again, err := s.Open(t.Context(), "default", "orders", 1); err != nil || bytes.Equal(again, mark) {
+		t.Errorf("Open: %x, before it was %x, %v", again, mark, err)
+	}
+	if c.leader.Stats().Strange {
+		t.Error("the alarm stays on")
+	}
 }
 
 // A topic that was deleted under us is made again, and its positions lie above

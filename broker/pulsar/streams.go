@@ -189,49 +189,71 @@ func (s *Streams) present(ctx context.Context, p broker.Partition) (*tail, error
 	return t, t.sync(ctx)
 }
 
-// make makes the stream's topic with at least so many partitions.
-func (s *Streams) make(ctx context.Context, tenant, stream string, partitions uint32) error {
+// make makes the stream's topic with at least so many partitions and returns the
+// cluster's epoch.
+func (s *Streams) make(ctx context.Context, tenant, stream string, partitions uint32) (uint64, error) {
 	epoch, err := s.b.epoch(ctx, true)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	topic := streamTopic(s.b.options.Cell, epoch, tenant, stream)
 	have, err := s.b.admin.ensureNamespace(ctx, topic.namespace, s.b.options.Cluster, wantedOfStreams(s.b.options.Quota))
 	if err != nil {
-		return err
+		return 0, err
 	}
 	s.b.judge(topic.namespace, have)
 	_, err = s.b.admin.ensureStream(ctx, topic, partitions)
-	return err
+	return epoch, err
 }
 
-// Open makes the stream's topic and the subscriptions that keep its messages.
-func (s *Streams) Open(ctx context.Context, tenant, stream string, partitions uint32) error {
+// Open makes the stream's topic and the subscriptions that keep its messages. The
+// mark is the cluster's epoch, as a reference begins with it.
+func (s *Streams) Open(ctx context.Context, tenant, stream string, partitions uint32) (broker.Mark, error) {
 	ctx, cancel := s.b.call(ctx)
 	defer cancel()
 	err := errors.Join(ctx.Err(), s.b.ctx.Err(), checkStream(broker.Partition{Tenant: tenant, Stream: stream}))
+	var epoch uint64
 	if err == nil {
-		err = s.make(ctx, tenant, stream, partitions)
+		epoch, err = s.make(ctx, tenant, stream, partitions)
 	}
 	if err != nil {
-		return fmt.Errorf("pulsar: open stream %s/%s: %w", tenant, stream, s.b.cause(err))
+		return nil, fmt.Errorf("pulsar: open stream %s/%s: %w", tenant, stream, s.b.cause(err))
 	}
-	return nil
+	mark, _ := ofEpoch(epoch)
+	return broker.Mark(mark), nil
 }
 
-// Extent says what the partition holds.
-func (s *Streams) Extent(ctx context.Context, p broker.Partition) (broker.Extent, error) {
+// Extent counts between marks by reading.
+func (s *Streams) Extent(ctx context.Context, p broker.Partition, from broker.Position) (broker.Extent, error) {
 	ctx, cancel := s.b.call(ctx)
 	defer cancel()
 	t, err := s.present(ctx, p)
+	if err == nil && t == nil {
+		return broker.Extent{}, nil
+	}
+	var out broker.Extent
+	if err == nil {
+		out, err = t.extent(ctx, from)
+	}
 	if err != nil {
 		return broker.Extent{}, fmt.Errorf("pulsar: measure stream %s: %w", p, s.b.cause(err))
 	}
-	if t == nil {
-		return broker.Extent{}, nil
-	}
+	return out, nil
+}
+
+func (t *tail) extent(ctx context.Context, from broker.Position) (broker.Extent, error) {
 	first, end, _ := t.shown()
-	return broker.Extent{First: first.at, End: end.at, Messages: end.messages - first.messages, Bytes: end.bytes - first.bytes}, nil
+	if from > first.at {
+		hit, err := t.locate(ctx, func(m mark) bool { return m.at >= from })
+		if err != nil {
+			return broker.Extent{}, err
+		}
+		// What came meanwhile is not counted.
+		if first = hit; first.messages >= end.messages {
+			first = end
+		}
+	}
+	return broker.Extent{First: first.at, End: end.at, Messages: end.messages - first.messages, Bytes: end.bytes - first.bytes, Topic: t.topic.String()}, nil
 }
 
 // Find looks among the marks, then reads between two of them.
@@ -254,25 +276,6 @@ func (s *Streams) Find(ctx context.Context, p broker.Partition, q broker.Search)
 		return 0, fmt.Errorf("pulsar: search stream %s: %w", p, s.b.cause(err))
 	}
 	return hit.at, nil
-}
-
-// Count counts between marks by reading.
-func (s *Streams) Count(ctx context.Context, p broker.Partition, from broker.Position) (uint64, error) {
-	ctx, cancel := s.b.call(ctx)
-	defer cancel()
-	t, err := s.present(ctx, p)
-	var n uint64
-	if err == nil && t != nil {
-		first, end, _ := t.shown()
-		var hit mark
-		if hit, err = t.locate(ctx, func(m mark) bool { return m.at >= max(from, first.at) }); err == nil {
-			n = max(end.messages, hit.messages) - hit.messages
-		}
-	}
-	if err != nil {
-		return 0, fmt.Errorf("pulsar: count stream %s: %w", p, s.b.cause(err))
-	}
-	return n, nil
 }
 
 // Trim takes effect at once, so it makes no command. Pulsar keeps more: what

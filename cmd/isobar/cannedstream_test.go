@@ -102,8 +102,10 @@ func (cannedStreams) List(context.Context, *isobarv1.StreamServiceListRequest) (
 
 func (cannedStreams) Describe(_ context.Context, r *isobarv1.StreamServiceDescribeRequest) (*isobarv1.StreamServiceDescribeResponse, error) {
 	return &isobarv1.StreamServiceDescribeResponse{
-		Stream:     cannedStream(r.GetStream()),
-		Partitions: []*isobarv1.StreamPartition{{First: 7, End: 19, Messages: 12, Bytes: 2048}, {Partition: 1}},
+		Stream: cannedStream(r.GetStream()),
+		Partitions: []*isobarv1.StreamPartition{
+			{First: 7, End: 19, Messages: 12, Bytes: 2048, Topic: "persistent://isobar-default/eu-north-1.17.streams/orders-partition-0"}, {Partition: 1},
+		},
 		Groups: []*isobarv1.StreamGroup{{
 			Name: "painters", Generation: 3, Lag: 4, DeadLetters: 1, Members: []*isobarv1.StreamMember{{Session: "s-1", Consumer: "ada", Partitions: []uint32{0}}},
 			Partitions: []*isobarv1.StreamGroupPartition{{Position: 15, Lag: 4, InFlight: 2, Session: "s-1"}, {Partition: 1}},

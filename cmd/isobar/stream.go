@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -118,6 +119,7 @@ func (a *app) printStream(res *isobarv1.StreamServiceDescribeResponse) {
 		rows = append(rows, []string{fmt.Sprint(p.GetPartition()), fmt.Sprint(p.GetFirst()), fmt.Sprint(p.GetEnd()), fmt.Sprint(p.GetMessages()), bytesText(p.GetBytes())})
 	}
 	table(a.stdout, rows)
+	printTopics(a.stdout, res.GetPartitions())
 	for _, g := range res.GetGroups() {
 		fmt.Fprintf(a.stdout, "\ngroup %s: %d members, lag %d, %d dead letters\n", g.GetName(), len(g.GetMembers()), g.GetLag(), g.GetDeadLetters())
 		rows := [][]string{{"PARTITION", "POSITION", "LAG", "IN FLIGHT", "CONSUMER"}}
@@ -135,6 +137,20 @@ func (a *app) printStream(res *isobarv1.StreamServiceDescribeResponse) {
 			cause, _ := safeText([]byte(d.GetCause()))
 			fmt.Fprintf(a.stdout, "dead %d:%d after %d deliveries: %s\n", d.GetPartition(), d.GetPosition(), d.GetAttempts(), cause)
 		}
+	}
+}
+
+// printTopics names the partitions for clients of the broker's own.
+func printTopics(w io.Writer, partitions []*isobarv1.StreamPartition) {
+	rows := [][]string{{"PARTITION", "TOPIC IN PULSAR"}}
+	for _, p := range partitions {
+		if topic, _ := safeText([]byte(p.GetTopic())); topic != "" {
+			rows = append(rows, []string{fmt.Sprint(p.GetPartition()), topic})
+		}
+	}
+	if len(rows) > 1 {
+		fmt.Fprintln(w)
+		table(w, rows)
 	}
 }
 

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 
@@ -12,6 +13,7 @@ import (
 	"github.com/isobar-mesh/isobar/internal/mesh"
 	"github.com/isobar-mesh/isobar/scheduler/fsm"
 	"github.com/isobar-mesh/isobar/state"
+	"github.com/isobar-mesh/isobar/stream/groups"
 )
 
 // payloads is a broker as the terms of leadership come and go.
@@ -35,7 +37,7 @@ func (s *Server) openBroker() (messages broker.Streams, cache int, err error) {
 		Service: c.Service, Admin: c.Admin, Cluster: c.Cluster, Cell: string(s.cell.ID), Server: s.cfg.Name,
 		Region: s.cell.Region, Jurisdictions: s.cell.Jurisdictions, SharedWith: c.SharedWith, Quota: int64(c.Quota), Timeout: c.Timeout,
 		Auth: pulsar.Auth{TokenFile: c.TokenFile, OAuth2: pulsar.OAuth2(c.OAuth2)},
-		TLS:  pulsar.TLS(c.TLS), Log: payloadLog{s.state.Reader(state.SchedulerMachine)}, Logger: s.log.With("part", "broker"),
+		TLS:  pulsar.TLS(c.TLS), Log: payloadLog{s.state.Reader(state.SchedulerMachine), s.state.Reader(state.StreamMachine)}, Logger: s.log.With("part", "broker"),
 	})
 	if err != nil {
 		return nil, 0, err
@@ -66,13 +68,22 @@ func truth(is bool) float64 {
 	return 0
 }
 
-// payloadLog is what the cell's log says of its payloads.
-type payloadLog struct{ state.Reader }
+// payloadLog is what the cell's log says of its payloads and streams.
+type payloadLog struct {
+	state.Reader
+	streams state.Reader
+}
 
 func (l payloadLog) Incarnation() string { return fsm.Incarnation(l) }
 
-func (l payloadLog) Needed(low, high broker.Reference) (task, topic string, ok bool) {
-	return fsm.Needed(l, low, high)
+func (l payloadLog) Needed(low, high broker.Reference) string {
+	if task, topic, ok := fsm.Needed(l, low, high); ok {
+		return fmt.Sprintf("the payload of %s, of %s,", task, topic)
+	}
+	if n, ok := groups.Needed(l.streams, low, high); ok {
+		return fmt.Sprintf("the stream %s", n)
+	}
+	return ""
 }
 
 // sharers are the regions that use the same cluster: those the configuration

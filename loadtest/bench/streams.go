@@ -30,7 +30,7 @@ func openSeam(ctx context.Context, service, admin string, o options) (*seam, err
 	}
 	x := &seam{broker: b, streams: b.Streams()}
 	if err = b.Lead(1); err == nil {
-		err = x.streams.Open(ctx, "default", "bench", partitions)
+		_, err = x.streams.Open(ctx, "default", "bench", partitions)
 	}
 	if err != nil {
 		return nil, errors.Join(err, b.Close())
@@ -51,7 +51,7 @@ func (x *seam) close(ctx context.Context) error {
 func (x *seam) run(ctx context.Context, span time.Duration) (int64, time.Duration, error) {
 	var ends [partitions]broker.Position
 	for n := range ends {
-		ext, err := x.streams.Extent(ctx, broker.Partition{Tenant: "default", Stream: "bench", Number: uint32(n)})
+		ext, err := x.streams.Extent(ctx, broker.Partition{Tenant: "default", Stream: "bench", Number: uint32(n)}, 0)
 		if err != nil {
 			return 0, 0, err
 		}

@@ -365,7 +365,7 @@ func (h *streams) description(d *stream.Description) *isobarv1.StreamServiceDesc
 	out := &isobarv1.StreamServiceDescribeResponse{Stream: h.streamInfo(d.Stream)}
 	for p, ext := range d.Partitions {
 		out.Partitions = append(out.Partitions, &isobarv1.StreamPartition{
-			Partition: uint32(p), First: ext.First, End: ext.End, Messages: ext.Messages, Bytes: ext.Bytes,
+			Partition: uint32(p), First: ext.First, End: ext.End, Messages: ext.Messages, Bytes: ext.Bytes, Topic: ext.Topic,
 		})
 	}
 	for _, g := range d.Groups {

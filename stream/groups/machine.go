@@ -1,6 +1,7 @@
 package groups
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"slices"
@@ -175,6 +176,8 @@ func (a *apply) command(cmd *meshv1.StreamCommand) error {
 		return a.seek(c.Seek)
 	case *meshv1.StreamCommand_Tick:
 		return a.tick(c.Tick)
+	case *meshv1.StreamCommand_Placed:
+		return a.placed(c.Placed)
 	case *meshv1.StreamCommand_Trimmed:
 		return a.trimmed(c.Trimmed)
 	default:
@@ -223,16 +226,31 @@ func (a *apply) create(c *meshv1.StreamCreate) error {
 		if old.Deleting {
 			return fmt.Errorf("streams: create %s: %w", n, ErrDeleting)
 		}
-		rec.CreatedMs, rec.Groups, rec.Deleting = old.CreatedMs, old.Groups, false
+		rec.CreatedMs, rec.Groups, rec.Deleting, rec.Mark = old.CreatedMs, old.Groups, false, old.Mark
 		if !proto.Equal(rec, &old) {
 			return &ExistsError{Stream: &old}
 		}
 		a.result.Stream, a.result.Existed = &old, true
 		return nil
 	}
-	rec.CreatedMs, rec.Groups, rec.Deleting = a.clocks.WallMs, 0, false
+	rec.CreatedMs, rec.Groups, rec.Deleting, rec.Mark = a.clocks.WallMs, 0, false, nil
 	put(a, streamKey(n), rec)
 	a.result.Stream = rec
+	return nil
+}
+
+// placed keeps the first mark: what lies in another broker is not the stream's.
+func (a *apply) placed(c *meshv1.StreamPlaced) error {
+	n := nameOf(c.GetName())
+	rec, err := a.stream(n)
+	if err != nil {
+		return err
+	}
+	if len(rec.Mark) > 0 && !bytes.Equal(rec.Mark, c.Mark) {
+		return fmt.Errorf("streams: place %s, which lies elsewhere: %w", n, ErrBadCommand)
+	}
+	rec.Mark = c.Mark
+	put(a, streamKey(n), rec)
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package groups
 
 import (
+	"bytes"
 	"encoding/binary"
 	"iter"
 
@@ -41,6 +42,18 @@ func Streams(r state.Reader, tenant string) iter.Seq[*meshv1.StreamRecord] {
 			}
 		}
 	}
+}
+
+// Needed names a stream whose mark is not in [low, high); ok is false for none.
+// One without a mark has no messages in a broker of its own, and one that is being
+// deleted needs none.
+func Needed(r state.Reader, low, high []byte) (n Name, ok bool) {
+	for rec := range Streams(r, "") {
+		if len(rec.Mark) > 0 && !rec.Deleting && (bytes.Compare(rec.Mark, low) < 0 || bytes.Compare(rec.Mark, high) >= 0) {
+			return Name{rec.Tenant, rec.Name}, true
+		}
+	}
+	return Name{}, false
 }
 
 // ReadGroup reads one group.

@@ -2061,10 +2061,13 @@ type StreamPartition struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Partition uint32                 `protobuf:"varint,1,opt,name=partition,proto3" json:"partition,omitempty"`
 	// Position of the oldest message kept, and the one behind the newest.
-	First         uint64 `protobuf:"varint,2,opt,name=first,proto3" json:"first,omitempty"`
-	End           uint64 `protobuf:"varint,3,opt,name=end,proto3" json:"end,omitempty"`
-	Messages      uint64 `protobuf:"varint,4,opt,name=messages,proto3" json:"messages,omitempty"`
-	Bytes         uint64 `protobuf:"varint,5,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	First    uint64 `protobuf:"varint,2,opt,name=first,proto3" json:"first,omitempty"`
+	End      uint64 `protobuf:"varint,3,opt,name=end,proto3" json:"end,omitempty"`
+	Messages uint64 `protobuf:"varint,4,opt,name=messages,proto3" json:"messages,omitempty"`
+	Bytes    uint64 `protobuf:"varint,5,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// What Pulsar's own clients know it by, where the cell keeps streams in Apache
+	// Pulsar.
+	Topic         string `protobuf:"bytes,6,opt,name=topic,proto3" json:"topic,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2132,6 +2135,13 @@ func (x *StreamPartition) GetBytes() uint64 {
 		return x.Bytes
 	}
 	return 0
+}
+
+func (x *StreamPartition) GetTopic() string {
+	if x != nil {
+		return x.Topic
+	}
+	return ""
 }
 
 type StreamGroup struct {
@@ -2729,13 +2739,14 @@ const file_isobar_v1_stream_proto_rawDesc = "" +
 	"\n" +
 	"partitions\x18\x02 \x03(\v2\x1a.isobar.v1.StreamPartitionR\n" +
 	"partitions\x12.\n" +
-	"\x06groups\x18\x03 \x03(\v2\x16.isobar.v1.StreamGroupR\x06groups\"\x89\x01\n" +
+	"\x06groups\x18\x03 \x03(\v2\x16.isobar.v1.StreamGroupR\x06groups\"\x9f\x01\n" +
 	"\x0fStreamPartition\x12\x1c\n" +
 	"\tpartition\x18\x01 \x01(\rR\tpartition\x12\x14\n" +
 	"\x05first\x18\x02 \x01(\x04R\x05first\x12\x10\n" +
 	"\x03end\x18\x03 \x01(\x04R\x03end\x12\x1a\n" +
 	"\bmessages\x18\x04 \x01(\x04R\bmessages\x12\x14\n" +
-	"\x05bytes\x18\x05 \x01(\x04R\x05bytes\"\x9b\x02\n" +
+	"\x05bytes\x18\x05 \x01(\x04R\x05bytes\x12\x14\n" +
+	"\x05topic\x18\x06 \x01(\tR\x05topic\"\x9b\x02\n" +
 	"\vStreamGroup\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1e\n" +
 	"\n" +

@@ -39,6 +39,7 @@ type StreamCommand struct {
 	//	*StreamCommand_Seek
 	//	*StreamCommand_Tick
 	//	*StreamCommand_Trimmed
+	//	*StreamCommand_Placed
 	Command       isStreamCommand_Command `protobuf_oneof:"command"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -196,6 +197,15 @@ func (x *StreamCommand) GetTrimmed() *StreamTrimmed {
 	return nil
 }
 
+func (x *StreamCommand) GetPlaced() *StreamPlaced {
+	if x != nil {
+		if x, ok := x.Command.(*StreamCommand_Placed); ok {
+			return x.Placed
+		}
+	}
+	return nil
+}
+
 type isStreamCommand_Command interface {
 	isStreamCommand_Command()
 }
@@ -248,6 +258,10 @@ type StreamCommand_Trimmed struct {
 	Trimmed *StreamTrimmed `protobuf:"bytes,13,opt,name=trimmed,proto3,oneof"`
 }
 
+type StreamCommand_Placed struct {
+	Placed *StreamPlaced `protobuf:"bytes,14,opt,name=placed,proto3,oneof"`
+}
+
 func (*StreamCommand_Create) isStreamCommand_Command() {}
 
 func (*StreamCommand_Delete) isStreamCommand_Command() {}
@@ -271,6 +285,8 @@ func (*StreamCommand_Seek) isStreamCommand_Command() {}
 func (*StreamCommand_Tick) isStreamCommand_Command() {}
 
 func (*StreamCommand_Trimmed) isStreamCommand_Command() {}
+
+func (*StreamCommand_Placed) isStreamCommand_Command() {}
 
 // StreamName names a stream of this cell.
 type StreamName struct {
@@ -583,6 +599,59 @@ func (x *StreamPublish) GetHighestPartition() uint32 {
 	return 0
 }
 
+// StreamPlaced keeps the mark of the broker that the stream's messages lie in.
+type StreamPlaced struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          *StreamName            `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Mark          []byte                 `protobuf:"bytes,2,opt,name=mark,proto3" json:"mark,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StreamPlaced) Reset() {
+	*x = StreamPlaced{}
+	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StreamPlaced) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StreamPlaced) ProtoMessage() {}
+
+func (x *StreamPlaced) ProtoReflect() protoreflect.Message {
+	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StreamPlaced.ProtoReflect.Descriptor instead.
+func (*StreamPlaced) Descriptor() ([]byte, []int) {
+	return file_isobar_mesh_v1_stream_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *StreamPlaced) GetName() *StreamName {
+	if x != nil {
+		return x.Name
+	}
+	return nil
+}
+
+func (x *StreamPlaced) GetMark() []byte {
+	if x != nil {
+		return x.Mark
+	}
+	return nil
+}
+
 type GroupJoin struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Name     *GroupName             `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -597,7 +666,7 @@ type GroupJoin struct {
 
 func (x *GroupJoin) Reset() {
 	*x = GroupJoin{}
-	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[7]
+	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -609,7 +678,7 @@ func (x *GroupJoin) String() string {
 func (*GroupJoin) ProtoMessage() {}
 
 func (x *GroupJoin) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[7]
+	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -622,7 +691,7 @@ func (x *GroupJoin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupJoin.ProtoReflect.Descriptor instead.
 func (*GroupJoin) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_stream_proto_rawDescGZIP(), []int{7}
+	return file_isobar_mesh_v1_stream_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *GroupJoin) GetName() *GroupName {
@@ -670,7 +739,7 @@ type GroupLeave struct {
 
 func (x *GroupLeave) Reset() {
 	*x = GroupLeave{}
-	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[8]
+	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -682,7 +751,7 @@ func (x *GroupLeave) String() string {
 func (*GroupLeave) ProtoMessage() {}
 
 func (x *GroupLeave) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[8]
+	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -695,7 +764,7 @@ func (x *GroupLeave) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupLeave.ProtoReflect.Descriptor instead.
 func (*GroupLeave) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_stream_proto_rawDescGZIP(), []int{8}
+	return file_isobar_mesh_v1_stream_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *GroupLeave) GetName() *GroupName {
@@ -722,7 +791,7 @@ type GroupRenew struct {
 
 func (x *GroupRenew) Reset() {
 	*x = GroupRenew{}
-	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[9]
+	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -734,7 +803,7 @@ func (x *GroupRenew) String() string {
 func (*GroupRenew) ProtoMessage() {}
 
 func (x *GroupRenew) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[9]
+	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -747,7 +816,7 @@ func (x *GroupRenew) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupRenew.ProtoReflect.Descriptor instead.
 func (*GroupRenew) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_stream_proto_rawDescGZIP(), []int{9}
+	return file_isobar_mesh_v1_stream_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *GroupRenew) GetSessions() []*GroupSession {
@@ -774,7 +843,7 @@ type GroupSession struct {
 
 func (x *GroupSession) Reset() {
 	*x = GroupSession{}
-	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[10]
+	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -786,7 +855,7 @@ func (x *GroupSession) String() string {
 func (*GroupSession) ProtoMessage() {}
 
 func (x *GroupSession) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[10]
+	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -799,7 +868,7 @@ func (x *GroupSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupSession.ProtoReflect.Descriptor instead.
 func (*GroupSession) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_stream_proto_rawDescGZIP(), []int{10}
+	return file_isobar_mesh_v1_stream_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *GroupSession) GetName() *GroupName {
@@ -835,7 +904,7 @@ type GroupDeliver struct {
 
 func (x *GroupDeliver) Reset() {
 	*x = GroupDeliver{}
-	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[11]
+	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -847,7 +916,7 @@ func (x *GroupDeliver) String() string {
 func (*GroupDeliver) ProtoMessage() {}
 
 func (x *GroupDeliver) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[11]
+	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -860,7 +929,7 @@ func (x *GroupDeliver) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupDeliver.ProtoReflect.Descriptor instead.
 func (*GroupDeliver) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_stream_proto_rawDescGZIP(), []int{11}
+	return file_isobar_mesh_v1_stream_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *GroupDeliver) GetName() *GroupName {
@@ -923,7 +992,7 @@ type StreamRead struct {
 
 func (x *StreamRead) Reset() {
 	*x = StreamRead{}
-	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[12]
+	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -935,7 +1004,7 @@ func (x *StreamRead) String() string {
 func (*StreamRead) ProtoMessage() {}
 
 func (x *StreamRead) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[12]
+	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -948,7 +1017,7 @@ func (x *StreamRead) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamRead.ProtoReflect.Descriptor instead.
 func (*StreamRead) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_stream_proto_rawDescGZIP(), []int{12}
+	return file_isobar_mesh_v1_stream_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *StreamRead) GetPosition() uint64 {
@@ -983,7 +1052,7 @@ type GroupAck struct {
 
 func (x *GroupAck) Reset() {
 	*x = GroupAck{}
-	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[13]
+	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -995,7 +1064,7 @@ func (x *GroupAck) String() string {
 func (*GroupAck) ProtoMessage() {}
 
 func (x *GroupAck) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[13]
+	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1008,7 +1077,7 @@ func (x *GroupAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupAck.ProtoReflect.Descriptor instead.
 func (*GroupAck) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_stream_proto_rawDescGZIP(), []int{13}
+	return file_isobar_mesh_v1_stream_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GroupAck) GetName() *GroupName {
@@ -1047,7 +1116,7 @@ type GroupAckItem struct {
 
 func (x *GroupAckItem) Reset() {
 	*x = GroupAckItem{}
-	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[14]
+	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1059,7 +1128,7 @@ func (x *GroupAckItem) String() string {
 func (*GroupAckItem) ProtoMessage() {}
 
 func (x *GroupAckItem) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[14]
+	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1072,7 +1141,7 @@ func (x *GroupAckItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupAckItem.ProtoReflect.Descriptor instead.
 func (*GroupAckItem) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_stream_proto_rawDescGZIP(), []int{14}
+	return file_isobar_mesh_v1_stream_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GroupAckItem) GetPartition() uint32 {
@@ -1127,7 +1196,7 @@ type GroupSeek struct {
 
 func (x *GroupSeek) Reset() {
 	*x = GroupSeek{}
-	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[15]
+	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1139,7 +1208,7 @@ func (x *GroupSeek) String() string {
 func (*GroupSeek) ProtoMessage() {}
 
 func (x *GroupSeek) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[15]
+	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1152,7 +1221,7 @@ func (x *GroupSeek) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupSeek.ProtoReflect.Descriptor instead.
 func (*GroupSeek) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_stream_proto_rawDescGZIP(), []int{15}
+	return file_isobar_mesh_v1_stream_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GroupSeek) GetName() *GroupName {
@@ -1179,7 +1248,7 @@ type GroupSeekTo struct {
 
 func (x *GroupSeekTo) Reset() {
 	*x = GroupSeekTo{}
-	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[16]
+	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1191,7 +1260,7 @@ func (x *GroupSeekTo) String() string {
 func (*GroupSeekTo) ProtoMessage() {}
 
 func (x *GroupSeekTo) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[16]
+	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1204,7 +1273,7 @@ func (x *GroupSeekTo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupSeekTo.ProtoReflect.Descriptor instead.
 func (*GroupSeekTo) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_stream_proto_rawDescGZIP(), []int{16}
+	return file_isobar_mesh_v1_stream_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GroupSeekTo) GetPartition() uint32 {
@@ -1231,7 +1300,7 @@ type StreamTick struct {
 
 func (x *StreamTick) Reset() {
 	*x = StreamTick{}
-	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[17]
+	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1243,7 +1312,7 @@ func (x *StreamTick) String() string {
 func (*StreamTick) ProtoMessage() {}
 
 func (x *StreamTick) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[17]
+	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1256,7 +1325,7 @@ func (x *StreamTick) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamTick.ProtoReflect.Descriptor instead.
 func (*StreamTick) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_stream_proto_rawDescGZIP(), []int{17}
+	return file_isobar_mesh_v1_stream_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *StreamTick) GetLimit() uint32 {
@@ -1279,7 +1348,7 @@ type StreamTrimmed struct {
 
 func (x *StreamTrimmed) Reset() {
 	*x = StreamTrimmed{}
-	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[18]
+	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1291,7 +1360,7 @@ func (x *StreamTrimmed) String() string {
 func (*StreamTrimmed) ProtoMessage() {}
 
 func (x *StreamTrimmed) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[18]
+	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1304,7 +1373,7 @@ func (x *StreamTrimmed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamTrimmed.ProtoReflect.Descriptor instead.
 func (*StreamTrimmed) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_stream_proto_rawDescGZIP(), []int{18}
+	return file_isobar_mesh_v1_stream_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *StreamTrimmed) GetName() *StreamName {
@@ -1343,13 +1412,16 @@ type StreamRecord struct {
 	CreatedMs     int64                  `protobuf:"varint,11,opt,name=created_ms,json=createdMs,proto3" json:"created_ms,omitempty"`
 	Deleting      bool                   `protobuf:"varint,12,opt,name=deleting,proto3" json:"deleting,omitempty"`
 	Groups        uint32                 `protobuf:"varint,13,opt,name=groups,proto3" json:"groups,omitempty"`
+	// Of the broker that its messages lie in; empty before the first, and where
+	// they lie in the log.
+	Mark          []byte `protobuf:"bytes,14,opt,name=mark,proto3" json:"mark,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StreamRecord) Reset() {
 	*x = StreamRecord{}
-	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[19]
+	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1361,7 +1433,7 @@ func (x *StreamRecord) String() string {
 func (*StreamRecord) ProtoMessage() {}
 
 func (x *StreamRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[19]
+	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1374,7 +1446,7 @@ func (x *StreamRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamRecord.ProtoReflect.Descriptor instead.
 func (*StreamRecord) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_stream_proto_rawDescGZIP(), []int{19}
+	return file_isobar_mesh_v1_stream_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *StreamRecord) GetTenant() string {
@@ -1468,6 +1540,13 @@ func (x *StreamRecord) GetGroups() uint32 {
 	return 0
 }
 
+func (x *StreamRecord) GetMark() []byte {
+	if x != nil {
+		return x.Mark
+	}
+	return nil
+}
+
 type GroupRecord struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	Generation uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
@@ -1484,7 +1563,7 @@ type GroupRecord struct {
 
 func (x *GroupRecord) Reset() {
 	*x = GroupRecord{}
-	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[20]
+	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1496,7 +1575,7 @@ func (x *GroupRecord) String() string {
 func (*GroupRecord) ProtoMessage() {}
 
 func (x *GroupRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[20]
+	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1509,7 +1588,7 @@ func (x *GroupRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupRecord.ProtoReflect.Descriptor instead.
 func (*GroupRecord) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_stream_proto_rawDescGZIP(), []int{20}
+	return file_isobar_mesh_v1_stream_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *GroupRecord) GetGeneration() uint64 {
@@ -1558,7 +1637,7 @@ type MemberRecord struct {
 
 func (x *MemberRecord) Reset() {
 	*x = MemberRecord{}
-	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[21]
+	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1570,7 +1649,7 @@ func (x *MemberRecord) String() string {
 func (*MemberRecord) ProtoMessage() {}
 
 func (x *MemberRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[21]
+	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1583,7 +1662,7 @@ func (x *MemberRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberRecord.ProtoReflect.Descriptor instead.
 func (*MemberRecord) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_stream_proto_rawDescGZIP(), []int{21}
+	return file_isobar_mesh_v1_stream_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *MemberRecord) GetSession() string {
@@ -1624,7 +1703,7 @@ type CursorRecord struct {
 
 func (x *CursorRecord) Reset() {
 	*x = CursorRecord{}
-	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[22]
+	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1636,7 +1715,7 @@ func (x *CursorRecord) String() string {
 func (*CursorRecord) ProtoMessage() {}
 
 func (x *CursorRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[22]
+	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1649,7 +1728,7 @@ func (x *CursorRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CursorRecord.ProtoReflect.Descriptor instead.
 func (*CursorRecord) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_stream_proto_rawDescGZIP(), []int{22}
+	return file_isobar_mesh_v1_stream_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CursorRecord) GetNext() uint64 {
@@ -1701,7 +1780,7 @@ type PendingRecord struct {
 
 func (x *PendingRecord) Reset() {
 	*x = PendingRecord{}
-	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[23]
+	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1713,7 +1792,7 @@ func (x *PendingRecord) String() string {
 func (*PendingRecord) ProtoMessage() {}
 
 func (x *PendingRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[23]
+	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1726,7 +1805,7 @@ func (x *PendingRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PendingRecord.ProtoReflect.Descriptor instead.
 func (*PendingRecord) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_stream_proto_rawDescGZIP(), []int{23}
+	return file_isobar_mesh_v1_stream_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *PendingRecord) GetPosition() uint64 {
@@ -1797,7 +1876,7 @@ type DeadRecord struct {
 
 func (x *DeadRecord) Reset() {
 	*x = DeadRecord{}
-	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[24]
+	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1809,7 +1888,7 @@ func (x *DeadRecord) String() string {
 func (*DeadRecord) ProtoMessage() {}
 
 func (x *DeadRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[24]
+	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1822,7 +1901,7 @@ func (x *DeadRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeadRecord.ProtoReflect.Descriptor instead.
 func (*DeadRecord) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_stream_proto_rawDescGZIP(), []int{24}
+	return file_isobar_mesh_v1_stream_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *DeadRecord) GetKey() string {
@@ -1857,7 +1936,7 @@ var File_isobar_mesh_v1_stream_proto protoreflect.FileDescriptor
 
 const file_isobar_mesh_v1_stream_proto_rawDesc = "" +
 	"\n" +
-	"\x1bisobar/mesh/v1/stream.proto\x12\x0eisobar.mesh.v1\x1a\x18isobar/mesh/v1/log.proto\"\xc9\x05\n" +
+	"\x1bisobar/mesh/v1/stream.proto\x12\x0eisobar.mesh.v1\x1a\x18isobar/mesh/v1/log.proto\"\x81\x06\n" +
 	"\rStreamCommand\x12.\n" +
 	"\x06clocks\x18\x01 \x01(\v2\x16.isobar.mesh.v1.ClocksR\x06clocks\x126\n" +
 	"\x06create\x18\x02 \x01(\v2\x1c.isobar.mesh.v1.StreamCreateH\x00R\x06create\x126\n" +
@@ -1872,7 +1951,8 @@ const file_isobar_mesh_v1_stream_proto_rawDesc = "" +
 	" \x01(\v2\x18.isobar.mesh.v1.GroupAckH\x00R\x03ack\x12/\n" +
 	"\x04seek\x18\v \x01(\v2\x19.isobar.mesh.v1.GroupSeekH\x00R\x04seek\x120\n" +
 	"\x04tick\x18\f \x01(\v2\x1a.isobar.mesh.v1.StreamTickH\x00R\x04tick\x129\n" +
-	"\atrimmed\x18\r \x01(\v2\x1d.isobar.mesh.v1.StreamTrimmedH\x00R\atrimmedB\t\n" +
+	"\atrimmed\x18\r \x01(\v2\x1d.isobar.mesh.v1.StreamTrimmedH\x00R\atrimmed\x126\n" +
+	"\x06placed\x18\x0e \x01(\v2\x1c.isobar.mesh.v1.StreamPlacedH\x00R\x06placedB\t\n" +
 	"\acommand\"<\n" +
 	"\n" +
 	"StreamName\x12\x16\n" +
@@ -1891,7 +1971,10 @@ const file_isobar_mesh_v1_stream_proto_rawDesc = "" +
 	"\x05limit\x18\x02 \x01(\rR\x05limit\"l\n" +
 	"\rStreamPublish\x12.\n" +
 	"\x04name\x18\x01 \x01(\v2\x1a.isobar.mesh.v1.StreamNameR\x04name\x12+\n" +
-	"\x11highest_partition\x18\x02 \x01(\rR\x10highestPartition\"\x9d\x01\n" +
+	"\x11highest_partition\x18\x02 \x01(\rR\x10highestPartition\"R\n" +
+	"\fStreamPlaced\x12.\n" +
+	"\x04name\x18\x01 \x01(\v2\x1a.isobar.mesh.v1.StreamNameR\x04name\x12\x12\n" +
+	"\x04mark\x18\x02 \x01(\fR\x04mark\"\x9d\x01\n" +
 	"\tGroupJoin\x12-\n" +
 	"\x04name\x18\x01 \x01(\v2\x19.isobar.mesh.v1.GroupNameR\x04name\x12\x18\n" +
 	"\asession\x18\x02 \x01(\tR\asession\x12\x1a\n" +
@@ -1947,7 +2030,7 @@ const file_isobar_mesh_v1_stream_proto_rawDesc = "" +
 	"\rStreamTrimmed\x12.\n" +
 	"\x04name\x18\x01 \x01(\v2\x1a.isobar.mesh.v1.StreamNameR\x04name\x12\x1c\n" +
 	"\tpartition\x18\x02 \x01(\rR\tpartition\x12\x14\n" +
-	"\x05first\x18\x03 \x01(\x04R\x05first\"\x80\x03\n" +
+	"\x05first\x18\x03 \x01(\x04R\x05first\"\x94\x03\n" +
 	"\fStreamRecord\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1e\n" +
@@ -1966,7 +2049,8 @@ const file_isobar_mesh_v1_stream_proto_rawDesc = "" +
 	"\n" +
 	"created_ms\x18\v \x01(\x03R\tcreatedMs\x12\x1a\n" +
 	"\bdeleting\x18\f \x01(\bR\bdeleting\x12\x16\n" +
-	"\x06groups\x18\r \x01(\rR\x06groups\"\xb3\x01\n" +
+	"\x06groups\x18\r \x01(\rR\x06groups\x12\x12\n" +
+	"\x04mark\x18\x0e \x01(\fR\x04mark\"\xb3\x01\n" +
 	"\vGroupRecord\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
@@ -2016,7 +2100,7 @@ func file_isobar_mesh_v1_stream_proto_rawDescGZIP() []byte {
 	return file_isobar_mesh_v1_stream_proto_rawDescData
 }
 
-var file_isobar_mesh_v1_stream_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_isobar_mesh_v1_stream_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_isobar_mesh_v1_stream_proto_goTypes = []any{
 	(*StreamCommand)(nil), // 0: isobar.mesh.v1.StreamCommand
 	(*StreamName)(nil),    // 1: isobar.mesh.v1.StreamName
@@ -2025,62 +2109,65 @@ var file_isobar_mesh_v1_stream_proto_goTypes = []any{
 	(*StreamDelete)(nil),  // 4: isobar.mesh.v1.StreamDelete
 	(*StreamSweep)(nil),   // 5: isobar.mesh.v1.StreamSweep
 	(*StreamPublish)(nil), // 6: isobar.mesh.v1.StreamPublish
-	(*GroupJoin)(nil),     // 7: isobar.mesh.v1.GroupJoin
-	(*GroupLeave)(nil),    // 8: isobar.mesh.v1.GroupLeave
-	(*GroupRenew)(nil),    // 9: isobar.mesh.v1.GroupRenew
-	(*GroupSession)(nil),  // 10: isobar.mesh.v1.GroupSession
-	(*GroupDeliver)(nil),  // 11: isobar.mesh.v1.GroupDeliver
-	(*StreamRead)(nil),    // 12: isobar.mesh.v1.StreamRead
-	(*GroupAck)(nil),      // 13: isobar.mesh.v1.GroupAck
-	(*GroupAckItem)(nil),  // 14: isobar.mesh.v1.GroupAckItem
-	(*GroupSeek)(nil),     // 15: isobar.mesh.v1.GroupSeek
-	(*GroupSeekTo)(nil),   // 16: isobar.mesh.v1.GroupSeekTo
-	(*StreamTick)(nil),    // 17: isobar.mesh.v1.StreamTick
-	(*StreamTrimmed)(nil), // 18: isobar.mesh.v1.StreamTrimmed
-	(*StreamRecord)(nil),  // 19: isobar.mesh.v1.StreamRecord
-	(*GroupRecord)(nil),   // 20: isobar.mesh.v1.GroupRecord
-	(*MemberRecord)(nil),  // 21: isobar.mesh.v1.MemberRecord
-	(*CursorRecord)(nil),  // 22: isobar.mesh.v1.CursorRecord
-	(*PendingRecord)(nil), // 23: isobar.mesh.v1.PendingRecord
-	(*DeadRecord)(nil),    // 24: isobar.mesh.v1.DeadRecord
-	(*Clocks)(nil),        // 25: isobar.mesh.v1.Clocks
+	(*StreamPlaced)(nil),  // 7: isobar.mesh.v1.StreamPlaced
+	(*GroupJoin)(nil),     // 8: isobar.mesh.v1.GroupJoin
+	(*GroupLeave)(nil),    // 9: isobar.mesh.v1.GroupLeave
+	(*GroupRenew)(nil),    // 10: isobar.mesh.v1.GroupRenew
+	(*GroupSession)(nil),  // 11: isobar.mesh.v1.GroupSession
+	(*GroupDeliver)(nil),  // 12: isobar.mesh.v1.GroupDeliver
+	(*StreamRead)(nil),    // 13: isobar.mesh.v1.StreamRead
+	(*GroupAck)(nil),      // 14: isobar.mesh.v1.GroupAck
+	(*GroupAckItem)(nil),  // 15: isobar.mesh.v1.GroupAckItem
+	(*GroupSeek)(nil),     // 16: isobar.mesh.v1.GroupSeek
+	(*GroupSeekTo)(nil),   // 17: isobar.mesh.v1.GroupSeekTo
+	(*StreamTick)(nil),    // 18: isobar.mesh.v1.StreamTick
+	(*StreamTrimmed)(nil), // 19: isobar.mesh.v1.StreamTrimmed
+	(*StreamRecord)(nil),  // 20: isobar.mesh.v1.StreamRecord
+	(*GroupRecord)(nil),   // 21: isobar.mesh.v1.GroupRecord
+	(*MemberRecord)(nil),  // 22: isobar.mesh.v1.MemberRecord
+	(*CursorRecord)(nil),  // 23: isobar.mesh.v1.CursorRecord
+	(*PendingRecord)(nil), // 24: isobar.mesh.v1.PendingRecord
+	(*DeadRecord)(nil),    // 25: isobar.mesh.v1.DeadRecord
+	(*Clocks)(nil),        // 26: isobar.mesh.v1.Clocks
 }
 var file_isobar_mesh_v1_stream_proto_depIdxs = []int32{
-	25, // 0: isobar.mesh.v1.StreamCommand.clocks:type_name -> isobar.mesh.v1.Clocks
+	26, // 0: isobar.mesh.v1.StreamCommand.clocks:type_name -> isobar.mesh.v1.Clocks
 	3,  // 1: isobar.mesh.v1.StreamCommand.create:type_name -> isobar.mesh.v1.StreamCreate
 	4,  // 2: isobar.mesh.v1.StreamCommand.delete:type_name -> isobar.mesh.v1.StreamDelete
 	5,  // 3: isobar.mesh.v1.StreamCommand.sweep:type_name -> isobar.mesh.v1.StreamSweep
 	6,  // 4: isobar.mesh.v1.StreamCommand.publish:type_name -> isobar.mesh.v1.StreamPublish
-	7,  // 5: isobar.mesh.v1.StreamCommand.join:type_name -> isobar.mesh.v1.GroupJoin
-	8,  // 6: isobar.mesh.v1.StreamCommand.leave:type_name -> isobar.mesh.v1.GroupLeave
-	9,  // 7: isobar.mesh.v1.StreamCommand.renew:type_name -> isobar.mesh.v1.GroupRenew
-	11, // 8: isobar.mesh.v1.StreamCommand.deliver:type_name -> isobar.mesh.v1.GroupDeliver
-	13, // 9: isobar.mesh.v1.StreamCommand.ack:type_name -> isobar.mesh.v1.GroupAck
-	15, // 10: isobar.mesh.v1.StreamCommand.seek:type_name -> isobar.mesh.v1.GroupSeek
-	17, // 11: isobar.mesh.v1.StreamCommand.tick:type_name -> isobar.mesh.v1.StreamTick
-	18, // 12: isobar.mesh.v1.StreamCommand.trimmed:type_name -> isobar.mesh.v1.StreamTrimmed
-	19, // 13: isobar.mesh.v1.StreamCreate.stream:type_name -> isobar.mesh.v1.StreamRecord
-	1,  // 14: isobar.mesh.v1.StreamDelete.name:type_name -> isobar.mesh.v1.StreamName
-	1,  // 15: isobar.mesh.v1.StreamSweep.name:type_name -> isobar.mesh.v1.StreamName
-	1,  // 16: isobar.mesh.v1.StreamPublish.name:type_name -> isobar.mesh.v1.StreamName
-	2,  // 17: isobar.mesh.v1.GroupJoin.name:type_name -> isobar.mesh.v1.GroupName
-	2,  // 18: isobar.mesh.v1.GroupLeave.name:type_name -> isobar.mesh.v1.GroupName
-	10, // 19: isobar.mesh.v1.GroupRenew.sessions:type_name -> isobar.mesh.v1.GroupSession
-	2,  // 20: isobar.mesh.v1.GroupSession.name:type_name -> isobar.mesh.v1.GroupName
-	2,  // 21: isobar.mesh.v1.GroupDeliver.name:type_name -> isobar.mesh.v1.GroupName
-	12, // 22: isobar.mesh.v1.GroupDeliver.read:type_name -> isobar.mesh.v1.StreamRead
-	2,  // 23: isobar.mesh.v1.GroupAck.name:type_name -> isobar.mesh.v1.GroupName
-	14, // 24: isobar.mesh.v1.GroupAck.items:type_name -> isobar.mesh.v1.GroupAckItem
-	2,  // 25: isobar.mesh.v1.GroupSeek.name:type_name -> isobar.mesh.v1.GroupName
-	16, // 26: isobar.mesh.v1.GroupSeek.to:type_name -> isobar.mesh.v1.GroupSeekTo
-	1,  // 27: isobar.mesh.v1.StreamTrimmed.name:type_name -> isobar.mesh.v1.StreamName
-	21, // 28: isobar.mesh.v1.GroupRecord.members:type_name -> isobar.mesh.v1.MemberRecord
-	23, // 29: isobar.mesh.v1.CursorRecord.pending:type_name -> isobar.mesh.v1.PendingRecord
-	30, // [30:30] is the sub-list for method output_type
-	30, // [30:30] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	8,  // 5: isobar.mesh.v1.StreamCommand.join:type_name -> isobar.mesh.v1.GroupJoin
+	9,  // 6: isobar.mesh.v1.StreamCommand.leave:type_name -> isobar.mesh.v1.GroupLeave
+	10, // 7: isobar.mesh.v1.StreamCommand.renew:type_name -> isobar.mesh.v1.GroupRenew
+	12, // 8: isobar.mesh.v1.StreamCommand.deliver:type_name -> isobar.mesh.v1.GroupDeliver
+	14, // 9: isobar.mesh.v1.StreamCommand.ack:type_name -> isobar.mesh.v1.GroupAck
+	16, // 10: isobar.mesh.v1.StreamCommand.seek:type_name -> isobar.mesh.v1.GroupSeek
+	18, // 11: isobar.mesh.v1.StreamCommand.tick:type_name -> isobar.mesh.v1.StreamTick
+	19, // 12: isobar.mesh.v1.StreamCommand.trimmed:type_name -> isobar.mesh.v1.StreamTrimmed
+	7,  // 13: isobar.mesh.v1.StreamCommand.placed:type_name -> isobar.mesh.v1.StreamPlaced
+	20, // 14: isobar.mesh.v1.StreamCreate.stream:type_name -> isobar.mesh.v1.StreamRecord
+	1,  // 15: isobar.mesh.v1.StreamDelete.name:type_name -> isobar.mesh.v1.StreamName
+	1,  // 16: isobar.mesh.v1.StreamSweep.name:type_name -> isobar.mesh.v1.StreamName
+	1,  // 17: isobar.mesh.v1.StreamPublish.name:type_name -> isobar.mesh.v1.StreamName
+	1,  // 18: isobar.mesh.v1.StreamPlaced.name:type_name -> isobar.mesh.v1.StreamName
+	2,  // 19: isobar.mesh.v1.GroupJoin.name:type_name -> isobar.mesh.v1.GroupName
+	2,  // 20: isobar.mesh.v1.GroupLeave.name:type_name -> isobar.mesh.v1.GroupName
+	11, // 21: isobar.mesh.v1.GroupRenew.sessions:type_name -> isobar.mesh.v1.GroupSession
+	2,  // 22: isobar.mesh.v1.GroupSession.name:type_name -> isobar.mesh.v1.GroupName
+	2,  // 23: isobar.mesh.v1.GroupDeliver.name:type_name -> isobar.mesh.v1.GroupName
+	13, // 24: isobar.mesh.v1.GroupDeliver.read:type_name -> isobar.mesh.v1.StreamRead
+	2,  // 25: isobar.mesh.v1.GroupAck.name:type_name -> isobar.mesh.v1.GroupName
+	15, // 26: isobar.mesh.v1.GroupAck.items:type_name -> isobar.mesh.v1.GroupAckItem
+	2,  // 27: isobar.mesh.v1.GroupSeek.name:type_name -> isobar.mesh.v1.GroupName
+	17, // 28: isobar.mesh.v1.GroupSeek.to:type_name -> isobar.mesh.v1.GroupSeekTo
+	1,  // 29: isobar.mesh.v1.StreamTrimmed.name:type_name -> isobar.mesh.v1.StreamName
+	22, // 30: isobar.mesh.v1.GroupRecord.members:type_name -> isobar.mesh.v1.MemberRecord
+	24, // 31: isobar.mesh.v1.CursorRecord.pending:type_name -> isobar.mesh.v1.PendingRecord
+	32, // [32:32] is the sub-list for method output_type
+	32, // [32:32] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_isobar_mesh_v1_stream_proto_init() }
@@ -2102,6 +2189,7 @@ func file_isobar_mesh_v1_stream_proto_init() {
 		(*StreamCommand_Seek)(nil),
 		(*StreamCommand_Tick)(nil),
 		(*StreamCommand_Trimmed)(nil),
+		(*StreamCommand_Placed)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2109,7 +2197,7 @@ func file_isobar_mesh_v1_stream_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isobar_mesh_v1_stream_proto_rawDesc), len(file_isobar_mesh_v1_stream_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   25,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
