@@ -465,3 +465,31 @@ func TestCalendar(t *testing.T) {
 		}
 	})
 }
+
+// Of the messages behind others of their key so many are held as DESIGN.md says,
+// and no search for more is in vain when the first is acknowledged.
+func TestManyOfOneKey(t *testing.T) {
+	bubble(t, &meshv1.StreamRecord{}, embedded.Options{}, func(t *testing.T, c *cell) {
+		const hot = 600
+		var msgs []stream.Message
+		for i := range hot {
+			msgs = append(msgs, message("hot", i))
+		}
+		c.publish("r", append(msgs, message("cold", 0))...)
+		for i := range hot {
+			got := c.next("g", "s", 100, time.Second).Deliveries
+			if len(got) == 0 || string(got[0].Payload) != fmt.Sprint("hot ", i) {
+				t.Fatalf("%d acknowledged: got %v", i, texts(got))
+			}
+			if again := c.next("g", "s", 100, 0).Deliveries; len(again) > 0 {
+				t.Fatalf("%d in hand: got %v", i, texts(again))
+			}
+			behind := len(groups.Cursor(c.State, group("g"), 0).Pending) - len(got)
+			if behind > 256 {
+				t.Fatalf("%d acknowledged: %d wait behind their key, at most 256 may", i, behind)
+			}
+			c.ack("g", "s", got...)
+		}
+		want(t, c.next("g", "s", 100, time.Second))
+	})
+}

@@ -1,7 +1,9 @@
 package groups_test
 
 import (
+	"encoding/binary"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -61,13 +63,34 @@ func (c *cell) apply(cmd *meshv1.StreamCommand) (*groups.Result, error) {
 
 // raw applies one encoded command.
 func (c *cell) raw(body []byte) (*groups.Result, error) {
+	before := c.cursors()
 	c.log = append(c.log, state.EncodeGroup([]state.Command{{Machine: state.StreamMachine, Body: body}}))
 	out := c.replica.Apply(consensus.Position{Index: uint64(len(c.log)), Term: 1}, c.log[len(c.log)-1:])
 	res := out[0].(state.GroupResult)
 	if res.Err != nil {
 		return nil, res.Err
 	}
-	return res.Results[0].(*groups.Result), nil
+	result := res.Results[0].(*groups.Result)
+	after := c.cursors()
+	for _, n := range result.Moved {
+		delete(before, n)
+		delete(after, n)
+	}
+	if !maps.Equal(before, after) {
+		c.t.Fatalf("a command moved another cursor than it says, %v", result.Moved)
+	}
+	return result, nil
+}
+
+// cursors are all that are stored, by name.
+func (c *cell) cursors() map[groups.CursorName]string {
+	out := map[groups.CursorName]string{}
+	for k, v := range c.state().Scan([]byte("p"), []byte("q")) {
+		parts := strings.SplitN(string(k[1:]), "\x00", 4)
+		g := groups.Group{Name: groups.Name{Tenant: parts[0], Stream: parts[1]}, Group: parts[2]}
+		out[groups.CursorName{Group: g, Partition: binary.BigEndian.Uint32([]byte(parts[3]))}] = string(v)
+	}
+	return out
 }
 
 // replay applies the whole log to another replica, two groups an entry.
