@@ -344,6 +344,26 @@ func stateName(e fsm.Effect) string {
 	return e.State.String()
 }
 
+// leaseWatch looks for the lease that ends first, seldom while that is far ahead:
+// ends that are gone lie in front of it in the store until it is compacted, two
+// for each task, and each look goes over them.
+type leaseWatch struct {
+	every time.Duration
+	next  time.Time // the time of the next look
+	first int64
+	out   bool
+}
+
+// look reports whether a lease has ended, at most every too late, and whether any
+// is out.
+func (w *leaseWatch) look(r state.Reader, now time.Time, leaseMs int64) (due, out bool) {
+	if !now.Before(w.next) || w.out && w.first <= leaseMs {
+		w.first, w.out = fsm.FirstLeaseEnd(r)
+		w.next = now.Add(w.every)
+	}
+	return w.out && w.first <= leaseMs, w.out
+}
+
 // tickLoop commits time: when something is due, and once a second while
 // leases are out, so that lease time goes on.
 func (l *leader) tickLoop(ctx context.Context) error {
@@ -351,6 +371,7 @@ func (l *leader) tickLoop(ctx context.Context) error {
 	ticker := time.NewTicker(100 * time.Millisecond)
 	defer ticker.Stop()
 	last, more := elected, false
+	leases := leaseWatch{every: l.Renew / 4}
 	for {
 		// What one Tick left over must not wait for the next.
 		if !more {
@@ -363,8 +384,9 @@ func (l *leader) tickLoop(ctx context.Context) error {
 		now := time.Now()
 		clocks := l.clock.read(now)
 		expire := now.Sub(elected) > l.Renew
-		due, leases := fsm.Due(l.State, clocks.LeaseMs, clocks.WallMs, expire)
-		if !due && (!leases || now.Sub(last) < time.Second) {
+		due, out := leases.look(l.State, now, clocks.LeaseMs)
+		due = due && expire || fsm.DueByCalendar(l.State, clocks.WallMs)
+		if !due && (!out || now.Sub(last) < time.Second) {
 			more = false
 			continue
 		}

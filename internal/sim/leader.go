@@ -88,8 +88,7 @@ func (l *leader) begin() {
 func (l *leader) tick() {
 	expire := l.w.now >= l.elected+2*renewEvery
 	clocks := l.clocks()
-	due, _ := fsm.Due(l.c.reader(), clocks.LeaseMs, clocks.WallMs, expire)
-	if l.tickUnderWay || !due {
+	if l.tickUnderWay || !fsm.Due(l.c.reader(), clocks.LeaseMs, clocks.WallMs, expire) {
 		return
 	}
 	l.tickUnderWay = true

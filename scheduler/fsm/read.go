@@ -217,19 +217,33 @@ func Needed(r state.Reader, low, high []byte) (id, topic string, ok bool) {
 	return "", "", false
 }
 
-// Due reports whether a Tick at these clocks would do anything, and whether any
-// lease is out.
-func Due(r state.Reader, leaseMs, wallMs int64, expireLeases bool) (due, leases bool) {
-	for k := range r.Scan([]byte("w"), []byte("x")) {
-		due = int64(be64(k[1:9])) <= wallMs
-		break
+// Due reports whether a Tick at these clocks would do anything.
+func Due(r state.Reader, leaseMs, wallMs int64, expireLeases bool) bool {
+	if DueByCalendar(r, wallMs) {
+		return true
 	}
+	first, out := FirstLeaseEnd(r)
+	return expireLeases && out && first <= leaseMs
+}
+
+// DueByCalendar reports whether a Tick would do anything but end leases.
+func DueByCalendar(r state.Reader, wallMs int64) bool {
+	for k := range r.Scan([]byte("w"), []byte("x")) {
+		return int64(be64(k[1:9])) <= wallMs
+	}
+	return false
+}
+
+// FirstLeaseEnd is the lease time at which the first lease that is out ends, also
+// those of guests that must start; out is false when there is none.
+func FirstLeaseEnd(r state.Reader) (ms int64, out bool) {
 	for _, prefix := range []byte{'l', 'm'} {
 		for k := range r.Scan([]byte{prefix}, []byte{prefix + 1}) {
-			leases = true
-			due = due || expireLeases && int64(be64(k[1:9])) <= leaseMs
+			if at := int64(be64(k[1:9])); !out || at < ms {
+				ms, out = at, true
+			}
 			break
 		}
 	}
-	return due, leases
+	return ms, out
 }

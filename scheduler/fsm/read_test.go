@@ -110,7 +110,11 @@ func TestDueForesees(t *testing.T) {
 			_, _ = b.do(anyCommand(t, b))
 			expire := rapid.Bool().Draw(t, "expire")
 			b.lease, b.wall = ReadClocks(b.reader())
-			due, leases := Due(b.reader(), b.lease, b.wall, expire)
+			due := Due(b.reader(), b.lease, b.wall, expire)
+			first, leases := FirstLeaseEnd(b.reader())
+			if ended := expire && leases && first <= b.lease; due != (ended || DueByCalendar(b.reader(), b.wall)) {
+				t.Fatalf("due %v; by leases %v", due, ended)
+			}
 			before := b.replica.Hash()
 			b.must(&meshv1.Tick{ExpireLeases: expire})
 			if changed := b.replica.Hash() != before; changed != due {
@@ -121,7 +125,7 @@ func TestDueForesees(t *testing.T) {
 				out = out || k[1] == 'l' || k[1] == 'm'
 			}
 			if out && !leases {
-				t.Fatal("a lease is out, and Due does not say so")
+				t.Fatal("a lease is out, and FirstLeaseEnd does not say so")
 			}
 		}
 	})
