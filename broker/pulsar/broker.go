@@ -32,18 +32,19 @@ type Broker struct {
 	led     chan struct{}      // a term has begun
 	streams *Streams
 
-	mu      sync.Mutex
-	leading bool
-	term    uint64
-	serial  uint64 // of producers
-	writers map[broker.Topic]*writer
-	gates   map[broker.Topic]*gate // of topics that could not be written to
-	trims   map[topicName]broker.Reference
-	foreign foreign
-	alarms  map[namespace][]string
-	sharers map[string][]string
-	strange string // why the cluster is not ours; "" while it is, or is not known
-	denied  string // why we may not in; "" while we may, or it is not known
+	mu         sync.Mutex
+	leading    bool
+	term       uint64
+	serial     uint64 // of producers
+	writers    map[broker.Topic]*writer
+	gates      map[broker.Topic]*gate // of topics that could not be written to
+	trims      map[topicName]broker.Reference
+	foreign    foreign
+	alarms     map[namespace][]string
+	sharers    map[string][]string
+	strange    string // why the cluster is not ours; "" while it is, or is not known
+	lostRanges uint64 // of streams
+	denied     string // why we may not in; "" while we may, or it is not known
 }
 
 var _ broker.Broker = (*Broker)(nil)

@@ -123,6 +123,10 @@ func (s *Streams) openTail(ctx context.Context, p broker.Partition) (*tail, erro
 	if t.reader, err = t.open(ctx, t.state.from); err != nil {
 		return nil, s.b.missing(ctx, t.topic, err)
 	}
+	if err := t.giveUp(ctx); err != nil {
+		go t.reader.Close() // that waits for the cluster
+		return nil, s.b.missing(ctx, t.topic, err)
+	}
 	follow, end := context.WithCancel(s.b.ctx)
 	t.end = end
 	s.b.running.Go(func() { t.follow(follow) })

@@ -202,6 +202,130 @@ func TestStreamsReplaced(t *testing.T) {
 	}
 }
 
+// What others drop in Pulsar (a TTL, a cleared backlog) is an alarm, and the
+// partition stays readable: what is left, its end, and what comes; also when
+// Pulsar has deleted the ledger, and when nothing is left.
+func TestStreamDroppedByOthers(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		skip    int
+		deleted bool // Pulsar has deleted the ledger before it is noticed
+	}{"all": {3, false}, "some": {2, false}, "all, deleted": {3, true}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			skip := tc.skip
+			c, s := streams(t, 1)
+			var at []broker.Position
+			for i := range 3 { // each an entry of its own
+				got, err := s.Append(t.Context(), []broker.StreamMessage{streamMessage(0, fmt.Sprint("r/", i), "", fmt.Sprint("m", i))})
+				if err != nil {
+					t.Fatal(err)
+				}
+				at = append(at, got[0].Position)
+			}
+			topic, err := s.TopicName(t.Context(), "default", "orders")
+			if err != nil {
+				t.Fatal(err)
+			}
+			path := strings.Replace(topic, "://", "/", 1) + "-partition-0"
+			if status := c.admin(http.MethodPost, "/"+path+"/subscription/isobar/skip/"+fmt.Sprint(skip), "", nil); status/100 != 2 {
+				t.Fatalf("skip: status %d", status)
+			}
+			for i := range 2 {
+				_ = c.leader.Close()
+				unload := i > 0
+				if unload || tc.deleted {
+					c.unload(topic + "-partition-0") // a ledger ends, and goes if nobody needs it
+				}
+				time.Sleep(time.Second)
+				s = c.elect().Streams()
+				ext, err := s.Extent(t.Context(), orders(0), 0)
+				if want := uint64(3 - skip); err != nil || ext.Messages != want || ext.First <= at[skip-1] || ext.End <= at[2] {
+					t.Fatalf("unloaded %t: it has %+v, error %v, want %d messages", unload, ext, err, want)
+				}
+				if lost := c.leader.Stats().Lost; lost != 1 && !unload || lost != 0 && unload {
+					t.Errorf("unloaded %t: %d ranges are lost", unload, lost)
+				}
+			}
+			after, err := s.Append(t.Context(), []broker.StreamMessage{streamMessage(0, "r/9", "", "m9")})
+			if err != nil || after[0].Position <= at[2] {
+				t.Fatalf("Append: %+v, %v", after, err)
+			}
+			var got []string
+			for m, err := range s.Read(t.Context(), orders(0), 0) {
+				if err != nil {
+					t.Fatal(err)
+				}
+				got = append(got, string(m.Payload))
+			}
+			if want := []string{"m0", "m1", "m2", "m9"}[skip:]; !slices.Equal(got, want) {
+				t.Errorf("it holds %q, want %q", got, want)
+			}
+		})
+	}
+}
+
+// The leader finds it by itself; its own trims, and ledgers that end, are none.
+func TestStreamDroppedWhileLed(t *testing.T) {
+	t.Parallel()
+	c := newCell(t, pulsartest.Shared(t))
+	c.options.CheckEvery = 100 * time.Millisecond
+	s := c.elect().Streams()
+	if _, err := s.Open(t.Context(), "default", "orders", 1); err != nil {
+		t.Fatal(err)
+	}
+	var at []broker.Position
+	put := func(id string) {
+		for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+			got, err := s.Append(t.Context(), []broker.StreamMessage{streamMessage(0, id, "", id)})
+			if err == nil {
+				at = append(at, got[0].Position)
+				return
+			}
+			if time.Now().After(end) {
+				t.Fatalf("append %s: %v", id, err)
+			}
+		}
+	}
+	put("m0")
+	put("m1")
+	put("m2")
+	topic, err := s.TopicName(t.Context(), "default", "orders")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Trim(t.Context(), orders(0), at[1]); err != nil {
+		t.Fatal(err)
+	}
+	c.unload(topic + "-partition-0")
+	put("m3")
+	time.Sleep(10 * c.options.CheckEvery) // time for a wrong alarm
+	if lost := c.leader.Stats().Lost; lost != 0 {
+		t.Errorf("a trim of ours counts as %d losses", lost)
+	}
+
+	path := strings.Replace(topic, "://", "/", 1) + "-partition-0"
+	if status := c.admin(http.MethodPost, "/"+path+"/subscription/isobar/skip_all", "", nil); status/100 != 2 {
+		t.Fatalf("skip all: status %d", status)
+	}
+	var ext broker.Extent
+	for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+		ext, err = s.Extent(t.Context(), orders(0), 0)
+		if lost := c.leader.Stats().Lost; err == nil && ext.Messages == 0 && ext.End > at[3] && lost == 1 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("it has %+v, error %v, %+v", ext, err, c.leader.Stats())
+		}
+	}
+	put("m4")
+	for m, err := range s.Read(t.Context(), orders(0), 0) {
+		if err != nil || string(m.Payload) != "m4" {
+			t.Errorf("it holds %q, error %v", m.Payload, err)
+		}
+	}
+}
+
 // A topic that was deleted under us is made again, and its positions lie above
 // those of before.
 func TestStreamTopicDeleted(t *testing.T) {

@@ -80,6 +80,7 @@ func (s *Streams) watch() {
 			s.closeIdle()
 		case <-check.C:
 			s.checkPolicies()
+			s.checkCursors()
 		}
 	}
 }

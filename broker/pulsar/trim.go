@@ -105,6 +105,9 @@ type Stats struct {
 	Alarms int
 	// Strange: the cluster is not the one that holds payloads still needed.
 	Strange bool
+	// Lost is how often messages of a stream's partition were found given up by
+	// others than Isobar.
+	Lost uint64
 	// Denied: Pulsar does not know us by our credentials, or there is no token.
 	Denied bool
 }
@@ -113,7 +116,7 @@ type Stats struct {
 func (b *Broker) Stats() Stats {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	s := Stats{Producers: len(b.writers), Foreign: b.foreign.count, Strange: b.strange != "", Denied: b.denied != ""}
+	s := Stats{Producers: len(b.writers), Foreign: b.foreign.count, Strange: b.strange != "", Denied: b.denied != "", Lost: b.lostRanges}
 	for _, changed := range b.alarms {
 		s.Alarms += len(changed)
 	}

@@ -54,6 +54,7 @@ func (s *Server) openBroker() (messages broker.Streams, cache int, err error) {
 		gauge("isobar_pulsar_replaced", "1 while the Pulsar is not the one that holds payloads still needed, and nothing is done in it: an alarm.", func(st pulsar.Stats) float64 {
 			return truth(st.Strange)
 		}),
+		gauge("isobar_pulsar_lost_ranges", "Ranges of streams' messages that were dropped in Pulsar, not by Isobar: an alarm.", func(st pulsar.Stats) float64 { return float64(st.Lost) }),
 		gauge("isobar_pulsar_denied", "1 while Pulsar does not know us by our credentials, or there is no token, and nothing is accepted: an alarm.", func(st pulsar.Stats) float64 {
 			return truth(st.Denied)
 		}),
