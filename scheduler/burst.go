@@ -31,12 +31,16 @@ func (l *leader) weigh(now time.Time) {
 		return
 	}
 	var tasks []placement.Task
+	var searched bool
 	if !l.expecting(now) && !now.Before(l.withheld) {
-		tasks = l.nextTasks()
+		tasks, searched = l.nextTasks()
 	}
 	if len(tasks) < 2 {
 		l.view.scarcity = nil
-		return // what comes next is weighed at once
+		if searched {
+			l.view.weighed = now
+		}
+		return // else what comes next is weighed at once
 	}
 	l.view.weighed = now
 	l.view.own(l)
@@ -71,8 +75,9 @@ func dearer(p placement.Prices) *placement.Prices {
 }
 
 // nextTasks are those that are next, of each queue in turn, as far as they may
-// start now.
-func (l *leader) nextTasks() []placement.Task {
+// start now. searched: many records were read for them, and there may be more: a
+// backlog that waits for its hour is not gone through under the lock.
+func (l *leader) nextTasks() (out []placement.Task, searched bool) {
 	var queues []*queue
 	waiting := 0
 	for _, q := range l.waiting.queues {
@@ -82,24 +87,27 @@ func (l *leader) nextTasks() []placement.Task {
 		}
 	}
 	if waiting < 2 {
-		return nil
+		return nil, false
 	}
 	slices.SortFunc(queues, func(a, b *queue) int {
 		return cmp.Or(cmp.Compare(a.key.Lane, b.key.Lane), strings.Compare(a.key.Tenant, b.key.Tenant), strings.Compare(a.key.Function, b.key.Function))
 	})
 	most := min(burstMost, max(burstPairs/len(l.view.cells), 2))
-	var out []placement.Task
+	looked := 0
 	for i := 0; len(queues) > 0; i++ {
 		queues = slices.DeleteFunc(queues, func(q *queue) bool { return i >= len(q.items) })
 		for _, q := range queues {
+			if looked++; looked > 2*most {
+				return out, true
+			}
 			if t, ok := l.startable(q.items[i]); ok {
 				if out = append(out, t); len(out) == most {
-					return out
+					return out, true
 				}
 			}
 		}
 	}
-	return out
+	return out, looked > most
 }
 
 // startable is the task as placement wants it, if it is to start as soon as it

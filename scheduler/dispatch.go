@@ -56,7 +56,8 @@ const dispatchAtOnce = 32
 func (l *leader) dispatch(now time.Time, fresh bool) (more bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	changed := l.view.refresh(now, l)
+	l.view.refresh(now, l)
+	changed := l.view.news()
 	if changed {
 		l.unparkAll()
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -113,15 +114,43 @@ func (s *Scheduler) Redrive(ctx context.Context, ids []string) ([]Redriven, erro
 	out := make([]Redriven, len(ids))
 	room := make(chan struct{}, redriveAtOnce)
 	var wait sync.WaitGroup
-	for i, id := range ids {
+	for _, line := range l.linesOf(ids) {
 		room <- struct{}{}
 		wait.Go(func() {
-			out[i] = l.redrive(ctx, id)
+			for _, i := range line {
+				out[i] = l.redrive(ctx, ids[i])
+			}
 			<-room
 		})
 	}
 	wait.Wait()
 	return out, nil
+}
+
+// linesOf are the places of ids that are redriven one after the other: tasks of one
+// ordering key, in the order of their submits; any other is alone.
+func (l *leader) linesOf(ids []string) [][]int {
+	type line struct{ tenant, function, key string }
+	var out [][]int
+	at := map[line]int{}
+	for i, id := range ids {
+		rec, ok := fsm.Task(l.State, id)
+		if !ok || rec.OrderingKey == "" {
+			out = append(out, []int{i})
+			continue
+		}
+		k := line{rec.Tenant, rec.Function, rec.OrderingKey}
+		n, ok := at[k]
+		if !ok {
+			n, at[k] = len(out), len(out)
+			out = append(out, nil)
+		}
+		out[n] = append(out[n], i)
+	}
+	for _, line := range out {
+		slices.SortStableFunc(line, func(a, b int) int { return strings.Compare(ids[a], ids[b]) })
+	}
+	return out
 }
 
 func (l *leader) redrive(ctx context.Context, id string) Redriven {

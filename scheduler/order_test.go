@@ -1,6 +1,7 @@
 package scheduler
 
 import (
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -107,4 +108,42 @@ func TestOrderingOfTheFunction(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Those of a key that are redriven together go on in the order of their submits.
+func TestRedriveKeepsOrder(t *testing.T) {
+	t.Parallel()
+	inWorld(t, func(w *world) {
+		c := w.cell("eu-1")
+		wk := c.worker("w1", offering(4, "wasm"), func(w *testWorker, a *isobarv1.Assignment) { w.finish(a, "failed") })
+		var ids []string
+		for range 40 {
+			ids = append(ids, c.submit("work", func(s *isobarv1.TaskSpec) { s.OrderingKey = "k" }))
+		}
+		c.awaitState(time.Minute, ids[len(ids)-1], dead)
+		before := wk.count()
+		wk.does = completes
+		asked := slices.Clone(ids)
+		slices.Reverse(asked)
+		done, err := c.Redrive(w.ctx, asked)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		for i, r := range done {
+			if r.TaskID != asked[i] || r.Err != nil {
+				w.t.Errorf("redrive of %s: %s, %v", asked[i], r.TaskID, r.Err)
+			}
+		}
+		for _, id := range ids {
+			c.awaitState(time.Minute, id, completed)
+		}
+		var ran []string
+		for _, a := range wk.all()[before:] {
+			ran = append(ran, a.TaskId)
+		}
+		if !slices.Equal(ran, ids) {
+			w.t.Errorf("they ran as %v, submitted as %v", ran, ids)
+		}
+		c.wantIdle()
+	})
 }

@@ -27,6 +27,7 @@ type view struct {
 	built    time.Time
 	seq      uint64
 	shape    uint64 // of cells, see shapeOf
+	changed  bool   // the shape has, since news was asked for
 	// scarcity is what room is worth to the tasks that wait, by cell, and weighed
 	// when that was found.
 	scarcity map[mesh.CellID]*placement.Prices
@@ -46,11 +47,10 @@ func (v *view) placement() placement.View { return placement.View{Cells: v.cells
 // maxViewAge is how long a view is used before ages and health are read again.
 const maxViewAge = 200 * time.Millisecond
 
-// refresh brings the view up to date; the caller holds the leader's lock. It
-// reports whether what can run at all may have changed.
-func (v *view) refresh(now time.Time, l *leader) (changed bool) {
+// refresh brings the view up to date; the caller holds the leader's lock.
+func (v *view) refresh(now time.Time, l *leader) {
 	if now.Sub(v.built) < maxViewAge {
-		return false
+		return
 	}
 	v.built = now
 	cells := []placement.Cell{v.ownCell(now)}
@@ -76,7 +76,14 @@ func (v *view) refresh(now time.Time, l *leader) (changed bool) {
 	v.built = now
 	v.forecasts = forecastsOf(v.cells)
 	shape := shapeOf(v.cells)
-	changed, v.shape = shape != v.shape, shape
+	v.changed, v.shape = v.changed || shape != v.shape, shape
+}
+
+// news reports whether places changed since it was asked last: those that what
+// was parked may run in.
+func (v *view) news() bool {
+	changed := v.changed
+	v.changed = false
 	return changed
 }
 

@@ -74,7 +74,7 @@ func auditLines(r state.Reader) error {
 		rec, _ := Task(r, id)
 		before := behind[line]
 		behind[line] = id
-		if said, ok := fronts[line]; ok && before == "" && said != string(k[len(line):]) {
+		if said := fronts[line]; before == "" && said != string(k[len(line):]) {
 			return fmt.Errorf("line %q begins at %x, not at %x", line, k[len(line):], said)
 		}
 		delete(fronts, line)

@@ -33,7 +33,7 @@ import (
 //	D queue id             dead letters of a queue
 //	s                      number of the last task that entered a line
 //	v tenant function ordering-key number  the line of a key → id
-//	V tenant function ordering-key  number of the line's first, of one that has moved on
+//	V tenant function ordering-key  number of the line's first, while there is one
 const (
 	kindNext      = 'n' // a deferred task becomes ready
 	kindExpire    = 'd' // deadline or lifetime

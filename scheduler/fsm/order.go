@@ -27,8 +27,12 @@ func (a *apply) enter(rec *meshv1.TaskRecord) {
 	if len(last) == 8 {
 		rec.OrderSeq = be64(last) + 1
 	}
-	a.Set(orderKey(), lineNumber(rec.OrderSeq))
+	number := lineNumber(rec.OrderSeq)
+	a.Set(orderKey(), number)
 	a.Set(placeKey(rec), []byte(rec.Id))
+	if _, ok := a.Get(frontKey(rec)); !ok {
+		a.Set(frontKey(rec), number)
+	}
 }
 
 // first reports whether the task is the first of its line, or in none.
@@ -36,8 +40,8 @@ func (a *apply) first(rec *meshv1.TaskRecord) bool {
 	if rec.OrderSeq == 0 {
 		return true
 	}
-	_, id := front(a, rec)
-	return id == rec.Id
+	number, ok := a.Get(frontKey(rec))
+	return ok && be64(number) == rec.OrderSeq
 }
 
 // pass takes a task out of its line, and makes the next one ready if that waited
@@ -46,21 +50,34 @@ func (a *apply) pass(rec *meshv1.TaskRecord) {
 	if rec.OrderSeq == 0 {
 		return
 	}
-	a.Delete(placeKey(rec))
+	was, place := a.first(rec), placeKey(rec)
+	a.Delete(place)
 	rec.OrderSeq = 0
-	place, id := front(a, rec)
-	if id == "" {
-		if _, ok := a.Get(frontKey(rec)); ok {
-			a.Delete(frontKey(rec))
-		}
+	if !was {
 		return
 	}
-	a.Set(frontKey(rec), place)
+	line := lineKey(rec)
+	number, id := a.next(place, line)
+	if id == "" {
+		a.Delete(frontKey(rec))
+		return
+	}
+	a.Set(frontKey(rec), number)
 	// One behind another is never ready: it is held, or has a time of its own.
 	if next, err := a.task(id); err == nil && next.Held {
 		a.toReady(next)
 		put(a, taskKey(id), next)
 	}
+}
+
+// next is the number and id of the first of a line from a place on; "" when there
+// is none. The places before it are not gone through: to the store what went is
+// still there, marked as deleted, and a busy key leaves tens of thousands.
+func (a *apply) next(place, line []byte) (number []byte, id string) {
+	for k, v := range a.Scan(place, after(line)) {
+		return bytes.Clone(k[len(line):]), string(v)
+	}
+	return nil, ""
 }
 
 // toHeld defers a task until it is the first of its line.
@@ -72,23 +89,6 @@ func (a *apply) toHeld(rec *meshv1.TaskRecord) {
 	a.queueAdd(q, func(r *meshv1.QueueRecord) { r.Deferred++ })
 }
 
-// front is the line's first and its number; "" when the line is empty. It is looked
-// for from where it was when the last one went: to the store what went is still
-// there, marked as deleted, and a busy key leaves tens of thousands.
-func front(r state.Reader, rec *meshv1.TaskRecord) (number []byte, id string) {
-	line := lineKey(rec)
-	for k, v := range r.Scan(standing(r, rec), after(line)) {
-		return bytes.Clone(k[len(line):]), string(v)
-	}
-	return nil, ""
-}
-
-// standing is where the tasks of the record's line begin.
-func standing(r state.Reader, rec *meshv1.TaskRecord) []byte {
-	number, _ := r.Get(frontKey(rec))
-	return append(lineKey(rec), number...)
-}
-
 // Ahead is the task that holds the record up, the first of its key's line, and how
 // many are before it, counted up to a hundred; "" when nothing does.
 func Ahead(r state.Reader, rec *meshv1.TaskRecord) (id string, n int) {
@@ -96,7 +96,8 @@ func Ahead(r state.Reader, rec *meshv1.TaskRecord) (id string, n int) {
 		return "", 0
 	}
 	line, own := lineKey(rec), placeKey(rec)
-	for k, v := range r.Scan(standing(r, rec), after(line)) {
+	front, _ := r.Get(frontKey(rec))
+	for k, v := range r.Scan(append(lineKey(rec), front...), after(line)) {
 		if n == 100 || bytes.Compare(k, own) >= 0 {
 			break
 		}

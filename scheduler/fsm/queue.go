@@ -41,8 +41,12 @@ func (a *apply) redrive(c *meshv1.Redrive) error {
 		return fmt.Errorf("fsm: redrive task %s: %w", rec.Id, ErrDeadlinePast)
 	}
 	q := QueueOf(rec)
-	if err := a.room(q, c.Cap, 0); err != nil {
-		return fmt.Errorf("fsm: redrive task %s: %w", rec.Id, err)
+	// One that its key waits for has its place: what fills the queue may stand
+	// behind it.
+	if rec.OrderSeq == 0 {
+		if err := a.room(q, c.Cap, 0); err != nil {
+			return fmt.Errorf("fsm: redrive task %s: %w", rec.Id, err)
+		}
 	}
 	a.Delete(calendarKey(rec.EndedMs+rec.RetentionMs, kindRetention, rec.Id))
 	a.Delete(deadKey(q, rec.Id))
