@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -97,8 +99,9 @@ func TestAHungBrokerHoldsUpOnePollerOnly(t *testing.T) {
 		if got := c.lease(question("r1", 1)); len(got) != 1 {
 			t.Fatalf("leased %v", got)
 		}
-		hung.hangs.Store(true)
 		c.changeLeader()
+		hung.mu = &c.current().mu
+		hung.hangs.Store(true)
 		var got []*isobarv1.Assignment
 		began, took := time.Now(), time.Duration(0)
 		answered := make(chan struct{})
@@ -107,6 +110,9 @@ func TestAHungBrokerHoldsUpOnePollerOnly(t *testing.T) {
 			close(answered)
 		})
 		synctest.Wait()
+		if hung.held.Load() {
+			t.Fatal("the leader's lock is held while a poller waits for the broker: everybody waits")
+		}
 		if _, err := c.Get(w.ctx, id); err != nil {
 			t.Errorf("get: %v", err)
 		}
@@ -126,13 +132,32 @@ func TestAHungBrokerHoldsUpOnePollerOnly(t *testing.T) {
 	})
 }
 
-// hungBroker answers no Fetch while it hangs.
+// hungBroker answers no Fetch while it hangs; but to one under the leader's lock it
+// says so and answers: nobody else could, and the test would hang, too.
 type hungBroker struct {
 	broker.Broker
 	hangs atomic.Bool
+	mu    *sync.Mutex // the leader's
+	held  atomic.Bool
+}
+
+// free waits a bounded time until somebody lets the lock go.
+func free(mu *sync.Mutex) bool {
+	for range 1_000_000 {
+		if mu.TryLock() {
+			mu.Unlock()
+			return true
+		}
+		runtime.Gosched()
+	}
+	return false
 }
 
 func (b *hungBroker) Fetch(ctx context.Context, t broker.Topic, r broker.Reference) (broker.Stored, error) {
+	if b.hangs.Load() && !free(b.mu) {
+		b.held.Store(true)
+		return broker.Stored{}, broker.ErrUnavailable
+	}
 	if b.hangs.Load() {
 		<-ctx.Done()
 		return broker.Stored{}, broker.ErrUnavailable

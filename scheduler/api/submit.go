@@ -17,6 +17,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/protobuf/types/known/structpb"
 
+	"github.com/isobar-mesh/isobar/internal/mesh"
 	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
 	"github.com/isobar-mesh/isobar/registry"
 	"github.com/isobar-mesh/isobar/scheduler"
@@ -139,7 +140,14 @@ func (h *tasks) submit(ctx context.Context, spec *isobarv1.TaskSpec) (*isobarv1.
 			}
 		}
 	}
-	res, err := route(ctx, h.Services, cell, spec, h.submitHere, func(ctx context.Context, c *connect.Client, spec *isobarv1.TaskSpec) (*isobarv1.SubmitResult, error) {
+	res, err := route(ctx, h.Services, cell, spec, h.submitHere, h.submitThere(cell))
+	return res, h.withAddress(err)
+}
+
+// submitThere passes a task on. An answer without its result leaves open whether
+// it was accepted.
+func (h *tasks) submitThere(cell mesh.CellID) func(context.Context, *connect.Client, *isobarv1.TaskSpec) (*isobarv1.SubmitResult, error) {
+	return func(ctx context.Context, c *connect.Client, spec *isobarv1.TaskSpec) (*isobarv1.SubmitResult, error) {
 		res, err := isobarv1.NewTaskServiceClient(c).Submit(ctx, &isobarv1.SubmitRequest{Tasks: []*isobarv1.TaskSpec{spec}})
 		if err != nil {
 			return nil, err
@@ -148,8 +156,7 @@ func (h *tasks) submit(ctx context.Context, spec *isobarv1.TaskSpec) (*isobarv1.
 			return nil, h.unavailable(cell, fmt.Errorf("api: submit to %s: %d results for one task", cell, len(res.Results)), true)
 		}
 		return res.Results[0], nil
-	})
-	return res, h.withAddress(err)
+	}
 }
 
 // homeKey is what decides where a task's home is; "" when it may be anywhere. An
