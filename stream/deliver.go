@@ -265,23 +265,58 @@ func (l *leader) read(ctx context.Context, n groups.Name, p uint32, cur *view, r
 // fill joins deliveries with their messages. One whose message was trimmed
 // meanwhile is left out: the trim has taken it out of the group's hands.
 func (l *leader) fill(ctx context.Context, p broker.Partition, given []groups.Delivery, read []broker.StreamStored) []Delivery {
+	known := len(given) // from there on they were read just now; all others lie before
+	if len(read) > 0 {
+		known, _ = slices.BinarySearchFunc(given, read[0].Position, func(d groups.Delivery, at broker.Position) int { return cmp.Compare(d.Position, at) })
+	}
 	out := make([]Delivery, 0, len(given))
-	for _, d := range given {
-		i, found := slices.BinarySearchFunc(read, d.Position, func(m broker.StreamStored, at broker.Position) int { return cmp.Compare(m.Position, at) })
-		if found {
-			out = append(out, Delivery{d, read[i]})
-			continue
-		}
-		for msg, err := range l.Messages.Read(ctx, p, d.Position) {
-			if err != nil {
-				l.Logger.Warn("message not read; it is delivered again later", "partition", p.String(), "position", d.Position, "error", err)
-			} else if msg.Position == d.Position {
-				out = append(out, Delivery{d, msg})
-			}
+	for before := given[:known]; len(before) > 0; {
+		n, err := l.fetch(ctx, p, before, &out)
+		if err != nil {
+			l.Logger.Warn("messages not read; they are delivered again later", "partition", p.String(), "position", before[n].Position, "error", err)
 			break
+		}
+		before = before[n:]
+	}
+	for _, d := range given[known:] {
+		if i, found := slices.BinarySearchFunc(read, d.Position, func(m broker.StreamStored, at broker.Position) int { return cmp.Compare(m.Position, at) }); found {
+			out = append(out, Delivery{d, read[i]})
 		}
 	}
 	return out
+}
+
+// passOver is how many messages that are not wanted are read on the way to the
+// next one, rather than begin to read again.
+const passOver = 16
+
+// fetch reads the messages of the first n deliveries, in one go. n is less than
+// all when the next lies far behind them, or with an error.
+func (l *leader) fetch(ctx context.Context, p broker.Partition, given []groups.Delivery, out *[]Delivery) (n int, err error) {
+	passed := 0
+	for msg, err := range l.Messages.Read(ctx, p, given[0].Position) {
+		if err != nil {
+			return n, err
+		}
+		for n < len(given) && given[n].Position < msg.Position {
+			n++ // trimmed
+		}
+		switch {
+		case n == len(given):
+			return n, nil
+		case given[n].Position == msg.Position:
+			*out = append(*out, Delivery{given[n], msg})
+			n, passed = n+1, 0
+			if n == len(given) {
+				return n, nil
+			}
+		case passed == passOver && n > 0:
+			return n, nil
+		default:
+			passed++
+		}
+	}
+	return len(given), nil // what lacks lies behind the end: trimmed
 }
 
 func partition(n groups.Name, p uint32) broker.Partition {

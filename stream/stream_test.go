@@ -493,3 +493,30 @@ func TestManyOfOneKey(t *testing.T) {
 		want(t, c.next("g", "s", 100, time.Second))
 	})
 }
+
+// What a session is given lies apart in the partition when others of its keys are
+// not acknowledged: near together, and far.
+func TestDeliveriesApart(t *testing.T) {
+	bubble(t, &meshv1.StreamRecord{}, embedded.Options{}, func(t *testing.T, c *cell) {
+		const keys = 60
+		var msgs []stream.Message
+		for i := range 3 * keys {
+			msgs = append(msgs, message(fmt.Sprint("k", i%keys), i))
+		}
+		c.publish("r", msgs...)
+		first := c.next("g", "s", 500, time.Second).Deliveries
+		if len(first) != keys {
+			t.Fatalf("%d of %d keys are delivered", len(first), keys)
+		}
+		var acked []stream.Delivery
+		var next []string
+		for i, d := range first {
+			if i < 3 || i == 10 || i > 50 {
+				acked = append(acked, d)
+				next = append(next, fmt.Sprintf("k%d %d", i, keys+i))
+			}
+		}
+		c.ack("g", "s", acked...)
+		want(t, c.next("g", "s", 500, time.Second), next...)
+	})
+}
