@@ -2,6 +2,8 @@ package client
 
 import (
 	"context"
+	"github.com/google/uuid"
+	"google.golang.org/protobuf/proto"
 
 	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
 )
@@ -26,6 +28,16 @@ func (c *Client) ListFunctions(ctx context.Context, req *isobarv1.FunctionServic
 // call repeated, the error may be that there is no such function any more.
 func (c *Client) DeleteFunction(ctx context.Context, req *isobarv1.FunctionServiceDeleteRequest) (*isobarv1.FunctionServiceDeleteResponse, error) {
 	return call(ctx, c, "delete function", anytime, (*server).functionCalls, isobarv1.FunctionServiceClient.Delete, req)
+}
+
+// Report tells every cell of incidents of a function. A request without an id is
+// given one, so that what is repeated counts once.
+func (c *Client) Report(ctx context.Context, req *isobarv1.ReportRequest) (*isobarv1.ReportResponse, error) {
+	if req.GetReportId() == "" {
+		req = proto.CloneOf(req)
+		req.ReportId = uuid.NewString()
+	}
+	return call(ctx, c, "report", anytime, (*server).functionCalls, isobarv1.FunctionServiceClient.Report, req)
 }
 
 // Cells lists the cells as the asked server sees them.

@@ -33,6 +33,15 @@ type manifest struct {
 
 	Concurrency *manifestConcurrency `yaml:"concurrency"`
 	Ordering    *manifestOrdering    `yaml:"ordering"`
+	Pace        *manifestPace        `yaml:"pace"`
+}
+
+type manifestPace struct {
+	Most   float64        `yaml:"most"`
+	Start  float64        `yaml:"start"`
+	Least  float64        `yaml:"least"`
+	Errors float64        `yaml:"errors"`
+	Window *time.Duration `yaml:"window"`
 }
 
 type manifestOrdering struct {
@@ -214,6 +223,9 @@ func (c *converter) spec(m *manifest) *isobarv1.FunctionSpec {
 	}
 	if o := m.Ordering; o != nil {
 		s.Ordering = &isobarv1.Ordering{Mode: o.Mode, OnDead: o.OnDead}
+	}
+	if p := m.Pace; p != nil {
+		s.Pace = &isobarv1.Pace{Most: p.Most, Start: p.Start, Least: p.Least, Errors: p.Errors, Window: duration(p.Window)}
 	}
 	for i, v := range m.Variants {
 		s.Variants = append(s.Variants, c.variant(fmt.Sprintf("variants[%d].", i), v))

@@ -55,6 +55,8 @@ const (
 	DefaultMemoryMiB   = 128
 	DefaultQuality     = 1.0
 	DefaultRun         = 100 * time.Millisecond
+	DefaultErrors      = 0.1 // share of a pace
+	DefaultWindow      = 10 * time.Second
 )
 
 // WithDefaults returns a copy of the spec in which every field that was left
@@ -72,6 +74,20 @@ func WithDefaults(spec *isobarv1.FunctionSpec) *isobarv1.FunctionSpec {
 		spec.Timeout = durationpb.New(DefaultTimeout)
 	}
 	spec.Retry = RetryWithDefaults(spec.GetRetry())
+	if p := spec.GetPace(); p != nil {
+		if p.Start == 0 {
+			p.Start = p.Most
+		}
+		if p.Least == 0 {
+			p.Least = p.Most / 100
+		}
+		if p.Errors == 0 {
+			p.Errors = DefaultErrors
+		}
+		if p.Window == nil {
+			p.Window = durationpb.New(DefaultWindow)
+		}
+	}
 	for i, v := range spec.GetVariants() {
 		if v == nil {
 			v = &isobarv1.Variant{}
@@ -141,6 +157,7 @@ func Validate(spec *isobarv1.FunctionSpec) error {
 	e.retry("retry", spec.GetRetry())
 	e.concurrency("concurrency.", spec.GetConcurrency())
 	e.ordering(spec.GetOrdering())
+	e.pace(spec.GetPace())
 	if n := len(spec.GetVariants()); n < 1 || n > MaxVariants {
 		e.add("variants", "must be 1 to %d, not %d", MaxVariants, n)
 	}
@@ -219,6 +236,21 @@ func (e *fieldErrors) concurrency(path string, c *isobarv1.Concurrency) {
 	if n := c.GetGpus(); n < 0 || n > MaxConcurrent {
 		e.add(path+"gpus", "must be 0 to %d, not %d; 0 is no bound", MaxConcurrent, n)
 	}
+}
+
+func (e *fieldErrors) pace(p *isobarv1.Pace) {
+	if p == nil {
+		return
+	}
+	const slowest = 0.001 // thousandths are kept
+	e.number("pace.most", p.GetMost(), slowest, MaxConcurrent, "0.001 to 1,000,000 attempts a second")
+	if !(p.GetMost() >= slowest && p.GetMost() <= MaxConcurrent) {
+		return // the others are measured by it
+	}
+	e.number("pace.start", p.GetStart(), 0, p.GetMost(), "0 to most")
+	e.number("pace.least", p.GetLeast(), 0, p.GetMost(), "0 to most")
+	e.number("pace.errors", p.GetErrors(), math.SmallestNonzeroFloat64, 1, "above 0 and at most 1")
+	e.duration("pace.window", p.GetWindow(), time.Second, time.Hour)
 }
 
 func (e *fieldErrors) cost(path string, c *isobarv1.Cost) {

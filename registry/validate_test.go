@@ -18,7 +18,7 @@ import (
 
 func validSpec() *isobarv1.FunctionSpec {
 	return registry.WithDefaults(&isobarv1.FunctionSpec{
-		Name: "f",
+		Name: "f", Pace: &isobarv1.Pace{Most: 20},
 		Variants: []*isobarv1.Variant{
 			{Name: "a", Runtime: registry.RuntimeExec, Command: []string{"cat"}},
 			{Name: "b", Runtime: registry.RuntimeWasm, Module: digest.Of(nil)},
@@ -69,6 +69,16 @@ func TestValidate(t *testing.T) {
 		{"concurrency.cost.accelerator_mib", func(s *spec) {
 			s.Concurrency = &isobarv1.Concurrency{Cost: &isobarv1.Cost{AcceleratorMib: math.MinInt64}}
 		}},
+		{"pace.most", func(s *spec) { s.Pace.Most = 0 }},
+		{"pace.most", func(s *spec) { s.Pace.Most = math.NaN() }},
+		{"pace.most", func(s *spec) { s.Pace.Most = math.Inf(1) }},
+		{"pace.start", func(s *spec) { s.Pace.Start = 21 }},
+		{"pace.start", func(s *spec) { s.Pace.Start = math.NaN() }},
+		{"pace.least", func(s *spec) { s.Pace.Least = -1 }},
+		{"pace.errors", func(s *spec) { s.Pace.Errors = 1.1 }},
+		{"pace.errors", func(s *spec) { s.Pace.Errors = math.NaN() }},
+		{"pace.window", func(s *spec) { s.Pace.Window = durationpb.New(time.Millisecond) }},
+		{"pace.window", func(s *spec) { s.Pace.Window = &durationpb.Duration{Seconds: math.MaxInt64} }},
 		{"concurrency.gpus", func(s *spec) { s.Concurrency = &isobarv1.Concurrency{Gpus: -1} }},
 		{"retry.max_attempts", func(s *spec) { s.Retry.MaxAttempts = 0 }},
 		{"retry.max_attempts", func(s *spec) { s.Retry.MaxAttempts = 101 }},

@@ -277,6 +277,7 @@ func (l *leader) completeHome(ctx context.Context, at ref, ended *meshv1.Ended) 
 	}
 	if res.Verdict == fsm.Accepted && res.Task != nil {
 		l.learned.observe(res.Task, ended)
+		l.ended(res.Task.Tenant, res.Task.Function, ended.Status)
 	} else {
 		l.Logger.Info("completion fenced", "task", at.task, "attempt", at.attempt, "verdict", res.Verdict, "worker", ended.Worker, "trace_id", traceID(res.Task.GetTraceparent()))
 	}
@@ -302,7 +303,9 @@ func (s *Scheduler) Fail(ctx context.Context, r *isobarv1.FailRequest) (*isobarv
 		if err != nil {
 			return nil, err
 		}
-		verdict = res.Verdict
+		if verdict = res.Verdict; verdict == fsm.Accepted && res.Task != nil {
+			l.ended(res.Task.Tenant, res.Task.Function, ended.Status)
+		}
 	} else if verdict, err = l.completeGuest(ctx, at, ended); err != nil {
 		return nil, err
 	}

@@ -105,6 +105,9 @@ func (l *leader) placeHead(q *queue, now time.Time) outcome {
 	if q.why = l.capped(q.key.Queue); q.why != "" {
 		return noRoom
 	}
+	if q.why, _ = l.paced(q.key.Tenant, q.key.Function, now); q.why != "" {
+		return noRoom
+	}
 	did := l.place(q.key, q.items[0], now)
 	if did == noRoom && q.why == "" {
 		q.why = "room: every place that may run it is taken"
@@ -179,6 +182,7 @@ func (l *leader) place(key queueKey, r ref, now time.Time) outcome {
 		return noRoom
 	}
 	l.grantCell(attempt, rec, &d)
+	l.started(rec.Tenant, rec.Function)
 	return taken
 }
 
@@ -247,6 +251,7 @@ func (l *leader) grantLocal(r ref, rec *meshv1.TaskRecord, fn *isobarv1.Function
 	}
 	run := l.occupy(s, r, rec.Function, v, takes)
 	l.hold(r, rec.Tenant, rec.Function, run.demand, true)
+	l.started(rec.Tenant, rec.Function)
 	grant := l.grantCommand(r, &meshv1.Holder{Worker: s.worker, Session: s.id, RequestId: run.request}, l.WorkerLease, d)
 	grant.Started = run.request == "" // a poller confirms the start with its first extend
 	l.granting[r.task] = true
@@ -368,6 +373,9 @@ func (l *leader) endAttempt(r ref, ended *meshv1.Ended) fsm.Verdict {
 	res, err := l.command(l.ctx, cmd)
 	if err != nil {
 		return ""
+	}
+	if res.Verdict == fsm.Accepted && res.Task != nil {
+		l.ended(res.Task.Tenant, res.Task.Function, ended.Status)
 	}
 	l.Logger.Info("attempt ended", "task", r.task, "attempt", r.attempt, "status", ended.Status, "message", ended.Message,
 		"verdict", res.Verdict, "trace_id", traceID(res.Task.GetTraceparent()))

@@ -63,6 +63,9 @@ func (s *Scheduler) Invoke(ctx context.Context, in Invocation) (*Invoked, error)
 	if err != nil {
 		return nil, err
 	}
+	if err := l.callPaced(in.Function.Spec); err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, in.Timeout)
 	defer cancel()
 	var avoid []mesh.CellID
@@ -75,6 +78,7 @@ func (s *Scheduler) Invoke(ctx context.Context, in Invocation) (*Invoked, error)
 		}
 		out, err := l.invokeAt(ctx, in, &d)
 		if err == nil {
+			l.ended(in.Function.Spec.Tenant, in.Function.Spec.Name, out.Outcome.GetStatus())
 			out.Why = d.Summary()
 			return out, nil
 		}
@@ -89,6 +93,19 @@ func (s *Scheduler) Invoke(ctx context.Context, in Invocation) (*Invoked, error)
 		}
 		avoid = append(avoid, d.Chosen.Cell)
 	}
+}
+
+// callPaced counts a call of a function that has a pace, or refuses it: nobody
+// waits in a line of calls.
+func (l *leader) callPaced(spec *isobarv1.FunctionSpec) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	why, wait := l.paced(spec.Tenant, spec.Name, time.Now())
+	if why != "" {
+		return &Refusal{Reason: Paced, Message: why, RetryAfter: wait, Hint: "wait and try again, or submit it as a task, which waits"}
+	}
+	l.started(spec.Tenant, spec.Name)
+	return nil
 }
 
 // notTaken reports whether the call certainly did not begin to run.

@@ -11,6 +11,7 @@ import (
 	"github.com/isobar-mesh/isobar/consensus"
 	"github.com/isobar-mesh/isobar/internal/mesh"
 	meshv1 "github.com/isobar-mesh/isobar/proto/isobar/mesh/v1"
+	"github.com/isobar-mesh/isobar/scheduler/fairness"
 	"github.com/isobar-mesh/isobar/scheduler/fsm"
 	"github.com/isobar-mesh/isobar/state"
 )
@@ -41,11 +42,14 @@ type leader struct {
 		list []fsm.Effect
 	}
 
+	slowing sync.Mutex // falls of paces, one after the other; taken before mu
+
 	mu       sync.Mutex
 	closed   bool                      // the term is over; nothing new may wait for it
 	waiting  dispatchSet               // ready tasks and confirmed guests
 	paused   map[fsm.Queue]string      // queues that wait for Resume, and why
 	held     held                      // what runs, by tenant and function
+	paces    map[owner]*fairness.Pace  // of functions that have one
 	granting map[string]bool           // tasks whose grant is being committed
 	guests   map[ref]*guest            // guests this cell holds
 	links    map[mesh.CellID]*homeLink // to the homes of guests
@@ -81,6 +85,7 @@ func newLeader(ctx context.Context, s *Scheduler, term uint64, incarnation strin
 		kicked:   make(chan struct{}, 1),
 		waiting:  newDispatchSet(s.weight),
 		held:     newHeld(),
+		paces:    map[owner]*fairness.Pace{},
 		paused:   map[fsm.Queue]string{},
 		granting: map[string]bool{},
 		avoid:    map[string][]mesh.CellID{},

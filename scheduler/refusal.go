@@ -37,6 +37,7 @@ const (
 	QueueFull        Reason = "queue_full"
 	DiskFull         Reason = "disk_full"
 	NoRoom           Reason = "no_room"
+	Paced            Reason = "paced"
 	NotLeader        Reason = "not_leader"
 	WrongCell        Reason = "wrong_cell"
 	HomeUnavailable  Reason = "home_unavailable"

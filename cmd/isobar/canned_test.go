@@ -226,7 +226,22 @@ func (cannedFunctions) Get(_ context.Context, req *isobarv1.FunctionServiceGetRe
 	}}
 	ready := cells()
 	ready[1] = &isobarv1.CellReadiness{Cell: "us-east-1", Ready: req.GetName() != "stuck"}
-	return &isobarv1.FunctionServiceGetResponse{Function: fn, Cells: ready}, nil
+	res := &isobarv1.FunctionServiceGetResponse{Function: fn, Cells: ready}
+	if req.GetName() == "paced" {
+		res.Pace = &isobarv1.PaceState{Cell: "eu-north-1", Rate: 2.5, Most: 20, Reason: "drift reported: PSI 0.31", Since: at(2), Drift: 3}
+	}
+	return res, nil
+}
+
+func (cannedFunctions) Report(_ context.Context, r *isobarv1.ReportRequest) (*isobarv1.ReportResponse, error) {
+	words := fmt.Sprintf("%s %s %d %s", r.GetKind(), r.GetSeverity(), r.GetCount(), r.GetMessage())
+	res := &isobarv1.ReportResponse{ReportId: r.GetReportId(), Results: []*isobarv1.ReportResult{
+		{Cell: "eu-north-1", Pace: &isobarv1.PaceState{Cell: "eu-north-1", Rate: 2.5, Most: 20, Reason: words}},
+	}}
+	if r.GetFunction() == "half" {
+		res.Results = append(res.Results, &isobarv1.ReportResult{Cell: "us-east-1", Message: "no server answers"})
+	}
+	return res, nil
 }
 
 func (c cannedFunctions) List(ctx context.Context, _ *isobarv1.FunctionServiceListRequest) (*isobarv1.FunctionServiceListResponse, error) {

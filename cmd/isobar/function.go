@@ -57,7 +57,57 @@ func newFunction(a *app) *cobra.Command {
 			return nil
 		})
 	}
-	return group(&cobra.Command{Use: "function", Short: "List, show and delete functions"}, list, get, remove)
+	return group(&cobra.Command{Use: "function", Short: "List, show and delete functions, report their incidents"}, list, get, remove, newReport(a))
+}
+
+func newReport(a *app) *cobra.Command {
+	req := &isobarv1.ReportRequest{}
+	c := &cobra.Command{
+		Use: "report NAME", Short: "Report errors, drift or safety incidents: a function with a pace slows down",
+		Long: `Tells every cell of incidents of a function that has a pace. Drift and safety incidents
+halve its rate, or let it fall to the least with --severity high; errors count among the
+attempts of the present window. A cell that was not reached is named: repeat the report
+with its --report-id, which counts once at each cell.`,
+		Example: `  isobar function report classify --kind drift --message 'PSI 0.31 on input length'
+  isobar function report answer --kind safety --severity high`,
+		Args: args(1, 1),
+	}
+	flags := c.Flags()
+	flags.StringVar(&req.Kind, "kind", "", "error, drift or safety")
+	flags.StringVar(&req.Severity, "severity", "", "of drift and safety: low or high (default low)")
+	flags.Int64Var(&req.Count, "count", 1, "how many")
+	flags.StringVar(&req.Message, "message", "", "kept with the function's pace")
+	flags.StringVar(&req.ReportId, "report-id", "", "repeats a report (default new)")
+	flags.StringVar(&req.Cell, "cell", "", "one cell (default all)")
+	c.RunE = func(cmd *cobra.Command, args []string) error {
+		req.Tenant, req.Function = a.tenant, args[0]
+		if req.Count < 1 {
+			return usage(fmt.Sprintf("--count %d is below 1", req.Count), "leave it out for one")
+		}
+		return a.call(cmd, a.timeout, func(ctx context.Context, c *client.Client) error {
+			res, err := c.Report(ctx, req)
+			if err != nil || a.json() {
+				return cmpPrint(err, func() error { return a.printJSON(res) })
+			}
+			rows := [][]string{{"CELL", "RATE", "MOST", "WHY"}}
+			missed := 0
+			for _, r := range res.GetResults() {
+				if r.GetMessage() != "" {
+					missed++
+					rows = append(rows, []string{r.GetCell(), "", "", "not counted: " + r.GetMessage()})
+					continue
+				}
+				p := r.GetPace()
+				rows = append(rows, []string{r.GetCell(), number(p.GetRate()) + "/s", number(p.GetMost()) + "/s", p.GetReason()})
+			}
+			table(a.stdout, rows)
+			if missed > 0 {
+				return hinted(exitFailed, fmt.Errorf("%d of %d cells did not count it", missed, len(res.GetResults())), "repeat it with --report-id "+res.GetReportId())
+			}
+			return nil
+		})
+	}
+	return c
 }
 
 // cmpPrint returns the error, or what show returns when there is none.
@@ -74,6 +124,11 @@ func (a *app) printFunction(res *isobarv1.FunctionServiceGetResponse) {
 	fields(a.stdout,
 		"function", spec.GetName(), "tenant", spec.GetTenant(), "version", f.GetVersion(),
 		"deployed", timestamp(f.GetDeployed()), "timeout", duration(spec.GetTimeout()))
+	if p := res.GetPace(); p != nil {
+		fields(a.stdout, "pace", fmt.Sprintf("%s/s of %s/s at most in %s", number(p.GetRate()), number(p.GetMost()), p.GetCell()),
+			"fell", strings.TrimSpace(timestamp(p.GetSince())+" "+p.GetReason()),
+			"reported", fmt.Sprintf("%d errors, %d drift, %d safety", p.GetErrors(), p.GetDrift(), p.GetSafety()))
+	}
 	fmt.Fprintln(a.stdout)
 	rows := [][]string{{"VARIANT", "RUNTIME", "RUNS", "CPU", "MEMORY", "GPUS", "QUALITY", "USD", "RUN", "COLD"}}
 	for _, v := range spec.GetVariants() {

@@ -33,7 +33,7 @@ func codeOf(r scheduler.Reason) connect.Code {
 		return connect.CodeOutOfRange
 	case scheduler.KeyConflict, scheduler.StreamExists:
 		return connect.CodeAlreadyExists
-	case scheduler.QueueFull, scheduler.DiskFull, scheduler.NoRoom, scheduler.TooMany:
+	case scheduler.QueueFull, scheduler.DiskFull, scheduler.NoRoom, scheduler.TooMany, scheduler.Paced:
 		return connect.CodeResourceExhausted
 	case scheduler.HomeUnavailable, scheduler.Unavailable, scheduler.OutcomeUnknown:
 		return connect.CodeUnavailable

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"connectrpc.com/connect/v2"
+	"github.com/google/uuid"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/isobar-mesh/isobar/internal/mesh"
 	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
@@ -158,7 +160,66 @@ func (h *functions) Get(ctx context.Context, r *isobarv1.FunctionServiceGetReque
 	if err != nil {
 		return nil, err
 	}
-	return &isobarv1.FunctionServiceGetResponse{Function: fn, Cells: h.readiness(ctx, time.Second)}, nil
+	return &isobarv1.FunctionServiceGetResponse{Function: fn, Cells: h.readiness(ctx, time.Second), Pace: h.Scheduler.Pace(fn)}, nil
+}
+
+// Report is counted by the leader of each cell, as far as it is reached.
+func (h *functions) Report(ctx context.Context, r *isobarv1.ReportRequest) (*isobarv1.ReportResponse, error) {
+	if err := scheduler.CheckReport(r); err != nil {
+		return nil, err
+	}
+	r.Tenant = tenantOr(r.Tenant)
+	if r.Cell != "" {
+		return h.reportTo(ctx, mesh.CellID(r.Cell), r)
+	}
+	if fn, err := h.Registry.Function(r.Tenant, r.Function); err != nil {
+		return nil, err
+	} else if fn.GetSpec().GetPace() == nil {
+		return h.reportTo(ctx, h.Scheduler.Cell.ID, r) // says why not
+	}
+	if r.ReportId == "" {
+		r.ReportId = uuid.NewString()
+	}
+	ctx, cancel := context.WithTimeout(ctx, readyWithin)
+	defer cancel()
+	cells := h.cells()
+	out := &isobarv1.ReportResponse{ReportId: r.ReportId, Results: make([]*isobarv1.ReportResult, len(cells))}
+	errs := make([]error, len(cells))
+	var wait sync.WaitGroup
+	for i, cell := range cells {
+		one := proto.CloneOf(r)
+		one.Cell = string(cell)
+		wait.Go(func() {
+			res, err := h.reportTo(ctx, cell, one)
+			if err != nil {
+				out.Results[i], errs[i] = &isobarv1.ReportResult{Cell: string(cell), Message: err.Error()}, err
+				return
+			}
+			out.Results[i] = res.GetResults()[0]
+		})
+	}
+	wait.Wait()
+	if !slices.ContainsFunc(errs, func(err error) bool { return err == nil }) {
+		return nil, errs[0]
+	}
+	return out, nil
+}
+
+// reportTo has one cell count a report.
+func (h *functions) reportTo(ctx context.Context, cell mesh.CellID, r *isobarv1.ReportRequest) (*isobarv1.ReportResponse, error) {
+	return route(ctx, h.Services, cell, r, func(ctx context.Context, r *isobarv1.ReportRequest) (*isobarv1.ReportResponse, error) {
+		pace, err := h.Scheduler.Report(ctx, r)
+		if err != nil {
+			return nil, err
+		}
+		return &isobarv1.ReportResponse{ReportId: r.ReportId, Results: []*isobarv1.ReportResult{{Cell: string(cell), Pace: pace}}}, nil
+	}, func(ctx context.Context, c *connect.Client, r *isobarv1.ReportRequest) (*isobarv1.ReportResponse, error) {
+		res, err := isobarv1.NewFunctionServiceClient(c).Report(ctx, r)
+		if err == nil && len(res.GetResults()) != 1 {
+			err = &scheduler.Refusal{Reason: scheduler.OutcomeUnknown, Unknown: true, Message: string(cell) + " gave an empty answer", Hint: "repeat the report with its id"}
+		}
+		return res, err
+	})
 }
 
 func (h *functions) List(_ context.Context, r *isobarv1.FunctionServiceListRequest) (*isobarv1.FunctionServiceListResponse, error) {

@@ -43,7 +43,7 @@ func audit(r state.Reader) error {
 	}
 	for k, v := range r.Scan(nil, nil) {
 		switch k[0] {
-		case 'b', 'c', 'T', 'n', 'o', 's', 'V':
+		case 'b', 'c', 'T', 'n', 'o', 's', 'V', 'P':
 			continue
 		}
 		w, ok := want[string(k)]

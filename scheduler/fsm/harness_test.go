@@ -298,6 +298,8 @@ func envelope(command proto.Message) *meshv1.SchedulerCommand {
 		return &meshv1.SchedulerCommand{Command: &meshv1.SchedulerCommand_PauseQueue{PauseQueue: c}}
 	case *meshv1.Purge:
 		return &meshv1.SchedulerCommand{Command: &meshv1.SchedulerCommand_Purge{Purge: c}}
+	case *meshv1.Slow:
+		return &meshv1.SchedulerCommand{Command: &meshv1.SchedulerCommand_Slow{Slow: c}}
 	default:
 		panic(fmt.Sprintf("no envelope for %T", command))
 	}

@@ -31,6 +31,7 @@ import (
 //	m lease-ms id attempt  guests by the lease time they must start by
 //	f queue id             deferred tasks of a queue
 //	D queue id             dead letters of a queue
+//	P tenant function      PaceRecord
 //	s                      number of the last task that entered a line
 //	v tenant function ordering-key number  the line of a key → id
 //	V tenant function ordering-key  number of the line's first, while there is one
@@ -74,6 +75,8 @@ func putOffKey(id string) []byte         { return []byte("d" + id) }
 func trimKey(topic string) []byte        { return []byte("T" + topic) }
 func highKey(topic string) []byte        { return []byte("n" + topic) }
 func tellKey(topic string) []byte        { return []byte("o" + topic) }
+
+func paceKey(tenant, function string) []byte { return []byte("P" + tenant + "\x00" + function) }
 
 func orderKey() []byte { return []byte("s") }
 

@@ -146,8 +146,8 @@ type Result struct {
 	Effects []Effect
 	// More: a Tick or a Purge stopped at its limit.
 	More bool
-	// Count of the tasks a Purge cancelled, and a Redrive gave new attempts: none
-	// when it is a repeat.
+	// Count of the tasks a Purge cancelled, and a Redrive gave new attempts, and 1
+	// for a Slow: none when it is a repeat.
 	Count int
 	// Pause after a PauseQueue; nil when the queue is not paused.
 	Pause *meshv1.Pause
@@ -237,6 +237,8 @@ func (a *apply) command(cmd *meshv1.SchedulerCommand) error {
 		return a.redrive(c.Redrive)
 	case *meshv1.SchedulerCommand_PauseQueue:
 		return a.pauseQueue(c.PauseQueue)
+	case *meshv1.SchedulerCommand_Slow:
+		return a.slow(c.Slow)
 	case *meshv1.SchedulerCommand_Purge:
 		return a.purge(c.Purge)
 	default:

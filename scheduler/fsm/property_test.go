@@ -69,8 +69,8 @@ func (b *bench) drains(t *rapid.T) {
 		}
 	}
 	for _, k := range b.keys() {
-		// Trim positions and pauses outlive tasks; audit sees to the rest.
-		if !strings.ContainsRune("TnoQs", rune(k[1])) {
+		// Trim positions, pauses and paces outlive tasks; audit sees to the rest.
+		if !strings.ContainsRune("TnoQsP", rune(k[1])) {
 			t.Fatalf("left behind: %v", b.keys())
 		}
 	}
@@ -199,7 +199,12 @@ func anyCommand(t *rapid.T, b *bench) proto.Message {
 
 func anyQueueCommand(t *rapid.T, id string, attempt uint64) proto.Message {
 	number := func(name string, limit int64) uint32 { return uint32(rapid.Int64Range(0, limit).Draw(t, name)) }
-	switch rapid.IntRange(0, 2).Draw(t, "queue verb") {
+	switch rapid.IntRange(0, 3).Draw(t, "queue verb") {
+	case 3:
+		return &meshv1.Slow{
+			Tenant: "acme", Function: "resize", RateMilli: rapid.Int64Range(-1, 3).Draw(t, "rate"), Drift: uint64(number("drift", 2)),
+			ReportId: rapid.SampledFrom([]string{"", "r1", "r2"}).Draw(t, "report"),
+		}
 	case 0:
 		return &meshv1.Redrive{TaskId: id, Attempt: attempt, Cap: &meshv1.QueueCap{Count: uint64(number("cap", 3))}}
 	case 1:

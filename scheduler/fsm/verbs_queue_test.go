@@ -13,6 +13,22 @@ func (s *story) redrive(a args) string {
 	return s.run(&meshv1.Redrive{TaskId: id, Attempt: attempt, Cap: &meshv1.QueueCap{Count: a.number("cap", "0")}})
 }
 
+// slow [function=] [rate=] [reason=] [report=] [errors=] [drift=] [safety=]: rate in
+// thousandths.
+func (s *story) slow(a args) string {
+	c := &meshv1.Slow{
+		Tenant: "acme", Function: a.str("function", "resize"), RateMilli: int64(a.number("rate", "0")), Reason: a.str("reason", ""),
+		ReportId: a.str("report", ""), Errors: a.number("errors", "0"), Drift: a.number("drift", "0"), Safety: a.number("safety", "0"),
+	}
+	res, err := s.do(c)
+	if err != nil {
+		return told(err) + "\n"
+	}
+	p := Pace(s.reader(), c.Tenant, c.Function)
+	return fmt.Sprintf("%s, %d counted: %d/1000 a second since %s (%s), errors=%d drift=%d safety=%d reports=%v\n",
+		res.Verdict, res.Count, p.RateMilli, wallTime(p.SinceMs), p.Reason, p.Errors, p.Drift, p.Safety, p.Reports)
+}
+
 // pause [function=] [lane=] [reason=]
 func (s *story) pause(a args) string { return s.pauseQueue(a, true) }
 

@@ -31,6 +31,8 @@ const (
 	FunctionServiceListProcedure = "/isobar.v1.FunctionService/List"
 	// FunctionServiceDeleteProcedure is the procedure name of the FunctionService's Delete RPC.
 	FunctionServiceDeleteProcedure = "/isobar.v1.FunctionService/Delete"
+	// FunctionServiceReportProcedure is the procedure name of the FunctionService's Report RPC.
+	FunctionServiceReportProcedure = "/isobar.v1.FunctionService/Report"
 )
 
 var (
@@ -64,6 +66,13 @@ var (
 			Procedure:  FunctionServiceDeleteProcedure,
 		}
 	})
+	functionServiceReportSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     File_isobar_v1_function_proto.Services().ByName("FunctionService").Methods().ByName("Report"),
+			Procedure:  FunctionServiceReportProcedure,
+		}
+	})
 )
 
 // FunctionServiceClient is a client for the isobar.v1.FunctionService service.
@@ -76,6 +85,10 @@ type FunctionServiceClient interface {
 	// Delete takes the name away; versions and code live until their last task
 	// ends.
 	Delete(context.Context, *FunctionServiceDeleteRequest) (*FunctionServiceDeleteResponse, error)
+	// Report tells every cell of errors, drift or safety incidents of a function
+	// that has a pace: its rate falls there. A cell that was not reached is named in
+	// the answer; repeat the report with its id, which counts once at each cell.
+	Report(context.Context, *ReportRequest) (*ReportResponse, error)
 }
 
 // NewFunctionServiceClient constructs a client for the isobar.v1.FunctionService service. Multiple
@@ -94,6 +107,10 @@ type FunctionServiceHandler interface {
 	// Delete takes the name away; versions and code live until their last task
 	// ends.
 	Delete(context.Context, *FunctionServiceDeleteRequest) (*FunctionServiceDeleteResponse, error)
+	// Report tells every cell of errors, drift or safety incidents of a function
+	// that has a pace: its rate falls there. A cell that was not reached is named in
+	// the answer; repeat the report with its id, which counts once at each cell.
+	Report(context.Context, *ReportRequest) (*ReportResponse, error)
 }
 
 // RegisterFunctionServiceHandler registers svc as the isobar.v1.FunctionService implementation on
@@ -105,6 +122,7 @@ func RegisterFunctionServiceHandler(server *connect.Server, svc FunctionServiceH
 		connect.Method{Spec: functionServiceGetSpec(), Handler: adapter.get},
 		connect.Method{Spec: functionServiceListSpec(), Handler: adapter.list},
 		connect.Method{Spec: functionServiceDeleteSpec(), Handler: adapter.delete},
+		connect.Method{Spec: functionServiceReportSpec(), Handler: adapter.report},
 	)
 }
 
@@ -125,6 +143,10 @@ func (UnimplementedFunctionServiceHandler) List(context.Context, *FunctionServic
 
 func (UnimplementedFunctionServiceHandler) Delete(context.Context, *FunctionServiceDeleteRequest) (*FunctionServiceDeleteResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "isobar.v1.FunctionService.Delete is not implemented")
+}
+
+func (UnimplementedFunctionServiceHandler) Report(context.Context, *ReportRequest) (*ReportResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "isobar.v1.FunctionService.Report is not implemented")
 }
 
 type functionServiceClient struct {
@@ -158,6 +180,14 @@ func (c *functionServiceClient) List(ctx context.Context, req *FunctionServiceLi
 func (c *functionServiceClient) Delete(ctx context.Context, req *FunctionServiceDeleteRequest) (*FunctionServiceDeleteResponse, error) {
 	var res FunctionServiceDeleteResponse
 	if err := c.client.CallUnary(ctx, functionServiceDeleteSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *functionServiceClient) Report(ctx context.Context, req *ReportRequest) (*ReportResponse, error) {
+	var res ReportResponse
+	if err := c.client.CallUnary(ctx, functionServiceReportSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -207,6 +237,18 @@ func (h functionServiceHandler) delete(ctx context.Context, _ connect.Spec, stre
 		return err
 	}
 	res, err := h.svc.Delete(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h functionServiceHandler) report(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req ReportRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.Report(ctx, &req)
 	if err != nil {
 		return err
 	}

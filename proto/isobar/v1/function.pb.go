@@ -41,7 +41,9 @@ type FunctionSpec struct {
 	// version's bound holds for tasks of older ones too.
 	Concurrency *Concurrency `protobuf:"bytes,7,opt,name=concurrency,proto3" json:"concurrency,omitempty"`
 	// What order by key means for its tasks that have an ordering key.
-	Ordering      *Ordering `protobuf:"bytes,8,opt,name=ordering,proto3" json:"ordering,omitempty"`
+	Ordering *Ordering `protobuf:"bytes,8,opt,name=ordering,proto3" json:"ordering,omitempty"`
+	// How fast its attempts may start; none is as fast as there is room.
+	Pace          *Pace `protobuf:"bytes,9,opt,name=pace,proto3" json:"pace,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -132,6 +134,426 @@ func (x *FunctionSpec) GetOrdering() *Ordering {
 	return nil
 }
 
+func (x *FunctionSpec) GetPace() *Pace {
+	if x != nil {
+		return x.Pace
+	}
+	return nil
+}
+
+// Pace bounds how many attempts start in a second, for each home cell, calls
+// included, by additive increase and multiplicative decrease: the rate halves when
+// errors pass the share that is acceptable or an incident is reported, and grows
+// by a twentieth of most each window. The newest version's holds for all.
+type Pace struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Attempts a second; required, up to 1,000,000.
+	Most float64 `protobuf:"fixed64,1,opt,name=most,proto3" json:"most,omitempty"`
+	// Rate of a version that was just deployed; default most.
+	Start float64 `protobuf:"fixed64,2,opt,name=start,proto3" json:"start,omitempty"`
+	// Lowest rate; default a hundredth of most.
+	Least float64 `protobuf:"fixed64,3,opt,name=least,proto3" json:"least,omitempty"`
+	// Share of attempts in a window that may fail or ask to be tried again; above 0,
+	// at most 1, default 0.1. Five must have ended before it counts.
+	Errors float64 `protobuf:"fixed64,4,opt,name=errors,proto3" json:"errors,omitempty"`
+	// Default 10 s; 1 s to 1 h. The rate falls by errors at most once a window.
+	Window        *durationpb.Duration `protobuf:"bytes,5,opt,name=window,proto3" json:"window,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Pace) Reset() {
+	*x = Pace{}
+	mi := &file_isobar_v1_function_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Pace) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Pace) ProtoMessage() {}
+
+func (x *Pace) ProtoReflect() protoreflect.Message {
+	mi := &file_isobar_v1_function_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Pace.ProtoReflect.Descriptor instead.
+func (*Pace) Descriptor() ([]byte, []int) {
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Pace) GetMost() float64 {
+	if x != nil {
+		return x.Most
+	}
+	return 0
+}
+
+func (x *Pace) GetStart() float64 {
+	if x != nil {
+		return x.Start
+	}
+	return 0
+}
+
+func (x *Pace) GetLeast() float64 {
+	if x != nil {
+		return x.Least
+	}
+	return 0
+}
+
+func (x *Pace) GetErrors() float64 {
+	if x != nil {
+		return x.Errors
+	}
+	return 0
+}
+
+func (x *Pace) GetWindow() *durationpb.Duration {
+	if x != nil {
+		return x.Window
+	}
+	return nil
+}
+
+// PaceState is a function's pace at one cell.
+type PaceState struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Cell  string                 `protobuf:"bytes,1,opt,name=cell,proto3" json:"cell,omitempty"`
+	// Attempts a second, now.
+	Rate float64 `protobuf:"fixed64,2,opt,name=rate,proto3" json:"rate,omitempty"`
+	Most float64 `protobuf:"fixed64,3,opt,name=most,proto3" json:"most,omitempty"`
+	// Why it last fell, and when; empty when it never did.
+	Reason string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	Since  *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=since,proto3" json:"since,omitempty"`
+	// Incidents reported, by kind.
+	Errors        uint64 `protobuf:"varint,6,opt,name=errors,proto3" json:"errors,omitempty"`
+	Drift         uint64 `protobuf:"varint,7,opt,name=drift,proto3" json:"drift,omitempty"`
+	Safety        uint64 `protobuf:"varint,8,opt,name=safety,proto3" json:"safety,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PaceState) Reset() {
+	*x = PaceState{}
+	mi := &file_isobar_v1_function_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PaceState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PaceState) ProtoMessage() {}
+
+func (x *PaceState) ProtoReflect() protoreflect.Message {
+	mi := &file_isobar_v1_function_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PaceState.ProtoReflect.Descriptor instead.
+func (*PaceState) Descriptor() ([]byte, []int) {
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *PaceState) GetCell() string {
+	if x != nil {
+		return x.Cell
+	}
+	return ""
+}
+
+func (x *PaceState) GetRate() float64 {
+	if x != nil {
+		return x.Rate
+	}
+	return 0
+}
+
+func (x *PaceState) GetMost() float64 {
+	if x != nil {
+		return x.Most
+	}
+	return 0
+}
+
+func (x *PaceState) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *PaceState) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *PaceState) GetErrors() uint64 {
+	if x != nil {
+		return x.Errors
+	}
+	return 0
+}
+
+func (x *PaceState) GetDrift() uint64 {
+	if x != nil {
+		return x.Drift
+	}
+	return 0
+}
+
+func (x *PaceState) GetSafety() uint64 {
+	if x != nil {
+		return x.Safety
+	}
+	return 0
+}
+
+type ReportRequest struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Tenant   string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Function string                 `protobuf:"bytes,2,opt,name=function,proto3" json:"function,omitempty"`
+	// error: attempts that ended well and were wrong. drift: its answers moved away
+	// from what they were. safety: an incident.
+	Kind string `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Of drift and safety: low (default) halves the rate for each incident; high
+	// lets it fall to the least.
+	Severity string `protobuf:"bytes,4,opt,name=severity,proto3" json:"severity,omitempty"`
+	// How many, 1 to 1,000,000; default 1.
+	Count int64 `protobuf:"varint,5,opt,name=count,proto3" json:"count,omitempty"`
+	// Kept with the function's pace, at most 256 bytes.
+	Message string `protobuf:"bytes,6,opt,name=message,proto3" json:"message,omitempty"`
+	// Made by the reporter, at most 64 bytes, and repeated with the report; made by
+	// the server if empty.
+	ReportId string `protobuf:"bytes,7,opt,name=report_id,json=reportId,proto3" json:"report_id,omitempty"`
+	// One cell; all when empty.
+	Cell          string `protobuf:"bytes,8,opt,name=cell,proto3" json:"cell,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportRequest) Reset() {
+	*x = ReportRequest{}
+	mi := &file_isobar_v1_function_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportRequest) ProtoMessage() {}
+
+func (x *ReportRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_isobar_v1_function_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
+func (*ReportRequest) Descriptor() ([]byte, []int) {
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ReportRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *ReportRequest) GetFunction() string {
+	if x != nil {
+		return x.Function
+	}
+	return ""
+}
+
+func (x *ReportRequest) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *ReportRequest) GetSeverity() string {
+	if x != nil {
+		return x.Severity
+	}
+	return ""
+}
+
+func (x *ReportRequest) GetCount() int64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *ReportRequest) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *ReportRequest) GetReportId() string {
+	if x != nil {
+		return x.ReportId
+	}
+	return ""
+}
+
+func (x *ReportRequest) GetCell() string {
+	if x != nil {
+		return x.Cell
+	}
+	return ""
+}
+
+type ReportResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Results       []*ReportResult        `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
+	ReportId      string                 `protobuf:"bytes,2,opt,name=report_id,json=reportId,proto3" json:"report_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportResponse) Reset() {
+	*x = ReportResponse{}
+	mi := &file_isobar_v1_function_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportResponse) ProtoMessage() {}
+
+func (x *ReportResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_isobar_v1_function_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
+func (*ReportResponse) Descriptor() ([]byte, []int) {
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ReportResponse) GetResults() []*ReportResult {
+	if x != nil {
+		return x.Results
+	}
+	return nil
+}
+
+func (x *ReportResponse) GetReportId() string {
+	if x != nil {
+		return x.ReportId
+	}
+	return ""
+}
+
+// ReportResult is what one cell made of a report.
+type ReportResult struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Cell  string                 `protobuf:"bytes,1,opt,name=cell,proto3" json:"cell,omitempty"`
+	Pace  *PaceState             `protobuf:"bytes,2,opt,name=pace,proto3" json:"pace,omitempty"`
+	// Why it did not count there; empty when it did, now or before.
+	Message       string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportResult) Reset() {
+	*x = ReportResult{}
+	mi := &file_isobar_v1_function_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportResult) ProtoMessage() {}
+
+func (x *ReportResult) ProtoReflect() protoreflect.Message {
+	mi := &file_isobar_v1_function_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportResult.ProtoReflect.Descriptor instead.
+func (*ReportResult) Descriptor() ([]byte, []int) {
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ReportResult) GetCell() string {
+	if x != nil {
+		return x.Cell
+	}
+	return ""
+}
+
+func (x *ReportResult) GetPace() *PaceState {
+	if x != nil {
+		return x.Pace
+	}
+	return nil
+}
+
+func (x *ReportResult) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
 // Ordering says how tasks of one ordering key follow each other.
 type Ordering struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -149,7 +571,7 @@ type Ordering struct {
 
 func (x *Ordering) Reset() {
 	*x = Ordering{}
-	mi := &file_isobar_v1_function_proto_msgTypes[1]
+	mi := &file_isobar_v1_function_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -161,7 +583,7 @@ func (x *Ordering) String() string {
 func (*Ordering) ProtoMessage() {}
 
 func (x *Ordering) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_function_proto_msgTypes[1]
+	mi := &file_isobar_v1_function_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -174,7 +596,7 @@ func (x *Ordering) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ordering.ProtoReflect.Descriptor instead.
 func (*Ordering) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_function_proto_rawDescGZIP(), []int{1}
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Ordering) GetMode() string {
@@ -208,7 +630,7 @@ type Concurrency struct {
 
 func (x *Concurrency) Reset() {
 	*x = Concurrency{}
-	mi := &file_isobar_v1_function_proto_msgTypes[2]
+	mi := &file_isobar_v1_function_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -220,7 +642,7 @@ func (x *Concurrency) String() string {
 func (*Concurrency) ProtoMessage() {}
 
 func (x *Concurrency) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_function_proto_msgTypes[2]
+	mi := &file_isobar_v1_function_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -233,7 +655,7 @@ func (x *Concurrency) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Concurrency.ProtoReflect.Descriptor instead.
 func (*Concurrency) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_function_proto_rawDescGZIP(), []int{2}
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Concurrency) GetAttempts() uint32 {
@@ -298,7 +720,7 @@ type Variant struct {
 
 func (x *Variant) Reset() {
 	*x = Variant{}
-	mi := &file_isobar_v1_function_proto_msgTypes[3]
+	mi := &file_isobar_v1_function_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -310,7 +732,7 @@ func (x *Variant) String() string {
 func (*Variant) ProtoMessage() {}
 
 func (x *Variant) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_function_proto_msgTypes[3]
+	mi := &file_isobar_v1_function_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -323,7 +745,7 @@ func (x *Variant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Variant.ProtoReflect.Descriptor instead.
 func (*Variant) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_function_proto_rawDescGZIP(), []int{3}
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Variant) GetName() string {
@@ -421,7 +843,7 @@ type Resources struct {
 
 func (x *Resources) Reset() {
 	*x = Resources{}
-	mi := &file_isobar_v1_function_proto_msgTypes[4]
+	mi := &file_isobar_v1_function_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -433,7 +855,7 @@ func (x *Resources) String() string {
 func (*Resources) ProtoMessage() {}
 
 func (x *Resources) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_function_proto_msgTypes[4]
+	mi := &file_isobar_v1_function_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -446,7 +868,7 @@ func (x *Resources) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resources.ProtoReflect.Descriptor instead.
 func (*Resources) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_function_proto_rawDescGZIP(), []int{4}
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Resources) GetCpu() float64 {
@@ -506,7 +928,7 @@ type Function struct {
 
 func (x *Function) Reset() {
 	*x = Function{}
-	mi := &file_isobar_v1_function_proto_msgTypes[5]
+	mi := &file_isobar_v1_function_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -518,7 +940,7 @@ func (x *Function) String() string {
 func (*Function) ProtoMessage() {}
 
 func (x *Function) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_function_proto_msgTypes[5]
+	mi := &file_isobar_v1_function_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -531,7 +953,7 @@ func (x *Function) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Function.ProtoReflect.Descriptor instead.
 func (*Function) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_function_proto_rawDescGZIP(), []int{5}
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Function) GetSpec() *FunctionSpec {
@@ -573,7 +995,7 @@ type DeployRequest struct {
 
 func (x *DeployRequest) Reset() {
 	*x = DeployRequest{}
-	mi := &file_isobar_v1_function_proto_msgTypes[6]
+	mi := &file_isobar_v1_function_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -585,7 +1007,7 @@ func (x *DeployRequest) String() string {
 func (*DeployRequest) ProtoMessage() {}
 
 func (x *DeployRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_function_proto_msgTypes[6]
+	mi := &file_isobar_v1_function_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -598,7 +1020,7 @@ func (x *DeployRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeployRequest.ProtoReflect.Descriptor instead.
 func (*DeployRequest) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_function_proto_rawDescGZIP(), []int{6}
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *DeployRequest) GetSpec() *FunctionSpec {
@@ -625,7 +1047,7 @@ type DeployResponse struct {
 
 func (x *DeployResponse) Reset() {
 	*x = DeployResponse{}
-	mi := &file_isobar_v1_function_proto_msgTypes[7]
+	mi := &file_isobar_v1_function_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -637,7 +1059,7 @@ func (x *DeployResponse) String() string {
 func (*DeployResponse) ProtoMessage() {}
 
 func (x *DeployResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_function_proto_msgTypes[7]
+	mi := &file_isobar_v1_function_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -650,7 +1072,7 @@ func (x *DeployResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeployResponse.ProtoReflect.Descriptor instead.
 func (*DeployResponse) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_function_proto_rawDescGZIP(), []int{7}
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *DeployResponse) GetFunction() *Function {
@@ -679,7 +1101,7 @@ type CellReadiness struct {
 
 func (x *CellReadiness) Reset() {
 	*x = CellReadiness{}
-	mi := &file_isobar_v1_function_proto_msgTypes[8]
+	mi := &file_isobar_v1_function_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -691,7 +1113,7 @@ func (x *CellReadiness) String() string {
 func (*CellReadiness) ProtoMessage() {}
 
 func (x *CellReadiness) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_function_proto_msgTypes[8]
+	mi := &file_isobar_v1_function_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -704,7 +1126,7 @@ func (x *CellReadiness) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CellReadiness.ProtoReflect.Descriptor instead.
 func (*CellReadiness) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_function_proto_rawDescGZIP(), []int{8}
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CellReadiness) GetCell() string {
@@ -738,7 +1160,7 @@ type FunctionServiceGetRequest struct {
 
 func (x *FunctionServiceGetRequest) Reset() {
 	*x = FunctionServiceGetRequest{}
-	mi := &file_isobar_v1_function_proto_msgTypes[9]
+	mi := &file_isobar_v1_function_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -750,7 +1172,7 @@ func (x *FunctionServiceGetRequest) String() string {
 func (*FunctionServiceGetRequest) ProtoMessage() {}
 
 func (x *FunctionServiceGetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_function_proto_msgTypes[9]
+	mi := &file_isobar_v1_function_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -763,7 +1185,7 @@ func (x *FunctionServiceGetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FunctionServiceGetRequest.ProtoReflect.Descriptor instead.
 func (*FunctionServiceGetRequest) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_function_proto_rawDescGZIP(), []int{9}
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *FunctionServiceGetRequest) GetTenant() string {
@@ -781,16 +1203,18 @@ func (x *FunctionServiceGetRequest) GetName() string {
 }
 
 type FunctionServiceGetResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Function      *Function              `protobuf:"bytes,1,opt,name=function,proto3" json:"function,omitempty"`
-	Cells         []*CellReadiness       `protobuf:"bytes,2,rep,name=cells,proto3" json:"cells,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Function *Function              `protobuf:"bytes,1,opt,name=function,proto3" json:"function,omitempty"`
+	Cells    []*CellReadiness       `protobuf:"bytes,2,rep,name=cells,proto3" json:"cells,omitempty"`
+	// At the cell that is asked, where the function has a pace.
+	Pace          *PaceState `protobuf:"bytes,3,opt,name=pace,proto3" json:"pace,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *FunctionServiceGetResponse) Reset() {
 	*x = FunctionServiceGetResponse{}
-	mi := &file_isobar_v1_function_proto_msgTypes[10]
+	mi := &file_isobar_v1_function_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -802,7 +1226,7 @@ func (x *FunctionServiceGetResponse) String() string {
 func (*FunctionServiceGetResponse) ProtoMessage() {}
 
 func (x *FunctionServiceGetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_function_proto_msgTypes[10]
+	mi := &file_isobar_v1_function_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -815,7 +1239,7 @@ func (x *FunctionServiceGetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FunctionServiceGetResponse.ProtoReflect.Descriptor instead.
 func (*FunctionServiceGetResponse) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_function_proto_rawDescGZIP(), []int{10}
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *FunctionServiceGetResponse) GetFunction() *Function {
@@ -832,6 +1256,13 @@ func (x *FunctionServiceGetResponse) GetCells() []*CellReadiness {
 	return nil
 }
 
+func (x *FunctionServiceGetResponse) GetPace() *PaceState {
+	if x != nil {
+		return x.Pace
+	}
+	return nil
+}
+
 type FunctionServiceListRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Tenant        string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
@@ -841,7 +1272,7 @@ type FunctionServiceListRequest struct {
 
 func (x *FunctionServiceListRequest) Reset() {
 	*x = FunctionServiceListRequest{}
-	mi := &file_isobar_v1_function_proto_msgTypes[11]
+	mi := &file_isobar_v1_function_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -853,7 +1284,7 @@ func (x *FunctionServiceListRequest) String() string {
 func (*FunctionServiceListRequest) ProtoMessage() {}
 
 func (x *FunctionServiceListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_function_proto_msgTypes[11]
+	mi := &file_isobar_v1_function_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -866,7 +1297,7 @@ func (x *FunctionServiceListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FunctionServiceListRequest.ProtoReflect.Descriptor instead.
 func (*FunctionServiceListRequest) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_function_proto_rawDescGZIP(), []int{11}
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *FunctionServiceListRequest) GetTenant() string {
@@ -885,7 +1316,7 @@ type FunctionServiceListResponse struct {
 
 func (x *FunctionServiceListResponse) Reset() {
 	*x = FunctionServiceListResponse{}
-	mi := &file_isobar_v1_function_proto_msgTypes[12]
+	mi := &file_isobar_v1_function_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -897,7 +1328,7 @@ func (x *FunctionServiceListResponse) String() string {
 func (*FunctionServiceListResponse) ProtoMessage() {}
 
 func (x *FunctionServiceListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_function_proto_msgTypes[12]
+	mi := &file_isobar_v1_function_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -910,7 +1341,7 @@ func (x *FunctionServiceListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FunctionServiceListResponse.ProtoReflect.Descriptor instead.
 func (*FunctionServiceListResponse) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_function_proto_rawDescGZIP(), []int{12}
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *FunctionServiceListResponse) GetFunctions() []*Function {
@@ -930,7 +1361,7 @@ type FunctionServiceDeleteRequest struct {
 
 func (x *FunctionServiceDeleteRequest) Reset() {
 	*x = FunctionServiceDeleteRequest{}
-	mi := &file_isobar_v1_function_proto_msgTypes[13]
+	mi := &file_isobar_v1_function_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -942,7 +1373,7 @@ func (x *FunctionServiceDeleteRequest) String() string {
 func (*FunctionServiceDeleteRequest) ProtoMessage() {}
 
 func (x *FunctionServiceDeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_function_proto_msgTypes[13]
+	mi := &file_isobar_v1_function_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -955,7 +1386,7 @@ func (x *FunctionServiceDeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FunctionServiceDeleteRequest.ProtoReflect.Descriptor instead.
 func (*FunctionServiceDeleteRequest) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_function_proto_rawDescGZIP(), []int{13}
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *FunctionServiceDeleteRequest) GetTenant() string {
@@ -980,7 +1411,7 @@ type FunctionServiceDeleteResponse struct {
 
 func (x *FunctionServiceDeleteResponse) Reset() {
 	*x = FunctionServiceDeleteResponse{}
-	mi := &file_isobar_v1_function_proto_msgTypes[14]
+	mi := &file_isobar_v1_function_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -992,7 +1423,7 @@ func (x *FunctionServiceDeleteResponse) String() string {
 func (*FunctionServiceDeleteResponse) ProtoMessage() {}
 
 func (x *FunctionServiceDeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_function_proto_msgTypes[14]
+	mi := &file_isobar_v1_function_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1005,14 +1436,14 @@ func (x *FunctionServiceDeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FunctionServiceDeleteResponse.ProtoReflect.Descriptor instead.
 func (*FunctionServiceDeleteResponse) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_function_proto_rawDescGZIP(), []int{14}
+	return file_isobar_v1_function_proto_rawDescGZIP(), []int{19}
 }
 
 var File_isobar_v1_function_proto protoreflect.FileDescriptor
 
 const file_isobar_v1_function_proto_rawDesc = "" +
 	"\n" +
-	"\x18isobar/v1/function.proto\x12\tisobar.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14isobar/v1/task.proto\"\xa4\x03\n" +
+	"\x18isobar/v1/function.proto\x12\tisobar.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14isobar/v1/task.proto\"\xc9\x03\n" +
 	"\fFunctionSpec\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x123\n" +
@@ -1021,10 +1452,42 @@ const file_isobar_v1_function_proto_rawDesc = "" +
 	"\bvariants\x18\x05 \x03(\v2\x12.isobar.v1.VariantR\bvariants\x122\n" +
 	"\x03env\x18\x06 \x03(\v2 .isobar.v1.FunctionSpec.EnvEntryR\x03env\x128\n" +
 	"\vconcurrency\x18\a \x01(\v2\x16.isobar.v1.ConcurrencyR\vconcurrency\x12/\n" +
-	"\bordering\x18\b \x01(\v2\x13.isobar.v1.OrderingR\bordering\x1a6\n" +
+	"\bordering\x18\b \x01(\v2\x13.isobar.v1.OrderingR\bordering\x12#\n" +
+	"\x04pace\x18\t \x01(\v2\x0f.isobar.v1.PaceR\x04pace\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"7\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x91\x01\n" +
+	"\x04Pace\x12\x12\n" +
+	"\x04most\x18\x01 \x01(\x01R\x04most\x12\x14\n" +
+	"\x05start\x18\x02 \x01(\x01R\x05start\x12\x14\n" +
+	"\x05least\x18\x03 \x01(\x01R\x05least\x12\x16\n" +
+	"\x06errors\x18\x04 \x01(\x01R\x06errors\x121\n" +
+	"\x06window\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x06window\"\xd7\x01\n" +
+	"\tPaceState\x12\x12\n" +
+	"\x04cell\x18\x01 \x01(\tR\x04cell\x12\x12\n" +
+	"\x04rate\x18\x02 \x01(\x01R\x04rate\x12\x12\n" +
+	"\x04most\x18\x03 \x01(\x01R\x04most\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x120\n" +
+	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x16\n" +
+	"\x06errors\x18\x06 \x01(\x04R\x06errors\x12\x14\n" +
+	"\x05drift\x18\a \x01(\x04R\x05drift\x12\x16\n" +
+	"\x06safety\x18\b \x01(\x04R\x06safety\"\xd4\x01\n" +
+	"\rReportRequest\x12\x16\n" +
+	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x1a\n" +
+	"\bfunction\x18\x02 \x01(\tR\bfunction\x12\x12\n" +
+	"\x04kind\x18\x03 \x01(\tR\x04kind\x12\x1a\n" +
+	"\bseverity\x18\x04 \x01(\tR\bseverity\x12\x14\n" +
+	"\x05count\x18\x05 \x01(\x03R\x05count\x12\x18\n" +
+	"\amessage\x18\x06 \x01(\tR\amessage\x12\x1b\n" +
+	"\treport_id\x18\a \x01(\tR\breportId\x12\x12\n" +
+	"\x04cell\x18\b \x01(\tR\x04cell\"`\n" +
+	"\x0eReportResponse\x121\n" +
+	"\aresults\x18\x01 \x03(\v2\x17.isobar.v1.ReportResultR\aresults\x12\x1b\n" +
+	"\treport_id\x18\x02 \x01(\tR\breportId\"f\n" +
+	"\fReportResult\x12\x12\n" +
+	"\x04cell\x18\x01 \x01(\tR\x04cell\x12(\n" +
+	"\x04pace\x18\x02 \x01(\v2\x14.isobar.v1.PaceStateR\x04pace\x12\x18\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\"7\n" +
 	"\bOrdering\x12\x12\n" +
 	"\x04mode\x18\x01 \x01(\tR\x04mode\x12\x17\n" +
 	"\aon_dead\x18\x02 \x01(\tR\x06onDead\"\x93\x01\n" +
@@ -1075,10 +1538,11 @@ const file_isobar_v1_function_proto_rawDesc = "" +
 	"\amessage\x18\x03 \x01(\tR\amessage\"G\n" +
 	"\x19FunctionServiceGetRequest\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\"}\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"\xa7\x01\n" +
 	"\x1aFunctionServiceGetResponse\x12/\n" +
 	"\bfunction\x18\x01 \x01(\v2\x13.isobar.v1.FunctionR\bfunction\x12.\n" +
-	"\x05cells\x18\x02 \x03(\v2\x18.isobar.v1.CellReadinessR\x05cells\"4\n" +
+	"\x05cells\x18\x02 \x03(\v2\x18.isobar.v1.CellReadinessR\x05cells\x12(\n" +
+	"\x04pace\x18\x03 \x01(\v2\x14.isobar.v1.PaceStateR\x04pace\"4\n" +
 	"\x1aFunctionServiceListRequest\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\"P\n" +
 	"\x1bFunctionServiceListResponse\x121\n" +
@@ -1086,12 +1550,13 @@ const file_isobar_v1_function_proto_rawDesc = "" +
 	"\x1cFunctionServiceDeleteRequest\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\"\x1f\n" +
-	"\x1dFunctionServiceDeleteResponse2\xe2\x02\n" +
+	"\x1dFunctionServiceDeleteResponse2\xa1\x03\n" +
 	"\x0fFunctionService\x12=\n" +
 	"\x06Deploy\x12\x18.isobar.v1.DeployRequest\x1a\x19.isobar.v1.DeployResponse\x12W\n" +
 	"\x03Get\x12$.isobar.v1.FunctionServiceGetRequest\x1a%.isobar.v1.FunctionServiceGetResponse\"\x03\x90\x02\x01\x12Z\n" +
 	"\x04List\x12%.isobar.v1.FunctionServiceListRequest\x1a&.isobar.v1.FunctionServiceListResponse\"\x03\x90\x02\x01\x12[\n" +
-	"\x06Delete\x12'.isobar.v1.FunctionServiceDeleteRequest\x1a(.isobar.v1.FunctionServiceDeleteResponseB8Z6github.com/isobar-mesh/isobar/proto/isobar/v1;isobarv1b\x06proto3"
+	"\x06Delete\x12'.isobar.v1.FunctionServiceDeleteRequest\x1a(.isobar.v1.FunctionServiceDeleteResponse\x12=\n" +
+	"\x06Report\x12\x18.isobar.v1.ReportRequest\x1a\x19.isobar.v1.ReportResponseB8Z6github.com/isobar-mesh/isobar/proto/isobar/v1;isobarv1b\x06proto3"
 
 var (
 	file_isobar_v1_function_proto_rawDescOnce sync.Once
@@ -1105,61 +1570,74 @@ func file_isobar_v1_function_proto_rawDescGZIP() []byte {
 	return file_isobar_v1_function_proto_rawDescData
 }
 
-var file_isobar_v1_function_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_isobar_v1_function_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_isobar_v1_function_proto_goTypes = []any{
 	(*FunctionSpec)(nil),                  // 0: isobar.v1.FunctionSpec
-	(*Ordering)(nil),                      // 1: isobar.v1.Ordering
-	(*Concurrency)(nil),                   // 2: isobar.v1.Concurrency
-	(*Variant)(nil),                       // 3: isobar.v1.Variant
-	(*Resources)(nil),                     // 4: isobar.v1.Resources
-	(*Function)(nil),                      // 5: isobar.v1.Function
-	(*DeployRequest)(nil),                 // 6: isobar.v1.DeployRequest
-	(*DeployResponse)(nil),                // 7: isobar.v1.DeployResponse
-	(*CellReadiness)(nil),                 // 8: isobar.v1.CellReadiness
-	(*FunctionServiceGetRequest)(nil),     // 9: isobar.v1.FunctionServiceGetRequest
-	(*FunctionServiceGetResponse)(nil),    // 10: isobar.v1.FunctionServiceGetResponse
-	(*FunctionServiceListRequest)(nil),    // 11: isobar.v1.FunctionServiceListRequest
-	(*FunctionServiceListResponse)(nil),   // 12: isobar.v1.FunctionServiceListResponse
-	(*FunctionServiceDeleteRequest)(nil),  // 13: isobar.v1.FunctionServiceDeleteRequest
-	(*FunctionServiceDeleteResponse)(nil), // 14: isobar.v1.FunctionServiceDeleteResponse
-	nil,                                   // 15: isobar.v1.FunctionSpec.EnvEntry
-	(*durationpb.Duration)(nil),           // 16: google.protobuf.Duration
-	(*RetryPolicy)(nil),                   // 17: isobar.v1.RetryPolicy
-	(*Cost)(nil),                          // 18: isobar.v1.Cost
-	(*timestamppb.Timestamp)(nil),         // 19: google.protobuf.Timestamp
+	(*Pace)(nil),                          // 1: isobar.v1.Pace
+	(*PaceState)(nil),                     // 2: isobar.v1.PaceState
+	(*ReportRequest)(nil),                 // 3: isobar.v1.ReportRequest
+	(*ReportResponse)(nil),                // 4: isobar.v1.ReportResponse
+	(*ReportResult)(nil),                  // 5: isobar.v1.ReportResult
+	(*Ordering)(nil),                      // 6: isobar.v1.Ordering
+	(*Concurrency)(nil),                   // 7: isobar.v1.Concurrency
+	(*Variant)(nil),                       // 8: isobar.v1.Variant
+	(*Resources)(nil),                     // 9: isobar.v1.Resources
+	(*Function)(nil),                      // 10: isobar.v1.Function
+	(*DeployRequest)(nil),                 // 11: isobar.v1.DeployRequest
+	(*DeployResponse)(nil),                // 12: isobar.v1.DeployResponse
+	(*CellReadiness)(nil),                 // 13: isobar.v1.CellReadiness
+	(*FunctionServiceGetRequest)(nil),     // 14: isobar.v1.FunctionServiceGetRequest
+	(*FunctionServiceGetResponse)(nil),    // 15: isobar.v1.FunctionServiceGetResponse
+	(*FunctionServiceListRequest)(nil),    // 16: isobar.v1.FunctionServiceListRequest
+	(*FunctionServiceListResponse)(nil),   // 17: isobar.v1.FunctionServiceListResponse
+	(*FunctionServiceDeleteRequest)(nil),  // 18: isobar.v1.FunctionServiceDeleteRequest
+	(*FunctionServiceDeleteResponse)(nil), // 19: isobar.v1.FunctionServiceDeleteResponse
+	nil,                                   // 20: isobar.v1.FunctionSpec.EnvEntry
+	(*durationpb.Duration)(nil),           // 21: google.protobuf.Duration
+	(*RetryPolicy)(nil),                   // 22: isobar.v1.RetryPolicy
+	(*timestamppb.Timestamp)(nil),         // 23: google.protobuf.Timestamp
+	(*Cost)(nil),                          // 24: isobar.v1.Cost
 }
 var file_isobar_v1_function_proto_depIdxs = []int32{
-	16, // 0: isobar.v1.FunctionSpec.timeout:type_name -> google.protobuf.Duration
-	17, // 1: isobar.v1.FunctionSpec.retry:type_name -> isobar.v1.RetryPolicy
-	3,  // 2: isobar.v1.FunctionSpec.variants:type_name -> isobar.v1.Variant
-	15, // 3: isobar.v1.FunctionSpec.env:type_name -> isobar.v1.FunctionSpec.EnvEntry
-	2,  // 4: isobar.v1.FunctionSpec.concurrency:type_name -> isobar.v1.Concurrency
-	1,  // 5: isobar.v1.FunctionSpec.ordering:type_name -> isobar.v1.Ordering
-	18, // 6: isobar.v1.Concurrency.cost:type_name -> isobar.v1.Cost
-	4,  // 7: isobar.v1.Variant.resources:type_name -> isobar.v1.Resources
-	16, // 8: isobar.v1.Variant.run:type_name -> google.protobuf.Duration
-	16, // 9: isobar.v1.Variant.cold:type_name -> google.protobuf.Duration
-	0,  // 10: isobar.v1.Function.spec:type_name -> isobar.v1.FunctionSpec
-	19, // 11: isobar.v1.Function.deployed:type_name -> google.protobuf.Timestamp
-	0,  // 12: isobar.v1.DeployRequest.spec:type_name -> isobar.v1.FunctionSpec
-	5,  // 13: isobar.v1.DeployResponse.function:type_name -> isobar.v1.Function
-	8,  // 14: isobar.v1.DeployResponse.cells:type_name -> isobar.v1.CellReadiness
-	5,  // 15: isobar.v1.FunctionServiceGetResponse.function:type_name -> isobar.v1.Function
-	8,  // 16: isobar.v1.FunctionServiceGetResponse.cells:type_name -> isobar.v1.CellReadiness
-	5,  // 17: isobar.v1.FunctionServiceListResponse.functions:type_name -> isobar.v1.Function
-	6,  // 18: isobar.v1.FunctionService.Deploy:input_type -> isobar.v1.DeployRequest
-	9,  // 19: isobar.v1.FunctionService.Get:input_type -> isobar.v1.FunctionServiceGetRequest
-	11, // 20: isobar.v1.FunctionService.List:input_type -> isobar.v1.FunctionServiceListRequest
-	13, // 21: isobar.v1.FunctionService.Delete:input_type -> isobar.v1.FunctionServiceDeleteRequest
-	7,  // 22: isobar.v1.FunctionService.Deploy:output_type -> isobar.v1.DeployResponse
-	10, // 23: isobar.v1.FunctionService.Get:output_type -> isobar.v1.FunctionServiceGetResponse
-	12, // 24: isobar.v1.FunctionService.List:output_type -> isobar.v1.FunctionServiceListResponse
-	14, // 25: isobar.v1.FunctionService.Delete:output_type -> isobar.v1.FunctionServiceDeleteResponse
-	22, // [22:26] is the sub-list for method output_type
-	18, // [18:22] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	21, // 0: isobar.v1.FunctionSpec.timeout:type_name -> google.protobuf.Duration
+	22, // 1: isobar.v1.FunctionSpec.retry:type_name -> isobar.v1.RetryPolicy
+	8,  // 2: isobar.v1.FunctionSpec.variants:type_name -> isobar.v1.Variant
+	20, // 3: isobar.v1.FunctionSpec.env:type_name -> isobar.v1.FunctionSpec.EnvEntry
+	7,  // 4: isobar.v1.FunctionSpec.concurrency:type_name -> isobar.v1.Concurrency
+	6,  // 5: isobar.v1.FunctionSpec.ordering:type_name -> isobar.v1.Ordering
+	1,  // 6: isobar.v1.FunctionSpec.pace:type_name -> isobar.v1.Pace
+	21, // 7: isobar.v1.Pace.window:type_name -> google.protobuf.Duration
+	23, // 8: isobar.v1.PaceState.since:type_name -> google.protobuf.Timestamp
+	5,  // 9: isobar.v1.ReportResponse.results:type_name -> isobar.v1.ReportResult
+	2,  // 10: isobar.v1.ReportResult.pace:type_name -> isobar.v1.PaceState
+	24, // 11: isobar.v1.Concurrency.cost:type_name -> isobar.v1.Cost
+	9,  // 12: isobar.v1.Variant.resources:type_name -> isobar.v1.Resources
+	21, // 13: isobar.v1.Variant.run:type_name -> google.protobuf.Duration
+	21, // 14: isobar.v1.Variant.cold:type_name -> google.protobuf.Duration
+	0,  // 15: isobar.v1.Function.spec:type_name -> isobar.v1.FunctionSpec
+	23, // 16: isobar.v1.Function.deployed:type_name -> google.protobuf.Timestamp
+	0,  // 17: isobar.v1.DeployRequest.spec:type_name -> isobar.v1.FunctionSpec
+	10, // 18: isobar.v1.DeployResponse.function:type_name -> isobar.v1.Function
+	13, // 19: isobar.v1.DeployResponse.cells:type_name -> isobar.v1.CellReadiness
+	10, // 20: isobar.v1.FunctionServiceGetResponse.function:type_name -> isobar.v1.Function
+	13, // 21: isobar.v1.FunctionServiceGetResponse.cells:type_name -> isobar.v1.CellReadiness
+	2,  // 22: isobar.v1.FunctionServiceGetResponse.pace:type_name -> isobar.v1.PaceState
+	10, // 23: isobar.v1.FunctionServiceListResponse.functions:type_name -> isobar.v1.Function
+	11, // 24: isobar.v1.FunctionService.Deploy:input_type -> isobar.v1.DeployRequest
+	14, // 25: isobar.v1.FunctionService.Get:input_type -> isobar.v1.FunctionServiceGetRequest
+	16, // 26: isobar.v1.FunctionService.List:input_type -> isobar.v1.FunctionServiceListRequest
+	18, // 27: isobar.v1.FunctionService.Delete:input_type -> isobar.v1.FunctionServiceDeleteRequest
+	3,  // 28: isobar.v1.FunctionService.Report:input_type -> isobar.v1.ReportRequest
+	12, // 29: isobar.v1.FunctionService.Deploy:output_type -> isobar.v1.DeployResponse
+	15, // 30: isobar.v1.FunctionService.Get:output_type -> isobar.v1.FunctionServiceGetResponse
+	17, // 31: isobar.v1.FunctionService.List:output_type -> isobar.v1.FunctionServiceListResponse
+	19, // 32: isobar.v1.FunctionService.Delete:output_type -> isobar.v1.FunctionServiceDeleteResponse
+	4,  // 33: isobar.v1.FunctionService.Report:output_type -> isobar.v1.ReportResponse
+	29, // [29:34] is the sub-list for method output_type
+	24, // [24:29] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_isobar_v1_function_proto_init() }
@@ -1168,14 +1646,14 @@ func file_isobar_v1_function_proto_init() {
 		return
 	}
 	file_isobar_v1_task_proto_init()
-	file_isobar_v1_function_proto_msgTypes[4].OneofWrappers = []any{}
+	file_isobar_v1_function_proto_msgTypes[9].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isobar_v1_function_proto_rawDesc), len(file_isobar_v1_function_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

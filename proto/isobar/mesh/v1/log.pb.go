@@ -49,6 +49,7 @@ type SchedulerCommand struct {
 	//	*SchedulerCommand_Redrive
 	//	*SchedulerCommand_PauseQueue
 	//	*SchedulerCommand_Purge
+	//	*SchedulerCommand_Slow
 	Command       isSchedulerCommand_Command `protobuf_oneof:"command"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -278,6 +279,15 @@ func (x *SchedulerCommand) GetPurge() *Purge {
 	return nil
 }
 
+func (x *SchedulerCommand) GetSlow() *Slow {
+	if x != nil {
+		if x, ok := x.Command.(*SchedulerCommand_Slow); ok {
+			return x.Slow
+		}
+	}
+	return nil
+}
+
 type isSchedulerCommand_Command interface {
 	isSchedulerCommand_Command()
 }
@@ -362,6 +372,10 @@ type SchedulerCommand_Purge struct {
 	Purge *Purge `protobuf:"bytes,21,opt,name=purge,proto3,oneof"`
 }
 
+type SchedulerCommand_Slow struct {
+	Slow *Slow `protobuf:"bytes,22,opt,name=slow,proto3,oneof"`
+}
+
 func (*SchedulerCommand_Accept) isSchedulerCommand_Command() {}
 
 func (*SchedulerCommand_Grant) isSchedulerCommand_Command() {}
@@ -401,6 +415,8 @@ func (*SchedulerCommand_Redrive) isSchedulerCommand_Command() {}
 func (*SchedulerCommand_PauseQueue) isSchedulerCommand_Command() {}
 
 func (*SchedulerCommand_Purge) isSchedulerCommand_Command() {}
+
+func (*SchedulerCommand_Slow) isSchedulerCommand_Command() {}
 
 type Clocks struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2062,6 +2078,204 @@ func (x *Purge) GetReason() string {
 	return ""
 }
 
+// Slow lowers a function's rate, counts incidents, or both. A report that was
+// counted before changes nothing.
+type Slow struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Tenant   string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Function string                 `protobuf:"bytes,2,opt,name=function,proto3" json:"function,omitempty"`
+	// Thousandths of an attempt a second, from now on; 0 leaves the rate.
+	RateMilli int64  `protobuf:"varint,3,opt,name=rate_milli,json=rateMilli,proto3" json:"rate_milli,omitempty"`
+	Reason    string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	ReportId  string `protobuf:"bytes,5,opt,name=report_id,json=reportId,proto3" json:"report_id,omitempty"`
+	// What is counted.
+	Errors        uint64 `protobuf:"varint,6,opt,name=errors,proto3" json:"errors,omitempty"`
+	Drift         uint64 `protobuf:"varint,7,opt,name=drift,proto3" json:"drift,omitempty"`
+	Safety        uint64 `protobuf:"varint,8,opt,name=safety,proto3" json:"safety,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Slow) Reset() {
+	*x = Slow{}
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Slow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Slow) ProtoMessage() {}
+
+func (x *Slow) ProtoReflect() protoreflect.Message {
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Slow.ProtoReflect.Descriptor instead.
+func (*Slow) Descriptor() ([]byte, []int) {
+	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *Slow) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *Slow) GetFunction() string {
+	if x != nil {
+		return x.Function
+	}
+	return ""
+}
+
+func (x *Slow) GetRateMilli() int64 {
+	if x != nil {
+		return x.RateMilli
+	}
+	return 0
+}
+
+func (x *Slow) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Slow) GetReportId() string {
+	if x != nil {
+		return x.ReportId
+	}
+	return ""
+}
+
+func (x *Slow) GetErrors() uint64 {
+	if x != nil {
+		return x.Errors
+	}
+	return 0
+}
+
+func (x *Slow) GetDrift() uint64 {
+	if x != nil {
+		return x.Drift
+	}
+	return 0
+}
+
+func (x *Slow) GetSafety() uint64 {
+	if x != nil {
+		return x.Safety
+	}
+	return 0
+}
+
+// PaceRecord is what is kept of a function's pace: how far it fell, and when.
+// What it is now follows from that and from the time.
+type PaceRecord struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RateMilli     int64                  `protobuf:"varint,1,opt,name=rate_milli,json=rateMilli,proto3" json:"rate_milli,omitempty"` // 0: it never fell
+	SinceMs       int64                  `protobuf:"varint,2,opt,name=since_ms,json=sinceMs,proto3" json:"since_ms,omitempty"`
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	Errors        uint64                 `protobuf:"varint,4,opt,name=errors,proto3" json:"errors,omitempty"`
+	Drift         uint64                 `protobuf:"varint,5,opt,name=drift,proto3" json:"drift,omitempty"`
+	Safety        uint64                 `protobuf:"varint,6,opt,name=safety,proto3" json:"safety,omitempty"`
+	Reports       []string               `protobuf:"bytes,7,rep,name=reports,proto3" json:"reports,omitempty"` // newest 16
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PaceRecord) Reset() {
+	*x = PaceRecord{}
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PaceRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PaceRecord) ProtoMessage() {}
+
+func (x *PaceRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PaceRecord.ProtoReflect.Descriptor instead.
+func (*PaceRecord) Descriptor() ([]byte, []int) {
+	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *PaceRecord) GetRateMilli() int64 {
+	if x != nil {
+		return x.RateMilli
+	}
+	return 0
+}
+
+func (x *PaceRecord) GetSinceMs() int64 {
+	if x != nil {
+		return x.SinceMs
+	}
+	return 0
+}
+
+func (x *PaceRecord) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *PaceRecord) GetErrors() uint64 {
+	if x != nil {
+		return x.Errors
+	}
+	return 0
+}
+
+func (x *PaceRecord) GetDrift() uint64 {
+	if x != nil {
+		return x.Drift
+	}
+	return 0
+}
+
+func (x *PaceRecord) GetSafety() uint64 {
+	if x != nil {
+		return x.Safety
+	}
+	return 0
+}
+
+func (x *PaceRecord) GetReports() []string {
+	if x != nil {
+		return x.Reports
+	}
+	return nil
+}
+
 // TaskRecord is a task at home.
 type TaskRecord struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
@@ -2133,7 +2347,7 @@ type TaskRecord struct {
 
 func (x *TaskRecord) Reset() {
 	*x = TaskRecord{}
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[26]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2145,7 +2359,7 @@ func (x *TaskRecord) String() string {
 func (*TaskRecord) ProtoMessage() {}
 
 func (x *TaskRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[26]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2158,7 +2372,7 @@ func (x *TaskRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskRecord.ProtoReflect.Descriptor instead.
 func (*TaskRecord) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{26}
+	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *TaskRecord) GetId() string {
@@ -2575,7 +2789,7 @@ type Death struct {
 
 func (x *Death) Reset() {
 	*x = Death{}
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[27]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2587,7 +2801,7 @@ func (x *Death) String() string {
 func (*Death) ProtoMessage() {}
 
 func (x *Death) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[27]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2600,7 +2814,7 @@ func (x *Death) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Death.ProtoReflect.Descriptor instead.
 func (*Death) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{27}
+	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Death) GetEndedMs() int64 {
@@ -2664,7 +2878,7 @@ type Lease struct {
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[28]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2676,7 +2890,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[28]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2689,7 +2903,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{28}
+	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Lease) GetHolder() *Holder {
@@ -2778,7 +2992,7 @@ type AttemptRecord struct {
 
 func (x *AttemptRecord) Reset() {
 	*x = AttemptRecord{}
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[29]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2790,7 +3004,7 @@ func (x *AttemptRecord) String() string {
 func (*AttemptRecord) ProtoMessage() {}
 
 func (x *AttemptRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[29]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2803,7 +3017,7 @@ func (x *AttemptRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttemptRecord.ProtoReflect.Descriptor instead.
 func (*AttemptRecord) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{29}
+	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *AttemptRecord) GetNumber() uint64 {
@@ -2945,7 +3159,7 @@ type GuestRecord struct {
 
 func (x *GuestRecord) Reset() {
 	*x = GuestRecord{}
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[30]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2957,7 +3171,7 @@ func (x *GuestRecord) String() string {
 func (*GuestRecord) ProtoMessage() {}
 
 func (x *GuestRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[30]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2970,7 +3184,7 @@ func (x *GuestRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestRecord.ProtoReflect.Descriptor instead.
 func (*GuestRecord) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{30}
+	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *GuestRecord) GetTaskId() string {
@@ -3163,7 +3377,7 @@ type QueueRecord struct {
 
 func (x *QueueRecord) Reset() {
 	*x = QueueRecord{}
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[31]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3175,7 +3389,7 @@ func (x *QueueRecord) String() string {
 func (*QueueRecord) ProtoMessage() {}
 
 func (x *QueueRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[31]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3188,7 +3402,7 @@ func (x *QueueRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueueRecord.ProtoReflect.Descriptor instead.
 func (*QueueRecord) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{31}
+	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *QueueRecord) GetReady() uint64 {
@@ -3243,7 +3457,7 @@ type Pause struct {
 
 func (x *Pause) Reset() {
 	*x = Pause{}
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[32]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3255,7 +3469,7 @@ func (x *Pause) String() string {
 func (*Pause) ProtoMessage() {}
 
 func (x *Pause) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[32]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3268,7 +3482,7 @@ func (x *Pause) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pause.ProtoReflect.Descriptor instead.
 func (*Pause) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{32}
+	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Pause) GetSinceMs() int64 {
@@ -3289,7 +3503,7 @@ var File_isobar_mesh_v1_log_proto protoreflect.FileDescriptor
 
 const file_isobar_mesh_v1_log_proto_rawDesc = "" +
 	"\n" +
-	"\x18isobar/mesh/v1/log.proto\x12\x0eisobar.mesh.v1\x1a\x14isobar/v1/task.proto\"\xee\b\n" +
+	"\x18isobar/mesh/v1/log.proto\x12\x0eisobar.mesh.v1\x1a\x14isobar/v1/task.proto\"\x9a\t\n" +
 	"\x10SchedulerCommand\x12.\n" +
 	"\x06clocks\x18\x01 \x01(\v2\x16.isobar.mesh.v1.ClocksR\x06clocks\x120\n" +
 	"\x06accept\x18\x02 \x01(\v2\x16.isobar.mesh.v1.AcceptH\x00R\x06accept\x12-\n" +
@@ -3314,7 +3528,8 @@ const file_isobar_mesh_v1_log_proto_rawDesc = "" +
 	"\aredrive\x18\x12 \x01(\v2\x17.isobar.mesh.v1.RedriveH\x00R\aredrive\x12=\n" +
 	"\vpause_queue\x18\x13 \x01(\v2\x1a.isobar.mesh.v1.PauseQueueH\x00R\n" +
 	"pauseQueue\x12-\n" +
-	"\x05purge\x18\x15 \x01(\v2\x15.isobar.mesh.v1.PurgeH\x00R\x05purgeB\t\n" +
+	"\x05purge\x18\x15 \x01(\v2\x15.isobar.mesh.v1.PurgeH\x00R\x05purge\x12*\n" +
+	"\x04slow\x18\x16 \x01(\v2\x14.isobar.mesh.v1.SlowH\x00R\x04slowB\t\n" +
 	"\acommand\"<\n" +
 	"\x06Clocks\x12\x19\n" +
 	"\blease_ms\x18\x01 \x01(\x03R\aleaseMs\x12\x17\n" +
@@ -3439,7 +3654,27 @@ const file_isobar_mesh_v1_log_proto_rawDesc = "" +
 	"\x04lane\x18\x03 \x01(\rR\x04lane\x12\x1b\n" +
 	"\tbefore_id\x18\x04 \x01(\tR\bbeforeId\x12\x14\n" +
 	"\x05limit\x18\x05 \x01(\rR\x05limit\x12\x16\n" +
-	"\x06reason\x18\x06 \x01(\tR\x06reason\"\xb4\x0e\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\"\xd4\x01\n" +
+	"\x04Slow\x12\x16\n" +
+	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x1a\n" +
+	"\bfunction\x18\x02 \x01(\tR\bfunction\x12\x1d\n" +
+	"\n" +
+	"rate_milli\x18\x03 \x01(\x03R\trateMilli\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x1b\n" +
+	"\treport_id\x18\x05 \x01(\tR\breportId\x12\x16\n" +
+	"\x06errors\x18\x06 \x01(\x04R\x06errors\x12\x14\n" +
+	"\x05drift\x18\a \x01(\x04R\x05drift\x12\x16\n" +
+	"\x06safety\x18\b \x01(\x04R\x06safety\"\xbe\x01\n" +
+	"\n" +
+	"PaceRecord\x12\x1d\n" +
+	"\n" +
+	"rate_milli\x18\x01 \x01(\x03R\trateMilli\x12\x19\n" +
+	"\bsince_ms\x18\x02 \x01(\x03R\asinceMs\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x16\n" +
+	"\x06errors\x18\x04 \x01(\x04R\x06errors\x12\x14\n" +
+	"\x05drift\x18\x05 \x01(\x04R\x05drift\x12\x16\n" +
+	"\x06safety\x18\x06 \x01(\x04R\x06safety\x12\x18\n" +
+	"\areports\x18\a \x03(\tR\areports\"\xb4\x0e\n" +
 	"\n" +
 	"TaskRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
@@ -3601,7 +3836,7 @@ func file_isobar_mesh_v1_log_proto_rawDescGZIP() []byte {
 	return file_isobar_mesh_v1_log_proto_rawDescData
 }
 
-var file_isobar_mesh_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_isobar_mesh_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_isobar_mesh_v1_log_proto_goTypes = []any{
 	(*SchedulerCommand)(nil), // 0: isobar.mesh.v1.SchedulerCommand
 	(*Clocks)(nil),           // 1: isobar.mesh.v1.Clocks
@@ -3629,15 +3864,17 @@ var file_isobar_mesh_v1_log_proto_goTypes = []any{
 	(*Redrive)(nil),          // 23: isobar.mesh.v1.Redrive
 	(*PauseQueue)(nil),       // 24: isobar.mesh.v1.PauseQueue
 	(*Purge)(nil),            // 25: isobar.mesh.v1.Purge
-	(*TaskRecord)(nil),       // 26: isobar.mesh.v1.TaskRecord
-	(*Death)(nil),            // 27: isobar.mesh.v1.Death
-	(*Lease)(nil),            // 28: isobar.mesh.v1.Lease
-	(*AttemptRecord)(nil),    // 29: isobar.mesh.v1.AttemptRecord
-	(*GuestRecord)(nil),      // 30: isobar.mesh.v1.GuestRecord
-	(*QueueRecord)(nil),      // 31: isobar.mesh.v1.QueueRecord
-	(*Pause)(nil),            // 32: isobar.mesh.v1.Pause
-	(*v1.Input)(nil),         // 33: isobar.v1.Input
-	(*v1.Cost)(nil),          // 34: isobar.v1.Cost
+	(*Slow)(nil),             // 26: isobar.mesh.v1.Slow
+	(*PaceRecord)(nil),       // 27: isobar.mesh.v1.PaceRecord
+	(*TaskRecord)(nil),       // 28: isobar.mesh.v1.TaskRecord
+	(*Death)(nil),            // 29: isobar.mesh.v1.Death
+	(*Lease)(nil),            // 30: isobar.mesh.v1.Lease
+	(*AttemptRecord)(nil),    // 31: isobar.mesh.v1.AttemptRecord
+	(*GuestRecord)(nil),      // 32: isobar.mesh.v1.GuestRecord
+	(*QueueRecord)(nil),      // 33: isobar.mesh.v1.QueueRecord
+	(*Pause)(nil),            // 34: isobar.mesh.v1.Pause
+	(*v1.Input)(nil),         // 35: isobar.v1.Input
+	(*v1.Cost)(nil),          // 36: isobar.v1.Cost
 }
 var file_isobar_mesh_v1_log_proto_depIdxs = []int32{
 	1,  // 0: isobar.mesh.v1.SchedulerCommand.clocks:type_name -> isobar.mesh.v1.Clocks
@@ -3661,30 +3898,31 @@ var file_isobar_mesh_v1_log_proto_depIdxs = []int32{
 	23, // 18: isobar.mesh.v1.SchedulerCommand.redrive:type_name -> isobar.mesh.v1.Redrive
 	24, // 19: isobar.mesh.v1.SchedulerCommand.pause_queue:type_name -> isobar.mesh.v1.PauseQueue
 	25, // 20: isobar.mesh.v1.SchedulerCommand.purge:type_name -> isobar.mesh.v1.Purge
-	26, // 21: isobar.mesh.v1.Accept.task:type_name -> isobar.mesh.v1.TaskRecord
-	4,  // 22: isobar.mesh.v1.Accept.cap:type_name -> isobar.mesh.v1.QueueCap
-	6,  // 23: isobar.mesh.v1.Grant.holder:type_name -> isobar.mesh.v1.Holder
-	8,  // 24: isobar.mesh.v1.Extend.items:type_name -> isobar.mesh.v1.ExtendItem
-	6,  // 25: isobar.mesh.v1.ExtendItem.holder:type_name -> isobar.mesh.v1.Holder
-	11, // 26: isobar.mesh.v1.Complete.ended:type_name -> isobar.mesh.v1.Ended
-	11, // 27: isobar.mesh.v1.Fail.ended:type_name -> isobar.mesh.v1.Ended
-	30, // 28: isobar.mesh.v1.GuestAccept.guest:type_name -> isobar.mesh.v1.GuestRecord
-	11, // 29: isobar.mesh.v1.GuestEnd.ended:type_name -> isobar.mesh.v1.Ended
-	4,  // 30: isobar.mesh.v1.Redrive.cap:type_name -> isobar.mesh.v1.QueueCap
-	33, // 31: isobar.mesh.v1.TaskRecord.inputs:type_name -> isobar.v1.Input
-	34, // 32: isobar.mesh.v1.TaskRecord.cost:type_name -> isobar.v1.Cost
-	28, // 33: isobar.mesh.v1.TaskRecord.lease:type_name -> isobar.mesh.v1.Lease
-	29, // 34: isobar.mesh.v1.TaskRecord.attempts:type_name -> isobar.mesh.v1.AttemptRecord
-	27, // 35: isobar.mesh.v1.TaskRecord.deaths:type_name -> isobar.mesh.v1.Death
-	6,  // 36: isobar.mesh.v1.Lease.holder:type_name -> isobar.mesh.v1.Holder
-	34, // 37: isobar.mesh.v1.GuestRecord.cost:type_name -> isobar.v1.Cost
-	11, // 38: isobar.mesh.v1.GuestRecord.ended:type_name -> isobar.mesh.v1.Ended
-	32, // 39: isobar.mesh.v1.QueueRecord.pause:type_name -> isobar.mesh.v1.Pause
-	40, // [40:40] is the sub-list for method output_type
-	40, // [40:40] is the sub-list for method input_type
-	40, // [40:40] is the sub-list for extension type_name
-	40, // [40:40] is the sub-list for extension extendee
-	0,  // [0:40] is the sub-list for field type_name
+	26, // 21: isobar.mesh.v1.SchedulerCommand.slow:type_name -> isobar.mesh.v1.Slow
+	28, // 22: isobar.mesh.v1.Accept.task:type_name -> isobar.mesh.v1.TaskRecord
+	4,  // 23: isobar.mesh.v1.Accept.cap:type_name -> isobar.mesh.v1.QueueCap
+	6,  // 24: isobar.mesh.v1.Grant.holder:type_name -> isobar.mesh.v1.Holder
+	8,  // 25: isobar.mesh.v1.Extend.items:type_name -> isobar.mesh.v1.ExtendItem
+	6,  // 26: isobar.mesh.v1.ExtendItem.holder:type_name -> isobar.mesh.v1.Holder
+	11, // 27: isobar.mesh.v1.Complete.ended:type_name -> isobar.mesh.v1.Ended
+	11, // 28: isobar.mesh.v1.Fail.ended:type_name -> isobar.mesh.v1.Ended
+	32, // 29: isobar.mesh.v1.GuestAccept.guest:type_name -> isobar.mesh.v1.GuestRecord
+	11, // 30: isobar.mesh.v1.GuestEnd.ended:type_name -> isobar.mesh.v1.Ended
+	4,  // 31: isobar.mesh.v1.Redrive.cap:type_name -> isobar.mesh.v1.QueueCap
+	35, // 32: isobar.mesh.v1.TaskRecord.inputs:type_name -> isobar.v1.Input
+	36, // 33: isobar.mesh.v1.TaskRecord.cost:type_name -> isobar.v1.Cost
+	30, // 34: isobar.mesh.v1.TaskRecord.lease:type_name -> isobar.mesh.v1.Lease
+	31, // 35: isobar.mesh.v1.TaskRecord.attempts:type_name -> isobar.mesh.v1.AttemptRecord
+	29, // 36: isobar.mesh.v1.TaskRecord.deaths:type_name -> isobar.mesh.v1.Death
+	6,  // 37: isobar.mesh.v1.Lease.holder:type_name -> isobar.mesh.v1.Holder
+	36, // 38: isobar.mesh.v1.GuestRecord.cost:type_name -> isobar.v1.Cost
+	11, // 39: isobar.mesh.v1.GuestRecord.ended:type_name -> isobar.mesh.v1.Ended
+	34, // 40: isobar.mesh.v1.QueueRecord.pause:type_name -> isobar.mesh.v1.Pause
+	41, // [41:41] is the sub-list for method output_type
+	41, // [41:41] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_isobar_mesh_v1_log_proto_init() }
@@ -3713,6 +3951,7 @@ func file_isobar_mesh_v1_log_proto_init() {
 		(*SchedulerCommand_Redrive)(nil),
 		(*SchedulerCommand_PauseQueue)(nil),
 		(*SchedulerCommand_Purge)(nil),
+		(*SchedulerCommand_Slow)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -3720,7 +3959,7 @@ func file_isobar_mesh_v1_log_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isobar_mesh_v1_log_proto_rawDesc), len(file_isobar_mesh_v1_log_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   33,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
