@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -49,8 +50,10 @@ func TestAPaceBoundsStarts(t *testing.T) {
 		c := w.cell("eu-1")
 		w.registry.paced("work")
 		w.registry.add("free", variant("only", "wasm"))
-		status := "done"
-		wk := c.worker("w1", offering(500, "wasm"), func(w *testWorker, a *isobarv1.Assignment) { w.finish(a, status) })
+		var fails atomic.Bool
+		wk := c.worker("w1", offering(500, "wasm"), func(w *testWorker, a *isobarv1.Assignment) {
+			w.finish(a, map[bool]string{false: "done", true: "failed"}[fails.Load()])
+		})
 		once := func(s *isobarv1.TaskSpec) { s.Retry = &isobarv1.RetryPolicy{MaxAttempts: 1} }
 		for range 1500 {
 			c.submit("work", once)
@@ -64,12 +67,12 @@ func TestAPaceBoundsStarts(t *testing.T) {
 		}
 		other := c.submit("free")
 		c.awaitState(time.Second, other, completed)
-		status = "failed"
+		fails.Store(true)
 		w.await(20*time.Second, "the fall", func() bool { return fsm.Pace(c.State, "default", "work").RateMilli > 0 })
 		if got := fsm.Pace(c.State, "default", "work"); got.RateMilli != 5000 || !strings.Contains(got.Reason, "attempts in 10s were errors") {
 			t.Fatalf("the pace fell to %v", got)
 		}
-		status = "done"
+		fails.Store(false)
 		time.Sleep(time.Second)
 		if why := c.whyWaits("work"); !strings.HasPrefix(why, "paced: function work starts 5 a second, of 10 at most: ") {
 			t.Errorf("the queue waits for %q", why)
