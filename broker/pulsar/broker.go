@@ -196,35 +196,57 @@ type sent struct {
 }
 
 func (b *Broker) send(ctx context.Context, writers []*writer, msgs []broker.Message) ([]broker.Prepared, error) {
+	began := time.Now()
 	results := make(chan sent, len(msgs))
 	for i, m := range msgs {
-		writers[i].producer.SendAsync(ctx, b.message(m), func(id pulsar.MessageID, _ *pulsar.ProducerMessage, err error) {
-			results <- sent{i, id, err}
-		})
+		writers[i].producer.send(ctx, b.message(m), func(id pulsar.MessageID, err error) { results <- sent{i, id, err} })
 	}
 	out := make([]broker.Prepared, len(msgs))
-	for range msgs {
+	for n := range msgs {
 		var r sent
 		select {
 		case r = <-results:
 		case <-ctx.Done():
-			// A producer that does not answer may be lost in a reconnect; the next
-			// call opens another.
-			for i, m := range msgs {
-				b.drop(m.Topic, writers[i], nil)
-			}
+			go b.left(results, len(msgs)-n, b.options.Timeout-time.Since(began), writers, msgs)
 			return nil, fmt.Errorf("pulsar: prepare: %w", b.cause(ctx.Err()))
 		}
 		if r.err != nil {
-			err := b.cause(r.err)
-			if !errors.Is(err, broker.ErrTooLarge) {
-				b.drop(msgs[r.at].Topic, writers[r.at], err)
+			if ctx.Err() == nil {
+				b.failed(msgs[r.at].Topic, writers[r.at], r.err)
 			}
-			return nil, fmt.Errorf("pulsar: prepare %s: %w", msgs[r.at].Topic, err)
+			return nil, fmt.Errorf("pulsar: prepare %s: %w", msgs[r.at].Topic, b.cause(r.err))
 		}
 		out[r.at] = broker.Prepared{Ref: placeOf(writers[r.at].epoch, r.id).reference()}
 	}
 	return out, nil
+}
+
+// failed judges the producer by what became of a message.
+func (b *Broker) failed(t broker.Topic, w *writer, err error) {
+	if err = b.cause(err); !errors.Is(err, broker.ErrTooLarge) {
+		b.drop(t, w, err)
+	}
+}
+
+// left judges the producers by what becomes of messages whose caller has gone. That
+// it has says nothing of them: others use them too. One that does not answer within
+// the timeout may be lost in a reconnect; the next call opens another.
+func (b *Broker) left(results <-chan sent, n int, patience time.Duration, writers []*writer, msgs []broker.Message) {
+	timer := time.NewTimer(max(patience, 0))
+	defer timer.Stop()
+	for range n {
+		select {
+		case r := <-results:
+			if r.err != nil && !errors.Is(r.err, context.Canceled) && !errors.Is(r.err, context.DeadlineExceeded) {
+				b.failed(msgs[r.at].Topic, writers[r.at], r.err)
+			}
+		case <-timer.C:
+			for i, m := range msgs {
+				b.drop(m.Topic, writers[i], nil)
+			}
+			return
+		}
+	}
 }
 
 // Names of the properties that come with a payload. Others are the caller's.

@@ -190,6 +190,36 @@ func TestSharedCluster(t *testing.T) {
 	}
 }
 
+// Callers that go away, or will not wait, cost those who stay nothing.
+func TestCallersThatLeave(t *testing.T) {
+	t.Parallel()
+	b := newCell(t, pulsartest.Shared(t)).elect()
+	payload := []byte("a payload")
+	m := broker.Message{Topic: broker.Topic{Tenant: "default", Function: "f", Lane: mesh.Standard}, TaskID: "t", SHA256: sha256.Sum256(payload), Payload: payload}
+	if _, err := b.Prepare(t.Context(), []broker.Message{m}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	var leaving sync.WaitGroup
+	for range 4 {
+		leaving.Go(func() {
+			for ctx.Err() == nil {
+				brief, cancel := context.WithTimeout(ctx, time.Duration(rand.IntN(2000))*time.Microsecond)
+				_, _ = b.Prepare(brief, []broker.Message{m}) // it may come in time
+				cancel()
+			}
+		})
+	}
+	for i := range 300 {
+		if _, err := b.Prepare(t.Context(), []broker.Message{m}); err != nil {
+			t.Errorf("prepare %d: %v", i, err)
+			break
+		}
+	}
+	stop()
+	leaving.Wait()
+}
+
 // destructible is a standalone that tests may break, started for the first.
 type destructible struct {
 	once     sync.Once

@@ -21,7 +21,7 @@ import (
 // reads what there is before it sends.
 type streamWriter struct {
 	t        *tail
-	producer pulsar.Producer
+	producer *sender
 	used     time.Time // under Streams.mu
 	order    sync.Mutex
 }
@@ -37,16 +37,17 @@ func (s *Streams) Append(ctx context.Context, msgs []broker.StreamMessage) ([]br
 			return nil, fmt.Errorf("pulsar: append message %d to a stream: %w", i, err)
 		}
 	}
+	began := time.Now() // before its deadline is set
 	ctx, cancel := s.b.call(ctx)
 	defer cancel()
-	out, err := s.append(ctx, msgs)
+	out, err := s.append(ctx, began, msgs)
 	if err != nil {
 		return nil, fmt.Errorf("pulsar: append to a stream: %w", s.b.cause(err))
 	}
 	return out, nil
 }
 
-func (s *Streams) append(ctx context.Context, msgs []broker.StreamMessage) ([]broker.PreparedAppend, error) {
+func (s *Streams) append(ctx context.Context, began time.Time, msgs []broker.StreamMessage) ([]broker.PreparedAppend, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -79,8 +80,9 @@ func (s *Streams) append(ctx context.Context, msgs []broker.StreamMessage) ([]br
 	for i, k := range sent {
 		err := k.wait(ctx)
 		if err != nil {
-			if !errors.Is(err, context.Canceled) {
-				s.lose(of[i].w, err)
+			// That the caller has gone, or would not wait, says nothing of the producer.
+			if ctx.Err() == nil || time.Since(began) >= s.b.options.Timeout {
+				s.lose(k.of.w, err)
 			}
 			return nil, err
 		}
@@ -98,6 +100,7 @@ type share struct {
 
 // sending are the messages that one Append sent to one partition.
 type sending struct {
+	w       *streamWriter
 	left    int           // not settled; under the tail's mu
 	settled chan struct{} // closed when none is left
 }
@@ -145,7 +148,7 @@ func (sh *share) send(ctx context.Context, msgs []broker.StreamMessage, sent []*
 	w, t := sh.w, sh.w.t
 	w.order.Lock()
 	defer w.order.Unlock()
-	together := &sending{settled: make(chan struct{})}
+	together := &sending{w: w, settled: make(chan struct{})}
 	times := make([]int64, len(sh.at))
 	t.mu.Lock()
 	for j, i := range sh.at {
@@ -167,7 +170,7 @@ func (sh *share) send(ctx context.Context, msgs []broker.StreamMessage, sent []*
 			payload = []byte{} // nil is a message without a value
 		}
 		message := &pulsar.ProducerMessage{Payload: payload, Key: m.Key, Properties: properties(m), EventTime: time.UnixMilli(times[j])}
-		w.producer.SendAsync(ctx, message, func(id pulsar.MessageID, _ *pulsar.ProducerMessage, err error) {
+		w.producer.send(ctx, message, func(id pulsar.MessageID, err error) {
 			var at broker.Position
 			if err == nil {
 				at, err = t.base.position(placeOf(0, id))
@@ -253,17 +256,19 @@ func (s *Streams) openWriter(ctx context.Context, p broker.Partition, term uint6
 		return nil, err
 	}
 	w := &streamWriter{t: t, used: time.Now()}
-	if w.producer, err = s.produce(ctx, w); err != nil {
+	producer, err := s.produce(ctx, w)
+	if err != nil {
 		return nil, err
 	}
+	w.producer = &sender{producer: producer}
 	if err := t.sync(ctx); err != nil {
-		go w.producer.Close()
+		w.producer.end()
 		return nil, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.b.ctx.Err() != nil || !s.leading || s.term != term {
-		go w.producer.Close()
+		w.producer.end()
 		return nil, fmt.Errorf("not leading any more: %w", broker.ErrUnavailable)
 	}
 	s.writers[p] = w
@@ -323,6 +328,6 @@ func (s *Streams) letGo(w *streamWriter) bool {
 		return false
 	}
 	delete(s.writers, w.t.of)
-	go w.producer.Close()
+	w.producer.end()
 	return true
 }

@@ -384,6 +384,9 @@ func (t *tail) claim(m broker.StreamMessage, name id, with *sending) (k *known, 
 func (t *tail) settle(name id, k *known, at broker.Position, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if err != nil && !k.sent {
+		at, err = k.at, nil // it was read back before its receipt was lost
+	}
 	k.at, k.err = at, err
 	if err == nil {
 		t.acked = max(t.acked, at)
@@ -391,7 +394,7 @@ func (t *tail) settle(name id, k *known, at broker.Position, err error) {
 		// It may be stored all the same, and is known again when it is read.
 		delete(t.window.ids, name)
 	}
-	if err != nil && k.sent {
+	if err != nil {
 		k.sent = false
 		t.unread -= k.size
 	}

@@ -59,7 +59,7 @@ func (w *window) read(at broker.Position, name string) *known {
 		if k := w.ids[s.id]; k == nil {
 			w.ids[s.id] = &known{at: at}
 		} else if k.sent {
-			sent = k
+			sent, k.at = k, at
 		}
 	}
 	w.order = append(w.order, s)

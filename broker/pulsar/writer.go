@@ -16,7 +16,7 @@ import (
 type writer struct {
 	name     topicName
 	epoch    uint64
-	producer pulsar.Producer
+	producer *sender
 	used     time.Time
 }
 
@@ -114,7 +114,7 @@ func (b *Broker) open(ctx context.Context, t broker.Topic, term uint64) (*writer
 	b.serial++
 	name := fmt.Sprintf("isobar/%s/%s/%d/%d", b.options.Cell, b.options.Server, term, b.serial)
 	b.mu.Unlock()
-	w.producer, err = await(ctx, func() (pulsar.Producer, error) {
+	producer, err := await(ctx, func() (pulsar.Producer, error) {
 		return b.client.CreateProducer(pulsar.ProducerOptions{
 			Topic: w.name.String(), Name: name, SendTimeout: b.options.Timeout, MaxPendingMessages: pendingMost,
 			BatchingMaxPublishDelay: batchDelay, BatchingMaxMessages: batchMessages, BatchingMaxSize: batchBytes,
@@ -124,10 +124,11 @@ func (b *Broker) open(ctx context.Context, t broker.Topic, term uint64) (*writer
 	if err != nil {
 		return nil, fmt.Errorf("make a producer of %s: %w", w.name, err)
 	}
+	w.producer = &sender{producer: producer}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.ctx.Err() != nil || !b.leading || b.term != term {
-		go w.producer.Close()
+		w.producer.end()
 		return nil, fmt.Errorf("not leading any more: %w", broker.ErrUnavailable)
 	}
 	b.writers[t] = w
@@ -153,7 +154,7 @@ func (b *Broker) letGo(t broker.Topic, w *writer) bool {
 		return false
 	}
 	delete(b.writers, t)
-	go w.producer.Close()
+	w.producer.end()
 	return true
 }
 
