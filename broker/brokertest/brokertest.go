@@ -120,7 +120,7 @@ func Run(t *testing.T, f Factory) {
 			if !tt.config.Breaks {
 				t.Parallel()
 			}
-			tt.run(&suite{TB: t, ctx: t.Context(), Harness: f(t, tt.config)})
+			tt.run(&suite{TB: t, ctx: t.Context(), Harness: f(t, tt.config), breaks: tt.config.Breaks})
 		})
 	}
 }
@@ -129,7 +129,8 @@ func Run(t *testing.T, f Factory) {
 type suite struct {
 	testing.TB
 	*Harness
-	ctx context.Context
+	ctx    context.Context
+	breaks bool // see Config.Breaks
 }
 
 func topic(function string) broker.Topic {
@@ -151,7 +152,13 @@ func numbered(t broker.Topic, first, n int) []broker.Message {
 
 func (s *suite) prepare(msgs ...broker.Message) []broker.Prepared {
 	s.Helper()
-	p, err := s.Broker.Prepare(s.ctx, msgs)
+	var p []broker.Prepared
+	var err error
+	// What others broke before may be felt for a while: callers repeat then.
+	s.within(func() bool {
+		p, err = s.Broker.Prepare(s.ctx, msgs)
+		return !s.breaks || !errors.Is(err, broker.ErrUnavailable)
+	})
 	if err != nil {
 		s.Fatalf("Prepare of %d messages: %v", len(msgs), err)
 	}

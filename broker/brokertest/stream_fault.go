@@ -133,7 +133,7 @@ func streamConcurrent(s *streamSuite) {
 func (s *streamSuite) fault(f Fault) {
 	p := part("f", 0)
 	msgs := sequence(p, 0, 60)
-	s.put(msgs[:20]...)
+	s.again("append before", func() error { _, err := s.tryPut(msgs[:20]...); return err })
 	flying := make(chan error, 1)
 	go func() {
 		_, err := s.tryPut(msgs[20:40]...)
@@ -173,7 +173,7 @@ func (s *streamSuite) again(what string, call func() error) {
 			return
 		}
 		if !errors.Is(err, broker.ErrUnavailable) || time.Now().After(end) {
-			s.Fatalf("%s after the fault: %v", what, err)
+			s.Fatalf("%s: %v", what, err)
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
