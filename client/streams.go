@@ -9,9 +9,10 @@ import (
 )
 
 // CreateStream makes a stream in the cell that is asked, or where that cell
-// points to.
+// points to. It is not repeated when its answer was lost: another cell would make
+// another stream of that name.
 func (c *Client) CreateStream(ctx context.Context, req *isobarv1.StreamServiceCreateRequest) (*isobarv1.StreamServiceCreateResponse, error) {
-	return call(ctx, c, "create stream", anytime, (*server).streamCalls, isobarv1.StreamServiceClient.Create, req)
+	return call(ctx, c, "create stream", unaccepted, (*server).streamCalls, isobarv1.StreamServiceClient.Create, req)
 }
 
 // Publish stores messages. A request without an id gets one, so that repeats

@@ -36,9 +36,9 @@ type CursorDescription struct {
 	InFlight int
 }
 
-// Describe reads a stream with its groups; leadership is verified, so it is not
-// stale.
-func (s *Streams) Describe(ctx context.Context, n groups.Name) (*Description, error) {
+// Find returns the stream alone, as the log has it: with leadership verified, but
+// without a look at its partitions. The record must not be changed.
+func (s *Streams) Find(ctx context.Context, n groups.Name) (*meshv1.StreamRecord, error) {
 	if _, err := s.leading(); err != nil {
 		return nil, err
 	}
@@ -48,6 +48,16 @@ func (s *Streams) Describe(ctx context.Context, n groups.Name) (*Description, er
 	rec, ok := groups.Stream(s.State, n)
 	if !ok {
 		return nil, fmt.Errorf("stream: describe %s: %w", n, groups.ErrUnknownStream)
+	}
+	return rec, nil
+}
+
+// Describe reads a stream with its groups; leadership is verified, so it is not
+// stale.
+func (s *Streams) Describe(ctx context.Context, n groups.Name) (*Description, error) {
+	rec, err := s.Find(ctx, n)
+	if err != nil {
+		return nil, err
 	}
 	d := &Description{Stream: rec}
 	for p := range rec.Partitions {

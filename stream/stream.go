@@ -331,6 +331,17 @@ type calls struct {
 	deliver sync.Mutex
 }
 
+// Hold keeps a session in its group until release is called, once or more: while its
+// consumer takes what it was given. It does nothing where this server does not lead.
+func (s *Streams) Hold(m Member) (release func()) {
+	l, err := s.leading()
+	if err != nil {
+		return func() {}
+	}
+	_, release = l.hold(session{m.Group, m.Session})
+	return sync.OnceFunc(release)
+}
+
 // hold keeps a session in its group while a call of it is under way.
 func (l *leader) hold(s session) (c *calls, release func()) {
 	l.mu.Lock()

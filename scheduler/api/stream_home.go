@@ -163,7 +163,7 @@ func (h *streams) find(ctx context.Context, p streamPlace) (streamHome, error) {
 			errs[i] = h.Mesh.Ask(ctx, cell, func(ctx context.Context, conn *connect.Client) (err error) {
 				ctx, info := connect.NewClientContext(ctx)
 				info.RequestHeader().Set(forwardedHeader, "1")
-				found[i], err = isobarv1.NewStreamServiceClient(conn).Describe(ctx, &isobarv1.StreamServiceDescribeRequest{Tenant: p.Tenant, Stream: p.Stream})
+				found[i], err = isobarv1.NewStreamServiceClient(conn).Describe(ctx, &isobarv1.StreamServiceDescribeRequest{Tenant: p.Tenant, Stream: p.Stream, Brief: true})
 				return err
 			})
 		})

@@ -166,6 +166,10 @@ func (h *streams) movedOn(err error) error {
 // shows whether the consumer is still there.
 const keepAlive = 3 * time.Second
 
+// slowestConsumer is how long a consumer may take to receive one answer, before it
+// counts as one that is not heard of.
+const slowestConsumer = time.Minute
+
 func (h *streams) consumeHere(ctx context.Context, m stream.Member, w stream.Want, send func(*isobarv1.ConsumeResponse) error) error {
 	for {
 		b, err := h.Streams.Next(ctx, m, w)
@@ -176,7 +180,13 @@ func (h *streams) consumeHere(ctx context.Context, m stream.Member, w stream.Wan
 		if b.Assignment.Generation != w.Generation {
 			res.Assignment = assignment(m.Session, b.Assignment)
 		}
-		if err := send(res); err != nil {
+		// A consumer that is slow to take large messages is not lost.
+		release := h.Streams.Hold(m)
+		patience := time.AfterFunc(slowestConsumer, release)
+		err = send(res)
+		patience.Stop()
+		release()
+		if err != nil {
 			return err
 		}
 		w.Generation, w.Wait = b.Assignment.Generation, keepAlive
@@ -353,7 +363,14 @@ func (h *streams) List(_ context.Context, r *isobarv1.StreamServiceListRequest) 
 
 // Describe shows a stream and its groups.
 func (h *streams) Describe(ctx context.Context, r *isobarv1.StreamServiceDescribeRequest) (*isobarv1.StreamServiceDescribeResponse, error) {
-	return atHome(ctx, h, r, func(ctx context.Context, n groups.Name, _ *isobarv1.StreamServiceDescribeRequest) (*isobarv1.StreamServiceDescribeResponse, error) {
+	return atHome(ctx, h, r, func(ctx context.Context, n groups.Name, r *isobarv1.StreamServiceDescribeRequest) (*isobarv1.StreamServiceDescribeResponse, error) {
+		if r.Brief {
+			rec, err := h.Streams.Find(ctx, n)
+			if err != nil {
+				return nil, err
+			}
+			return &isobarv1.StreamServiceDescribeResponse{Stream: h.streamInfo(rec)}, nil
+		}
 		d, err := h.Streams.Describe(ctx, n)
 		if err != nil {
 			return nil, err

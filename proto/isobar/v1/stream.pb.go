@@ -1938,10 +1938,13 @@ func (x *StreamServiceListResponse) GetStale() bool {
 }
 
 type StreamServiceDescribeRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Tenant        string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
-	Stream        string                 `protobuf:"bytes,2,opt,name=stream,proto3" json:"stream,omitempty"`
-	Cell          string                 `protobuf:"bytes,3,opt,name=cell,proto3" json:"cell,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Tenant string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Stream string                 `protobuf:"bytes,2,opt,name=stream,proto3" json:"stream,omitempty"`
+	Cell   string                 `protobuf:"bytes,3,opt,name=cell,proto3" json:"cell,omitempty"`
+	// Of the stream alone, without its partitions and groups, which cost a look at
+	// each.
+	Brief         bool `protobuf:"varint,4,opt,name=brief,proto3" json:"brief,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1995,6 +1998,13 @@ func (x *StreamServiceDescribeRequest) GetCell() string {
 		return x.Cell
 	}
 	return ""
+}
+
+func (x *StreamServiceDescribeRequest) GetBrief() bool {
+	if x != nil {
+		return x.Brief
+	}
+	return false
 }
 
 type StreamServiceDescribeResponse struct {
@@ -2729,11 +2739,12 @@ const file_isobar_v1_stream_proto_rawDesc = "" +
 	"\x19StreamServiceListResponse\x12/\n" +
 	"\astreams\x18\x01 \x03(\v2\x15.isobar.v1.StreamInfoR\astreams\x12\x12\n" +
 	"\x04cell\x18\x02 \x01(\tR\x04cell\x12\x14\n" +
-	"\x05stale\x18\x03 \x01(\bR\x05stale\"b\n" +
+	"\x05stale\x18\x03 \x01(\bR\x05stale\"x\n" +
 	"\x1cStreamServiceDescribeRequest\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x16\n" +
 	"\x06stream\x18\x02 \x01(\tR\x06stream\x12\x12\n" +
-	"\x04cell\x18\x03 \x01(\tR\x04cell\"\xba\x01\n" +
+	"\x04cell\x18\x03 \x01(\tR\x04cell\x12\x14\n" +
+	"\x05brief\x18\x04 \x01(\bR\x05brief\"\xba\x01\n" +
 	"\x1dStreamServiceDescribeResponse\x12-\n" +
 	"\x06stream\x18\x01 \x01(\v2\x15.isobar.v1.StreamInfoR\x06stream\x12:\n" +
 	"\n" +
