@@ -2,6 +2,7 @@ package pulsar
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -61,16 +62,22 @@ func (b *Broker) lookAround(ctx context.Context, marked bool) error {
 		return fmt.Errorf("list the cells' marks: %w", err)
 	}
 	sharers := map[string][]string{}
+	var unread error // one mark that may not be read hides no other
 	for _, full := range all[:min(len(all), maxOthers)] {
 		_, name, _ := strings.Cut(full, "/")
 		if n := (namespace{root, name}); n != own {
-			if err := b.readMark(ctx, n, now, sharers); err != nil {
-				return err
+			unread = errors.Join(unread, b.readMark(ctx, n, now, sharers))
+		}
+	}
+	if unread != nil { // whose it was may be known from before
+		for region, jurisdictions := range b.Sharers() {
+			if sharers[region] == nil {
+				sharers[region] = jurisdictions
 			}
 		}
 	}
 	b.noteSharers(sharers)
-	return nil
+	return unread
 }
 
 // readMark adds the region of another cell's mark, if that is another region and

@@ -44,6 +44,8 @@ func (m *marks) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case p == nil:
 		w.WriteHeader(http.StatusNotFound)
+	case p["secret"] != "":
+		w.WriteHeader(http.StatusForbidden)
 	case len(words) == 2:
 		answer(policies{Properties: p})
 	case words[2] == "properties":
@@ -70,6 +72,7 @@ func TestSharers(t *testing.T) {
 		"ap-1.bbbbbb": mark("ap", "in", 0),
 		"sa-1.cccccc": mark("sa", "br", time.Hour),
 		"something":   {},
+		"a-1.dddddd":  {"secret": "yes"}, // hides no other
 	}}
 	admin := httptest.NewServer(m)
 	t.Cleanup(admin.Close)
@@ -104,6 +107,13 @@ func TestSharers(t *testing.T) {
 	b.recognise()
 	if got := b.Sharers(); len(got) != 1 || !slices.Equal(got["us"], []string{"us"}) {
 		t.Errorf("sharers %v without a mark of our own, want us", got)
+	}
+	m.mu.Lock()
+	m.all["us-1.aaaaaa"]["secret"] = "yes"
+	m.mu.Unlock()
+	b.recognise()
+	if got := b.Sharers(); len(got) != 1 || !slices.Equal(got["us"], []string{"us"}) {
+		t.Errorf("sharers %v once the mark of us may not be read, want us still", got)
 	}
 	if err := b.Close(); err != nil {
 		t.Error(err)
