@@ -165,6 +165,19 @@ func (s *Store) Has(d string) bool {
 	return err == nil && info.Mode().IsRegular()
 }
 
+// Renew reports whether the module lies here, as Has does, and makes it as young as
+// one that was just put: a Keep that is under way does not remove it.
+func (s *Store) Renew(d string) bool {
+	s.files.Lock()
+	defer s.files.Unlock()
+	path, err := s.path(d)
+	if err != nil || !s.Has(d) {
+		return false
+	}
+	now := time.Now()
+	return os.Chtimes(path, now, now) == nil
+}
+
 // Open opens the module for reading, checked, and fetches it first if it is
 // missing or damaged. The caller closes it. Errors: ErrMissing with what each
 // source said, ErrClosed, that of ctx.

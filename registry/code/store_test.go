@@ -429,7 +429,7 @@ func TestKeep(t *testing.T) {
 	t.Parallel()
 	s, dir := newStore(t, code.Options{})
 	var all []string
-	for i := range 4 {
+	for i := range 5 {
 		d, err := s.Put(strings.NewReader(fmt.Sprint("module ", i)))
 		if err != nil {
 			t.Fatal(err)
@@ -438,13 +438,16 @@ func TestKeep(t *testing.T) {
 	}
 	cut := time.Now().Add(-time.Minute)
 	old := cut.Add(-time.Hour)
-	for _, d := range all[:3] {
+	for _, d := range append(all[:3:3], all[4]) {
 		if err := os.Chtimes(fileOf(dir, d), old, old); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if _, err := s.Put(strings.NewReader("module 2")); err != nil { // new again
 		t.Fatal(err)
+	}
+	if !s.Renew(all[4]) || s.Renew(digest.Of(nil)) {
+		t.Error("Renew is wrong")
 	}
 	open, err := s.Open(t.Context(), all[1])
 	if err != nil {
@@ -455,7 +458,7 @@ func TestKeep(t *testing.T) {
 	if err != nil || n != 1 {
 		t.Errorf("removed %d, error %v, want 1", n, err)
 	}
-	for i, want := range []bool{true, false, true, true} {
+	for i, want := range []bool{true, false, true, true, true} {
 		if s.Has(all[i]) != want {
 			t.Errorf("module %d is there: %v, want %v", i, !want, want)
 		}
@@ -463,8 +466,8 @@ func TestKeep(t *testing.T) {
 	if b, err := io.ReadAll(open); err != nil || string(b) != "module 1" {
 		t.Errorf("the open module reads %q, error %v", b, err)
 	}
-	if n, err := s.Keep(nil, time.Now().Add(time.Hour)); err != nil || n != 3 {
-		t.Errorf("removed %d, error %v, want 3", n, err)
+	if n, err := s.Keep(nil, time.Now().Add(time.Hour)); err != nil || n != 4 {
+		t.Errorf("removed %d, error %v, want 4", n, err)
 	}
 	wantFiles(t, dir, 0)
 }

@@ -47,7 +47,9 @@ type Mesh interface {
 
 // Modules is the code store of this server.
 type Modules interface {
-	Has(digest string) bool
+	// Renew reports whether the module is here, and keeps it from being swept away
+	// before what is deployed with it is known.
+	Renew(digest string) bool
 	peers.Modules
 }
 

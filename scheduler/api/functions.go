@@ -79,7 +79,7 @@ func (h *functions) modules(ctx context.Context, spec *isobarv1.FunctionSpec, mo
 		}
 		content, ok := sent[v.Module]
 		if !ok {
-			if h.Modules.Has(v.Module) {
+			if h.Modules.Renew(v.Module) {
 				continue
 			}
 			return &scheduler.Refusal{
