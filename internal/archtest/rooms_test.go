@@ -63,7 +63,7 @@ func rooms() map[string]room {
 		}}},
 		"broker/pulsar":            {may: "broker internal/mesh"},
 		"broker/pulsar/pulsartest": {may: "broker/pulsar/standalone", tests: true},
-		"broker/pulsar/standalone": {},
+		"broker/pulsar/standalone": {may: "internal/loopback"},
 
 		"registry": {may: "internal/mesh internal/strictyaml registry/digest state " + meshV1 + " " + v1, never: "net/http", pure: &pure{but: map[string]string{
 			"cache.go":    "decoded documents, shared by readers",
@@ -104,8 +104,9 @@ func rooms() map[string]room {
 		"internal/archtest":   {tests: true},
 		"internal/config":     {may: "internal/mesh internal/strictyaml", never: "net/http"},
 		"internal/delay":      {never: "net/http os/exec"},
-		"internal/devmesh":    {may: "client internal/config internal/identity internal/mesh internal/meshfile internal/strictyaml " + v1},
+		"internal/devmesh":    {may: "client internal/config internal/identity internal/loopback internal/mesh internal/meshfile internal/strictyaml " + v1},
 		"internal/identity":   {may: "internal/mesh", never: "net/http"},
+		"internal/loopback":   {never: "net/http os"},
 		"internal/meshfile":   {may: "internal/mesh internal/strictyaml", never: "net os"},
 		"internal/sim":        {may: "consensus scheduler/fsm state " + meshV1 + " " + v1, never: "net os sync time", tests: true},
 		"internal/strictcsv":  {never: "net os"},
@@ -121,7 +122,7 @@ func rooms() map[string]room {
 		"cmd/pulsar": {may: "broker/pulsar/standalone"},
 		"cmd/demo":   {may: "carbon client examples/functions/sentiment internal/mesh internal/meshfile loadtest registry " + v1},
 		// The benchmarks time the rooms from inside, so they may know them; nobody imports them.
-		"loadtest/bench": {may: "broker broker/embedded broker/pulsar broker/pulsar/standalone client consensus consensus/raftlog internal/config internal/identity internal/mesh internal/server " +
+		"loadtest/bench": {may: "broker broker/embedded broker/pulsar broker/pulsar/standalone client consensus consensus/raftlog internal/config internal/identity internal/loopback internal/mesh internal/server " +
 			"internal/telemetry loadtest placement scheduler scheduler/fairness scheduler/fsm state state/pebblestore worker worker/attempt worker/attempt/wasm " + meshV1 + " " + v1},
 
 		"docs":                               {tests: true},

@@ -1,19 +1,16 @@
 package devmesh
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"math/rand/v2"
-	"net"
 	"os"
 	"path/filepath"
 
 	"github.com/goccy/go-yaml"
 	"github.com/google/renameio/v2"
 
+	"github.com/isobar-mesh/isobar/internal/loopback"
 	"github.com/isobar-mesh/isobar/internal/strictyaml"
 )
 
@@ -98,72 +95,21 @@ func fixedPorts(servers []server) error {
 func checkPorts(servers []server) error {
 	for _, s := range servers {
 		for _, port := range s.ports.all() {
-			held, err := hold(port)
-			if err != nil {
+			if err := loopback.Check(port); err != nil {
 				return fmt.Errorf("devmesh: check port %d for %s: %w: %w", port, s.id(), ErrPort, err)
 			}
-			closeAll(held)
 		}
 	}
 	return nil
 }
 
 func freePorts(servers []server) error {
-	var held []io.Closer
-	defer func() { closeAll(held) }() // all are held until all are found: none is given twice
+	free, err := loopback.Free(4 * len(servers))
+	if err != nil {
+		return fmt.Errorf("devmesh: %w", err)
+	}
 	for i := range servers {
-		p := &servers[i].ports
-		for _, port := range []*int{&p.API, &p.Peer, &p.Raft, &p.Gossip} {
-			got, closers, err := holdFree()
-			if err != nil {
-				return err
-			}
-			*port = got
-			held = append(held, closers...)
-		}
+		servers[i].ports = ports{API: free[4*i], Peer: free[4*i+1], Raft: free[4*i+2], Gossip: free[4*i+3]}
 	}
 	return nil
-}
-
-// Automatic ports lie below those that the system gives to outgoing connections
-// (from 32768 on Linux, from 49152 on macOS): a server that is away must find its
-// port free when it comes back, and a peer that dials it meanwhile must not reach
-// itself.
-const (
-	firstAutoPort = 10240
-	endAutoPorts  = 32768
-)
-
-func holdFree() (int, []io.Closer, error) {
-	// A port free for TCP may be taken for UDP; another try finds another.
-	var last error
-	for range 200 {
-		port := firstAutoPort + rand.IntN(endAutoPorts-firstAutoPort)
-		held, err := hold(port)
-		if err == nil {
-			return port, held, nil
-		}
-		last = err
-	}
-	return 0, nil, fmt.Errorf("devmesh: find a free port: %w", last)
-}
-
-func hold(port int) ([]io.Closer, error) {
-	var listen net.ListenConfig
-	l, err := listen.Listen(context.Background(), "tcp", address(port))
-	if err != nil {
-		return nil, err
-	}
-	u, err := listen.ListenPacket(context.Background(), "udp", address(port))
-	if err != nil {
-		_ = l.Close()
-		return nil, err
-	}
-	return []io.Closer{l, u}, nil
-}
-
-func closeAll(cs []io.Closer) {
-	for _, c := range cs {
-		_ = c.Close()
-	}
 }

@@ -8,7 +8,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"time"
@@ -18,6 +17,7 @@ import (
 	"github.com/isobar-mesh/isobar/client"
 	"github.com/isobar-mesh/isobar/internal/config"
 	"github.com/isobar-mesh/isobar/internal/identity"
+	"github.com/isobar-mesh/isobar/internal/loopback"
 	"github.com/isobar-mesh/isobar/internal/mesh"
 	"github.com/isobar-mesh/isobar/internal/server"
 	"github.com/isobar-mesh/isobar/internal/telemetry"
@@ -226,14 +226,10 @@ func serverConfigs(dir string, n int) ([]config.Server, error) {
 
 // freePorts finds loopback addresses nothing listens on.
 func freePorts(n int) ([]string, error) {
+	ports, err := loopback.Free(n)
 	var out []string
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, err
-		}
-		defer l.Close() //nolint:errcheck // only held so that no two are the same
-		out = append(out, l.Addr().String())
+	for _, port := range ports {
+		out = append(out, loopback.Address(port))
 	}
-	return out, nil
+	return out, err
 }

@@ -19,6 +19,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/isobar-mesh/isobar/internal/loopback"
 )
 
 // Options of a standalone.
@@ -290,14 +292,10 @@ func free(port string) bool {
 
 // freePorts finds ports nobody listens on.
 func freePorts(n int) ([]string, error) {
+	ports, err := loopback.Free(n)
 	var out []string
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, fmt.Errorf("standalone: find a port: %w", err)
-		}
-		defer func() { _ = l.Close() }() // held until all are found
-		out = append(out, strconv.Itoa(l.Addr().(*net.TCPAddr).Port))
+	for _, port := range ports {
+		out = append(out, strconv.Itoa(port))
 	}
-	return out, nil
+	return out, err
 }
