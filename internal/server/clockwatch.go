@@ -44,10 +44,7 @@ func (s *Server) watchClock(ctx context.Context) {
 		case <-time.After(wait):
 		}
 		others := s.clockOffsets(ctx)
-		ahead, best := medianOffset(others)
-		s.clock.mu.Lock()
-		s.clock.ahead, s.clock.best = ahead, best
-		s.clock.mu.Unlock()
+		s.clock.compared(others)
 		if s.sched.Leading() {
 			s.yield(ctx)
 		}
@@ -55,6 +52,18 @@ func (s *Server) watchClock(ctx context.Context) {
 			wait = s.clock.every
 		}
 	}
+}
+
+// compared notes how this clock stands to the others'. Of two clocks nobody can say
+// which is wrong: while fewer than two others answer, what was found before holds,
+// or a bad leader would forget that it is bad.
+func (c *clockWatch) compared(others []offset) {
+	if len(others) < 2 {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ahead, c.best = medianOffset(others)
 }
 
 // yield hands leadership to the server whose clock is best if this one's is far

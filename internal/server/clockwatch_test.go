@@ -41,3 +41,24 @@ func TestMedianOffset(t *testing.T) {
 		}
 	}
 }
+
+// A leader that was found bad does not forget it because a server does not answer.
+func TestClockIsJudgedByThree(t *testing.T) {
+	t.Parallel()
+	var c clockWatch
+	for _, tt := range []struct {
+		others []offset
+		ahead  time.Duration
+		best   string
+	}{
+		{[]offset{{"b", time.Hour}}, 0, ""},
+		{[]offset{{"b", time.Hour}, {"c", time.Hour}}, time.Hour, "b"},
+		{[]offset{{"c", time.Hour}}, time.Hour, "b"},
+		{nil, time.Hour, "b"},
+		{[]offset{{"b", 0}, {"c", 0}}, 0, "b"},
+	} {
+		if c.compared(tt.others); c.ahead != tt.ahead || c.best != tt.best {
+			t.Errorf("after %v: ahead %s, best %q, want %s, %q", tt.others, c.ahead, c.best, tt.ahead, tt.best)
+		}
+	}
+}
