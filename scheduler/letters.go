@@ -1,6 +1,7 @@
 package scheduler
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -128,11 +129,12 @@ func (s *Scheduler) Redrive(ctx context.Context, ids []string) ([]Redriven, erro
 }
 
 // linesOf are the places of ids that are redriven one after the other: tasks of one
-// ordering key, in the order of their submits; any other is alone.
+// ordering key, in the order in which they stood in its line; any other is alone.
 func (l *leader) linesOf(ids []string) [][]int {
 	type line struct{ tenant, function, key string }
 	var out [][]int
 	at := map[line]int{}
+	place := make([]uint64, len(ids))
 	for i, id := range ids {
 		rec, ok := fsm.Task(l.State, id)
 		if !ok || rec.OrderingKey == "" {
@@ -145,10 +147,10 @@ func (l *leader) linesOf(ids []string) [][]int {
 			n, at[k] = len(out), len(out)
 			out = append(out, nil)
 		}
-		out[n] = append(out[n], i)
+		out[n], place[i] = append(out[n], i), cmp.Or(rec.OrderSeq, rec.OrderWas)
 	}
 	for _, line := range out {
-		slices.SortStableFunc(line, func(a, b int) int { return strings.Compare(ids[a], ids[b]) })
+		slices.SortStableFunc(line, func(a, b int) int { return cmp.Compare(place[a], place[b]) })
 	}
 	return out
 }

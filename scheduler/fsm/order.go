@@ -52,7 +52,7 @@ func (a *apply) pass(rec *meshv1.TaskRecord) {
 	}
 	was, place := a.first(rec), placeKey(rec)
 	a.Delete(place)
-	rec.OrderSeq = 0
+	rec.OrderSeq, rec.OrderWas = 0, rec.OrderSeq
 	if !was {
 		return
 	}

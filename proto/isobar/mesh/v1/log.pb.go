@@ -2341,6 +2341,7 @@ type TaskRecord struct {
 	PayloadLost     bool     `protobuf:"varint,63,opt,name=payload_lost,json=payloadLost,proto3" json:"payload_lost,omitempty"`             // it cannot be given new attempts
 	OrderSeq        uint64   `protobuf:"varint,64,opt,name=order_seq,json=orderSeq,proto3" json:"order_seq,omitempty"`                      // its place in its key's line; 0 none, or no longer
 	Held            bool     `protobuf:"varint,65,opt,name=held,proto3" json:"held,omitempty"`                                              // deferred until those before it in the line have gone
+	OrderWas        uint64   `protobuf:"varint,66,opt,name=order_was,json=orderWas,proto3" json:"order_was,omitempty"`                      // the place it had last
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -2772,6 +2773,13 @@ func (x *TaskRecord) GetHeld() bool {
 		return x.Held
 	}
 	return false
+}
+
+func (x *TaskRecord) GetOrderWas() uint64 {
+	if x != nil {
+		return x.OrderWas
+	}
+	return 0
 }
 
 // Death is how a task ended before it was given new attempts.
@@ -3674,7 +3682,7 @@ const file_isobar_mesh_v1_log_proto_rawDesc = "" +
 	"\x06errors\x18\x04 \x01(\x04R\x06errors\x12\x14\n" +
 	"\x05drift\x18\x05 \x01(\x04R\x05drift\x12\x16\n" +
 	"\x06safety\x18\x06 \x01(\x04R\x06safety\x12\x18\n" +
-	"\areports\x18\a \x03(\tR\areports\"\xb4\x0e\n" +
+	"\areports\x18\a \x03(\tR\areports\"\xd1\x0e\n" +
 	"\n" +
 	"TaskRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
@@ -3744,7 +3752,8 @@ const file_isobar_mesh_v1_log_proto_rawDesc = "" +
 	"\x06deaths\x18> \x03(\v2\x15.isobar.mesh.v1.DeathR\x06deaths\x12!\n" +
 	"\fpayload_lost\x18? \x01(\bR\vpayloadLost\x12\x1b\n" +
 	"\torder_seq\x18@ \x01(\x04R\borderSeq\x12\x12\n" +
-	"\x04held\x18A \x01(\bR\x04held\"\xa5\x01\n" +
+	"\x04held\x18A \x01(\bR\x04held\x12\x1b\n" +
+	"\torder_was\x18B \x01(\x04R\borderWas\"\xa5\x01\n" +
 	"\x05Death\x12\x19\n" +
 	"\bended_ms\x18\x01 \x01(\x03R\aendedMs\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x14\n" +
