@@ -155,9 +155,11 @@ func (l *leader) place(key queueKey, r ref, now time.Time) outcome {
 		return l.park(key, r, now, why)
 	}
 	takes := demandFor(variantOf(fn, d.Chosen.Variant), rec)
-	if why := l.unserved(rec.Function, variantOf(fn, d.Chosen.Variant), takes); d.Chosen.Cell == l.Cell.ID && why != "" {
-		l.noteBlocked(rec, why)
-		return l.park(key, r, now, why)
+	if d.Chosen.Cell == l.Cell.ID {
+		if why := l.unserved(rec.Function, variantOf(fn, d.Chosen.Variant), takes); why != "" {
+			l.noteBlocked(rec, why)
+			return l.park(key, r, now, why)
+		}
 	}
 	if ms, later := until(&d, l.clock.wall(now)); later {
 		return l.putOff(rec, &d, ms)

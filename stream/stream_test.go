@@ -195,6 +195,31 @@ func TestNewLeaderKeepsMembers(t *testing.T) {
 	})
 }
 
+// TestHeldSessionStays: one that takes its time with what it was given is not lost.
+func TestHeldSessionStays(t *testing.T) {
+	bubble(t, &meshv1.StreamRecord{}, embedded.Options{}, func(t *testing.T, c *cell) {
+		c.next("g", "s1", 1, 0)
+		release := c.Hold(stream.Member{Group: group("g"), Session: "s1"})
+		members := func() int {
+			d, err := c.Describe(t.Context(), orders)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return len(d.Groups[0].Record.Members)
+		}
+		time.Sleep(40 * time.Second)
+		if n := members(); n != 1 {
+			t.Errorf("while it is held the group has %d members", n)
+		}
+		release()
+		release()
+		time.Sleep(20 * time.Second)
+		if n := members(); n != 0 {
+			t.Errorf("once it is released the group has %d members", n)
+		}
+	})
+}
+
 // TestCredits: a session never holds more than it asked to, over all its
 // partitions, and gets more as it acknowledges.
 func TestCredits(t *testing.T) {

@@ -52,7 +52,6 @@ func (s *Streams) append(ctx context.Context, began time.Time, msgs []broker.Str
 		return nil, err
 	}
 	shares := map[broker.Partition]*share{}
-	of := make([]*share, len(msgs))
 	for i, m := range msgs {
 		sh := shares[m.Partition]
 		if sh == nil {
@@ -65,7 +64,6 @@ func (s *Streams) append(ctx context.Context, began time.Time, msgs []broker.Str
 		}
 		sh.at = append(sh.at, i)
 		sh.ids = append(sh.ids, sh.w.t.window.hash.id(m.ID))
-		of[i] = sh
 	}
 	for _, sh := range shares { // any order: nothing is stored yet
 		if err := sh.admit(ctx, msgs, s.b.options.Quota); err != nil {
