@@ -54,7 +54,7 @@ func TestCostsInADigest(t *testing.T) {
 	e := gossip.Entry{Digest: got, At: time.Now()}
 	f := gossip.NewInflight(time.Minute)
 	f.Placed("eu-north-1", gossip.Placement{Task: "t", Attempt: 1}, mesh.Demand{Cost: mesh.Cost{AcceleratorMiB: 6}}, time.Now())
-	if free := f.Corrected(e, time.Now()).Free; free.Fits(mesh.Demand{Cost: mesh.Cost{AcceleratorMiB: 2}}) || !free.Fits(mesh.Demand{Cost: mesh.Cost{AcceleratorMiB: 1}}) {
+	if free := f.Corrected(e, time.Now()).Free; free.Fits(&mesh.Demand{Cost: mesh.Cost{AcceleratorMiB: 2}}) || !free.Fits(&mesh.Demand{Cost: mesh.Cost{AcceleratorMiB: 1}}) {
 		t.Errorf("what was placed is not held: %+v", free)
 	}
 	for _, bad := range [][]int64{{-1}, {0, 0, 0, 0}, {0, 1<<63 - 1}} {

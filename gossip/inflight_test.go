@@ -143,7 +143,7 @@ func TestCorrectedProperties(t *testing.T) {
 		demands := rapid.SliceOfN(rapid.Custom(drawDemand), 0, 8).Draw(t, "demands")
 		for i, d := range demands {
 			f.Placed("b-1", attempt(i), d, start.Add(time.Duration(i)))
-			if fits = fits && exact.Fits(d); fits {
+			if fits = fits && exact.Fits(&d); fits {
 				exact, _ = exact.Take(d)
 			}
 		}

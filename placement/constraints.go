@@ -90,7 +90,7 @@ func (q *question) variantBreaks(v *Variant) rules {
 func pairBreaks(c *Cell, v *variantFacts) rules {
 	s := when(ruleRuntime, !slices.Contains(c.Runtimes, v.Runtime))
 	if v.demand.GPUs > 0 {
-		s |= when(ruleAccelerator, !offersGPU(c.Total, v.demand))
+		s |= when(ruleAccelerator, !offersGPU(&c.Total, &v.demand))
 	}
 	if v.demand.Cost != (mesh.Cost{}) {
 		s |= when(ruleCost, v.demand.Cost.Over(mesh.Cost{}, c.Total.Most) != mesh.Cost{})
@@ -98,7 +98,7 @@ func pairBreaks(c *Cell, v *variantFacts) rules {
 	return s | when(ruleResources, c.Total.CPUMilli < v.demand.CPUMilli || c.Total.MemoryMiB < v.demand.MemoryMiB)
 }
 
-func offersGPU(total mesh.Capacity, d mesh.Demand) bool {
+func offersGPU(total *mesh.Capacity, d *mesh.Demand) bool {
 	for i := range total.GPUs {
 		if g := &total.GPUs[i]; g.Count >= d.GPUs && (d.GPUModel == "" || d.GPUModel == g.Model) {
 			return true

@@ -1,9 +1,7 @@
 package placement
 
 import (
-	"cmp"
 	"math"
-	"strings"
 	"time"
 
 	"github.com/isobar-mesh/isobar/internal/mesh"
@@ -70,7 +68,7 @@ type offer struct {
 // what is free; else the cell's backlog, and never less than the time until one
 // of the slots now taken should come free.
 func (q *question) timing(t *timing, cell *Cell, v *variantFacts, warm bool) {
-	*t = timing{rtt: span(cell.RTT), run: v.run, warm: warm, fetch: q.haul.time}
+	*t = timing{rtt: q.here.rtt, run: v.run, warm: warm, fetch: q.here.haul.time}
 	if !warm {
 		t.cold = v.cold
 	}
@@ -78,7 +76,7 @@ func (q *question) timing(t *timing, cell *Cell, v *variantFacts, warm bool) {
 		q.booked(t, cell, v)
 		return
 	}
-	if t.free = cell.Free.Fits(v.demand); t.free {
+	if t.free = cell.Free.Fits(&v.demand); t.free {
 		return
 	}
 	t.wait = q.full(cell, v)
@@ -86,7 +84,7 @@ func (q *question) timing(t *timing, cell *Cell, v *variantFacts, warm bool) {
 
 // full is the wait at a cell where nothing is free.
 func (q *question) full(cell *Cell, v *variantFacts) time.Duration {
-	slots := max(cell.Total.Count(v.demand, freeLimit), 1)
+	slots := max(cell.Total.Count(&v.demand, freeLimit), 1)
 	return max(span(cell.Backlog[q.lane]), v.run/time.Duration(slots), minWait)
 }
 
@@ -104,25 +102,31 @@ func (q *question) booked(t *timing, cell *Cell, v *variantFacts) {
 	t.free = t.wait == 0
 }
 
-// warmOf is the part of the sorted list that holds the function's names.
-func warmOf(sorted []string, function string) []string {
-	lo, hi := 0, len(sorted)
-	for lo < hi {
-		mid := int(uint(lo+hi) >> 1)
-		if compareJoined(sorted[mid], function, "") < 0 {
-			lo = mid + 1
-		} else {
-			hi = mid
+// warmOf is the part of the sorted list that begins with the prefix, and where
+// it begins. It looks at a guess first: cells of one mesh keep much the same warm.
+func warmOf(sorted []string, prefix []byte, guess int) (names []string, lo int) {
+	begins := func(i int) bool {
+		return i < len(sorted) && len(sorted[i]) >= len(prefix) && sorted[i][:len(prefix)] == string(prefix)
+	}
+	if lo = guess; !begins(lo) || lo > 0 && begins(lo-1) {
+		lo = 0
+		for n := len(sorted); lo < n; {
+			if mid := int(uint(lo+n) >> 1); sorted[mid] < string(prefix) {
+				lo = mid + 1
+			} else {
+				n = mid
+			}
 		}
 	}
-	n := len(function)
-	for hi = lo; hi < len(sorted) && len(sorted[hi]) > n && sorted[hi][n] == '/' && sorted[hi][:n] == function; hi++ {
+	hi := lo
+	for begins(hi) {
+		hi++
 	}
-	return sorted[lo:hi]
+	return sorted[lo:hi], lo
 }
 
 // nextWarm reports whether the variant is in such a list, and returns the list
-// from there on. skip is the length of the function's name and the slash.
+// from there on. skip is the length of the prefix.
 // Variants are asked for in the order of their names.
 func nextWarm(names []string, skip int, variant string) (bool, []string) {
 	for len(names) > 0 {
@@ -137,96 +141,102 @@ func nextWarm(names []string, skip int, variant string) (bool, []string) {
 	return false, nil
 }
 
-// warm looks for "function/variant" in a sorted list without building the name.
-func warm(sorted []string, function, variant string) bool {
-	lo, hi := 0, len(sorted)
-	for lo < hi {
-		mid := int(uint(lo+hi) >> 1)
-		switch compareJoined(sorted[mid], function, variant) {
-		case 0:
-			return true
-		case -1:
-			lo = mid + 1
-		default:
-			hi = mid
-		}
-	}
-	return false
-}
+// verdict is what became of an offer when it was priced.
+type verdict uint8
 
-// compareJoined is strings.Compare(s, function+"/"+variant).
-func compareJoined(s, function, variant string) int {
-	n := len(function)
-	if order := strings.Compare(s[:min(len(s), n)], function); order != 0 {
-		return order
-	}
-	switch {
-	case len(s) == n:
-		return -1 // s is the function's name alone: a prefix
-	case s[n] != '/':
-		return cmp.Compare(s[n], '/')
-	}
-	return strings.Compare(s[n+1:], variant)
-}
+const (
+	priced verdict = iota
+	noTime         // there is too little room in time for work in pieces
+	dearer         // than the bar
+)
 
 // price fills in what the offer would cost. Each product is rounded by an
 // explicit conversion, which forbids fused multiply-add: so the figures are
-// the same on every processor. It returns false when there is too little room
-// in time for work in pieces.
-func (d *Decider) price(q *question, o *offer, cell *Cell, v *variantFacts, known bool) bool {
-	var gpu *ModelWatts
+// the same on every processor.
+//
+// It gives up where the score is above the bar whatever the carbon is: no term is
+// negative, and rounding keeps the order, so a sum with zero in the place of one
+// term is never above the sum with it, to the bit. With a start that may be put
+// off the bar is infinite, since only the search tells whether there is time.
+func (d *Decider) price(q *question, o *offer, cell *Cell, v *variantFacts, known bool, bar float64) verdict {
+	gpu := q.priceRun(o, cell, v)
+	q.priceTime(o)
+	o.terms.Carbon = 0
+	if !math.IsInf(bar, 1) && o.terms.Sum() > bar {
+		return dearer
+	}
+	o.kwh, o.known, o.finish = d.kwh(cell, v, gpu), known, 0
+	o.beside = q.here.network
+	o.beside += embodied(cell, v, gpu) + q.here.haul.grams
+	if !d.choose(q, o, cell, v, known) {
+		return noTime
+	}
+	d.priceStart(q, o, cell, v)
+	return priced
+}
+
+// priceRun fills in what depends neither on time nor on carbon. It returns the
+// row of the accelerator the run takes, if any.
+func (q *question) priceRun(o *offer, cell *Cell, v *variantFacts) (gpu *ModelWatts) {
 	model := ""
 	hourly := float64(v.cores*cell.Prices.CPUHour) + float64(v.gib*cell.Prices.MemoryGiBHour)
 	if v.demand.GPUs > 0 {
-		model = gpuModel(cell, v.demand)
+		model = gpuModel(cell, &v.demand)
 		gpu = gpuWatts(cell.Energy.WattsPerGPU, model)
 		hourly += float64(float64(v.demand.GPUs) * gpuPrice(cell.Prices.GPUHour, model))
 	}
 	o.terms.Compute = float64(hourly*v.hours) + v.usd
-	o.terms.Egress = float64(q.inGiB*cell.EgressUSDPerGiB) + float64(q.outGiB*cell.ReturnUSDPerGiB)
-	o.paidData = q.haul.usd
+	o.terms.Egress = q.here.egress
+	o.paidData = q.here.haul.usd
 	o.usd = o.terms.Compute + o.terms.Egress + o.paidData
 	if q.policy.UnpaidUSD {
 		o.terms.Compute, o.terms.Egress, o.paidData = 0, 0, 0
 	}
-	o.terms.Data = o.paidData + float64(o.fetch.Seconds()*q.policy.LatencyUSDPerS)
-
-	o.kwh, o.known, o.finish = d.kwh(cell, v, gpu), known, 0
-	_, o.beside = q.network(cell, known)
-	o.beside += embodied(cell, v, gpu) + q.haul.grams
+	o.terms.Data = o.paidData + float64(seconds(o.fetch)*q.policy.LatencyUSDPerS)
 	o.quality = v.lost
-	o.terms.Quality = float64(v.lost * q.policy.QualityUSD)
+	o.terms.Quality = v.lostUSD
 	o.terms.Scarcity = 0
 	if cell.Scarcity != nil && (o.free || cell.Booked != nil) {
 		o.terms.Scarcity = scarcity(cell.Scarcity, v, model)
 	}
-	if !d.choose(q, o, cell, v, known) {
-		return false
-	}
-	d.priceStart(q, o, cell, v)
-	return true
+	return gpu
 }
 
-// priceStart fills in what depends on when the offer starts.
+// priceTime fills in what the way, the wait, the run and the delay cost.
+func (q *question) priceTime(o *offer) {
+	counts := o.rtt + o.wait
+	if !q.policy.UnpricedRun {
+		counts += o.run
+	}
+	o.terms.Latency = float64(seconds(counts)*q.policy.LatencyUSDPerS) + float64(seconds(o.put+o.pause)*q.policy.DelayUSDPerS)
+	o.terms.Cold = float64(seconds(o.cold) * q.policy.LatencyUSDPerS)
+}
+
+// seconds is d.Seconds(), without its two divisions where there is nothing to
+// divide: most delays are none.
+func seconds(d time.Duration) float64 {
+	if d == 0 {
+		return 0
+	}
+	return d.Seconds()
+}
+
+// priceStart fills in what depends on when the offer starts. The question is at
+// the offer's cell.
 func (d *Decider) priceStart(q *question, o *offer, cell *Cell, v *variantFacts) {
 	o.intensity = q.unknown
 	switch {
 	case o.known && o.finish > 0:
 		o.intensity = d.intensityOf(q, o, cell, v)
 	case o.known:
-		step, into := q.hoursOf(&cell.Energy)
-		begin := into + q.way(&o.timing) + o.wait + o.put + o.lead()
-		o.intensity = meanIntensity(cell.Energy.Intensity, step, begin, o.run)
+		begin := q.here.into + q.way(&o.timing) + o.wait + o.put + o.lead()
+		o.intensity = meanIntensity(cell.Energy.Intensity, q.here.step, begin, o.run)
 	}
 	o.grams = float64(o.kwh*o.intensity) + o.beside
 	o.terms.Carbon = float64(o.grams / gramsPerTonne * q.policy.CarbonUSDPerTonne)
-
-	priced := o.rtt + o.wait
-	if !q.policy.UnpricedRun {
-		priced += o.run
+	if o.put+o.pause != 0 {
+		q.priceTime(o)
 	}
-	o.terms.Latency = float64(priced.Seconds()*q.policy.LatencyUSDPerS) + float64((o.put+o.pause).Seconds()*q.policy.DelayUSDPerS)
-	o.terms.Cold = float64(o.cold.Seconds() * q.policy.LatencyUSDPerS)
 	o.score = o.terms.Sum()
 }
 
@@ -273,7 +283,10 @@ func meanIntensity(hours []float64, step, begin, run time.Duration) float64 {
 	if begin >= time.Duration(last)*step {
 		return hours[last]
 	}
-	first := int(begin / step)
+	first := 0
+	if begin >= step {
+		first = int(begin / step)
+	}
 	end := begin + run
 	if end <= time.Duration(first+1)*step {
 		return hours[first]
@@ -291,17 +304,17 @@ func meanIntensity(hours []float64, step, begin, run time.Duration) float64 {
 // gpuModel is the accelerator model an attempt would take: the one asked for,
 // else the first with enough free, else the first with enough at all. That is
 // the order in which mesh.Capacity hands them out.
-func gpuModel(cell *Cell, d mesh.Demand) string {
+func gpuModel(cell *Cell, d *mesh.Demand) string {
 	if d.GPUs == 0 || d.GPUModel != "" {
 		return d.GPUModel
 	}
-	for _, g := range cell.Free.GPUs {
-		if g.Count >= d.GPUs {
+	for i := range cell.Free.GPUs {
+		if g := &cell.Free.GPUs[i]; g.Count >= d.GPUs {
 			return g.Model
 		}
 	}
-	for _, g := range cell.Total.GPUs {
-		if g.Count >= d.GPUs {
+	for i := range cell.Total.GPUs {
+		if g := &cell.Total.GPUs[i]; g.Count >= d.GPUs {
 			return g.Model
 		}
 	}
@@ -323,7 +336,7 @@ func gpuOf(cell *Cell, v *variantFacts) *ModelWatts {
 	if v.demand.GPUs == 0 {
 		return nil
 	}
-	return gpuWatts(cell.Energy.WattsPerGPU, gpuModel(cell, v.demand))
+	return gpuWatts(cell.Energy.WattsPerGPU, gpuModel(cell, &v.demand))
 }
 
 // gpuWatts is the row of the model; nil when the cell has none.

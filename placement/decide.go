@@ -71,6 +71,7 @@ type Decider struct {
 	state    []rules    // by position in cells: what the cell breaks whatever is asked
 	known    []bool     // by position in cells: the cell's carbon is known
 	warm     [][]string // by position in cells: what is warm there of the function asked about
+	prefix   []byte     // of their names
 	variants []variantFacts
 	offers   []offer // every one, or as many as are kept and one more
 	order    []int32 // indexes in offers, best first
@@ -107,8 +108,30 @@ type question struct {
 	atHome     float64     // gCO2eq/kWh at home, in the present hour
 	homeRegion string
 	anyKnown   bool
-	haul       haul // of the task's inputs, to the cell at hand
-	astray     int  // one more than the input that lies nobody knows where; 0 for none
+	here       here
+	astray     int // one more than the input that lies nobody knows where; 0 for none
+}
+
+// here is what all variants have alike at the cell at hand.
+type here struct {
+	rtt     time.Duration
+	egress  float64       // USD, of payload and result
+	network float64       // grams of moving them
+	step    time.Duration // of the hours of carbon
+	into    time.Duration // how far the first of them is gone
+	haul    haul          // of the task's inputs
+}
+
+// at goes on to a cell that breaks no constraint of its own.
+func (d *Decider) at(q *question, cell *Cell, known bool) {
+	h := &q.here
+	h.rtt = span(cell.RTT)
+	h.egress = float64(q.inGiB*cell.EgressUSDPerGiB) + float64(q.outGiB*cell.ReturnUSDPerGiB)
+	h.step, h.into = q.hoursOf(&cell.Energy)
+	_, h.network = q.network(cell, known)
+	if len(q.task.Inputs) > 0 {
+		h.haul = d.haulTo(q, cell, known)
+	}
 }
 
 // variantFacts is a variant with what is the same at every cell.
@@ -124,6 +147,8 @@ type variantFacts struct {
 	gib    float64
 	usd    float64
 	lost   float64 // quality below the best variant's
+	// lostUSD is what that is worth.
+	lostUSD float64
 	// utilisation of the cores and accelerators
 	busyCPU, busyGPU float64
 }
@@ -229,7 +254,7 @@ func (d *Decider) ask(q *question, task *Task) {
 	if q.puttable {
 		q.startBy = min(max(task.StartBy.Sub(q.now), 0), 10*maxSpan)
 	}
-	q.haul, q.astray = haul{}, 0
+	q.here, q.astray = here{}, 0
 	d.offers, d.order, d.seq = d.offers[:0], d.order[:0], 0
 	d.counts = [ruleCount]int{}
 	d.plan.summed = nil
@@ -239,10 +264,12 @@ func (d *Decider) ask(q *question, task *Task) {
 // prepareWarm finds what is warm of the function.
 func (d *Decider) prepareWarm(q *question) {
 	d.warm = d.warm[:0]
+	d.prefix = append(append(d.prefix[:0], q.function...), '/')
+	at := 0
 	for pos, i := range d.cells {
 		var names []string
 		if d.state[pos] == 0 {
-			names = warmOf(q.view.Cells[i].Warm, q.function)
+			names, at = warmOf(q.view.Cells[i].Warm, d.prefix, at)
 		}
 		d.warm = append(d.warm, names)
 	}
@@ -256,7 +283,7 @@ func (d *Decider) prepareVariants(q *question) {
 	d.variants = d.variants[:0]
 	for i := range q.task.Variants {
 		v := &q.task.Variants[i]
-		demand := v.Demand
+		demand, lost := v.Demand, best-fraction(v.Quality)
 		demand.CPUMilli, demand.MemoryMiB, demand.GPUs = max(demand.CPUMilli, 0), max(demand.MemoryMiB, 0), max(demand.GPUs, 0)
 		demand.Cost = mesh.Cost{Tokens: max(q.task.Cost.Tokens, 0), Bytes: max(q.task.Cost.Bytes, 0), AcceleratorMiB: max(q.task.Cost.AcceleratorMiB, 0)}
 		d.variants = append(d.variants, variantFacts{
@@ -272,7 +299,8 @@ func (d *Decider) prepareVariants(q *question) {
 			usd:     weight(v.USD),
 			busyCPU: 1 - fraction(v.IdleCPU),
 			busyGPU: 1 - fraction(v.IdleGPU),
-			lost:    best - fraction(v.Quality),
+			lost:    lost,
+			lostUSD: float64(lost * q.policy.QualityUSD),
 		})
 	}
 	slices.SortStableFunc(d.variants, func(a, b variantFacts) int { return cmp.Compare(a.Name, b.Name) })
@@ -290,10 +318,10 @@ func (d *Decider) offer(q *question, pos, n int, ruled *[]RuledOut) {
 	cellBroken := d.state[pos] | q.cellBreaks(cell)
 	avoided := len(q.task.Avoid) > 0 && slices.Contains(q.task.Avoid, cell.ID)
 	warm := d.warm[pos] // from this variant's name on
-	if cellBroken == 0 && len(q.task.Inputs) > 0 {
-		q.haul = d.haulTo(q, cell, known)
+	if cellBroken == 0 {
+		d.at(q, cell, known)
 	}
-	skip := len(q.task.Function) + 1
+	bar := d.barFor(q, n, avoided)
 	for i := range d.variants {
 		v := &d.variants[i]
 		o := d.slot(n)
@@ -303,17 +331,29 @@ func (d *Decider) offer(q *question, pos, n int, ruled *[]RuledOut) {
 		}
 		if broken == 0 {
 			var isWarm bool
-			isWarm, warm = nextWarm(warm, skip, v.Name)
+			isWarm, warm = nextWarm(warm, len(d.prefix), v.Name)
 			q.timing(&o.timing, cell, v, isWarm)
-			if q.late(&o.timing) > 0 || !d.price(q, o, cell, v, known) {
+			said := noTime
+			if q.late(&o.timing) <= 0 {
+				said = d.price(q, o, cell, v, known, bar)
+			}
+			switch said {
+			case noTime:
 				broken = 1 << ruleDeadline
+			case dearer:
+				d.seq++
+				d.offers = d.offers[:len(d.offers)-1]
+				continue
+			case priced:
 			}
 		}
 		if broken == 0 {
 			o.cell, o.variant, o.avoided = d.cells[pos], int32(i), avoided
 			o.seq = d.seq
 			d.seq++
-			d.enter(n)
+			if d.enter(n) {
+				bar = d.barFor(q, n, avoided)
+			}
 			continue
 		}
 		r := broken.first()
@@ -338,19 +378,34 @@ func (d *Decider) slot(n int) *offer {
 	return &d.offers[len(d.offers)-1]
 }
 
-// enter takes the last offer into the order of the best n. One that falls out
-// gives its slot to the last.
-func (d *Decider) enter(n int) {
+// barFor is the score above which an offer is not among the best n: that of the
+// last of them, if there are as many. Avoided offers are behind all others.
+func (d *Decider) barFor(q *question, n int, avoided bool) float64 {
+	if len(d.order) < n || q.puttable {
+		return math.Inf(1)
+	}
+	switch worst := &d.offers[d.order[n-1]]; {
+	case worst.avoided == avoided:
+		return worst.score
+	case avoided:
+		return -1
+	}
+	return math.Inf(1)
+}
+
+// enter takes the last offer into the order of the best n, and reports whether
+// it is among them. One that falls out gives its slot to the last.
+func (d *Decider) enter(n int) bool {
 	last := int32(len(d.offers) - 1)
 	if n == everyOffer {
-		return
+		return false
 	}
 	at := len(d.order)
 	if at == n {
 		worst := d.order[n-1]
 		if !d.before(last, worst) {
 			d.offers = d.offers[:last]
-			return
+			return false
 		}
 		d.offers[worst] = d.offers[last]
 		d.offers = d.offers[:last]
@@ -363,6 +418,7 @@ func (d *Decider) enter(n int) {
 		d.order[at] = d.order[at-1]
 	}
 	d.order[at] = last
+	return true
 }
 
 // before is compare(i, j) < 0, the scores first.
@@ -430,7 +486,7 @@ func (d *Decider) candidate(q *question, o *offer) Candidate {
 		c.Forecast = cell.Energy.Forecast
 	}
 	if o.free {
-		c.Free = cell.Free.Count(v.demand, freeLimit)
+		c.Free = cell.Free.Count(&v.demand, freeLimit)
 	}
 	return c
 }

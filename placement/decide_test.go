@@ -2,11 +2,13 @@ package placement
 
 import (
 	"math"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
 
 	"github.com/isobar-mesh/isobar/internal/mesh"
 )
@@ -596,18 +598,29 @@ func TestHintSaysOfHardwareOnlyWhatIsTrue(t *testing.T) {
 	}
 }
 
-func TestCompareJoined(t *testing.T) {
+// TestWarmOf: what is found is what a plain look at each name finds, wherever
+// one looks first.
+func TestWarmOf(t *testing.T) {
 	t.Parallel()
-	words := []string{"", "f", "f!", "f!/v", "f/", "f/u", "f/v", "f/vv", "f0", "e", "e/v", "ff/v", "g"}
-	for _, s := range words {
-		for _, fn := range []string{"", "e", "f", "ff"} {
-			for _, v := range []string{"", "u", "v", "vv"} {
-				if got, want := compareJoined(s, fn, v), strings.Compare(s, fn+"/"+v); got != want {
-					t.Errorf("compareJoined(%q, %q, %q) = %d, want %d", s, fn, v, got, want)
+	name := rapid.SampledFrom([]string{"", "f", "f/", "f/a", "f/b", "f/c", "f-/a", "f0/a", "fo/a", "e/z", "g/a", "f/a/b"})
+	rapid.Check(t, func(t *rapid.T) {
+		sorted := rapid.SliceOfNDistinct(name, 0, 12, rapid.ID[string]).Draw(t, "names")
+		slices.Sort(sorted)
+		for _, function := range []string{"f", "fo", "e", "h", ""} {
+			var want []string
+			for _, s := range sorted {
+				if strings.HasPrefix(s, function+"/") {
+					want = append(want, s)
+				}
+			}
+			for guess := range 14 {
+				got, at := warmOf(sorted, []byte(function+"/"), guess)
+				if !slices.Equal(got, want) || len(want) > 0 && sorted[at] != want[0] {
+					t.Fatalf("of %q in %q from %d: %q at %d, want %q", function, sorted, guess, got, at, want)
 				}
 			}
 		}
-	}
+	})
 }
 
 func TestDecisionsOutliveTheDecider(t *testing.T) {

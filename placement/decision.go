@@ -59,7 +59,7 @@ type Terms struct {
 }
 
 // Sum is the score, USD.
-func (t Terms) Sum() float64 {
+func (t *Terms) Sum() float64 {
 	return t.Compute + t.Egress + t.Data + t.Carbon + t.Latency + t.Cold + t.Quality + t.Scarcity
 }
 

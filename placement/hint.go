@@ -52,13 +52,14 @@ func (d *Decider) leastRelaxation(q *question) relaxation {
 	for pos, i := range d.cells {
 		cell := &q.view.Cells[i]
 		cellBroken := d.state[pos] | q.cellBreaks(cell)
+		d.at(q, cell, d.known[pos])
+		names, _ := warmOf(cell.Warm, d.prefix, 0)
 		for j := range d.variants {
 			v := &d.variants[j]
 			r := relaxation{pos: pos, variant: j}
-			if len(q.task.Inputs) > 0 {
-				q.haul = d.haulTo(q, cell, d.known[pos])
-			}
-			q.timing(&r.timing, cell, v, warm(cell.Warm, q.task.Function, v.Name))
+			var isWarm bool
+			isWarm, names = nextWarm(names, len(d.prefix), v.Name)
+			q.timing(&r.timing, cell, v, isWarm)
 			r.late = q.late(&r.timing)
 			r.broken = cellBroken | v.broken | pairBreaks(cell, v) | when(ruleDeadline, r.late > 0)
 			if r.broken == 0 {
@@ -188,7 +189,7 @@ func (q *question) ask(r rule, c *Cell, v *variantFacts, t *timing) string {
 		return fmt.Sprintf("start a worker with runtime %s at %s", v.Runtime, c.ID)
 	case ruleAccelerator:
 		for i := range q.view.Cells {
-			if offersGPU(q.view.Cells[i].Total, v.demand) {
+			if offersGPU(&q.view.Cells[i].Total, &v.demand) {
 				return fmt.Sprintf("add %s to %s", gpuWords(v.demand), c.ID)
 			}
 		}

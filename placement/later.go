@@ -23,6 +23,7 @@ func (d *Decider) explainStart(q *question, o *offer, out *Decision) {
 	if cell.Booked != nil || q.task.Interruptible {
 		return
 	}
+	d.at(q, cell, o.known)
 	var at offer
 	for _, put := range d.putsOf(q, o, cell, v) {
 		at = *o
@@ -39,7 +40,7 @@ func (d *Decider) explainStart(q *question, o *offer, out *Decision) {
 
 // putsOf are the delays that contiguous tries, in order.
 func (d *Decider) putsOf(q *question, o *offer, cell *Cell, v *variantFacts) []time.Duration {
-	a := d.attempt(q, o, cell, v, o.known)
+	a := d.attempt(q, o, cell, o.known)
 	slack := q.slack(&o.timing, cell, v)
 	puts := []time.Duration{0, o.put, slack}
 	for i := range a.hours {

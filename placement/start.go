@@ -88,7 +88,7 @@ func (d *Decider) choose(q *question, o *offer, cell *Cell, v *variantFacts, kno
 	if o.run == 0 || (slack == 0 && !q.inPieces(cell)) {
 		return true
 	}
-	a := d.attempt(q, o, cell, v, known)
+	a := d.attempt(q, o, cell, known)
 	a.slack = slack
 	d.plan.rooms = d.roomsOf(q, cell, v, &a, o.lead(), d.plan.rooms[:0])
 	if !q.task.Interruptible {
@@ -113,7 +113,7 @@ func (q *question) inPieces(cell *Cell) bool {
 	return cell.Booked != nil && q.task.Interruptible && q.puttable
 }
 
-func (d *Decider) attempt(q *question, o *offer, cell *Cell, v *variantFacts, known bool) attempt {
+func (d *Decider) attempt(q *question, o *offer, cell *Cell, known bool) attempt {
 	a := attempt{
 		begin: q.way(&o.timing) + o.wait + o.lead(), run: o.run, step: time.Hour,
 		delay: q.policy.DelayUSDPerS,
@@ -121,7 +121,7 @@ func (d *Decider) attempt(q *question, o *offer, cell *Cell, v *variantFacts, kn
 	if known {
 		a.hours = cell.Energy.Intensity
 		a.step, a.into = q.hoursOf(&cell.Energy)
-		a.carry = float64(d.kwh(cell, v, gpuOf(cell, v)) / gramsPerTonne * q.policy.CarbonUSDPerTonne)
+		a.carry = float64(o.kwh / gramsPerTonne * q.policy.CarbonUSDPerTonne)
 	}
 	return a
 }
@@ -418,7 +418,7 @@ func (d *Decider) piecesOf(q *question, o *offer, cell *Cell, v *variantFacts) [
 	if o.finish == 0 {
 		return nil
 	}
-	a := d.attempt(q, o, cell, v, o.known)
+	a := d.attempt(q, o, cell, o.known)
 	a.slack = q.slack(&o.timing, cell, v)
 	d.plan.rooms = d.roomsOf(q, cell, v, &a, o.lead(), d.plan.rooms[:0])
 	var out []Piece
@@ -430,7 +430,7 @@ func (d *Decider) piecesOf(q *question, o *offer, cell *Cell, v *variantFacts) [
 
 // intensityOf is the mean intensity over the pieces of interruptible work.
 func (d *Decider) intensityOf(q *question, o *offer, cell *Cell, v *variantFacts) float64 {
-	a := d.attempt(q, o, cell, v, true)
+	a := d.attempt(q, o, cell, true)
 	a.slack = q.slack(&o.timing, cell, v)
 	d.plan.rooms = d.roomsOf(q, cell, v, &a, o.lead(), d.plan.rooms[:0])
 	total := 0.0

@@ -171,7 +171,7 @@ func (d *Decider) enlist(q *question, task *Task) {
 		score := o.score
 		w := lotWay{pos: int32(pos), variant: o.variant}
 		if o.free {
-			if m := gpuModel(cell, v.demand); needOf != o.variant || m != model {
+			if m := gpuModel(cell, &v.demand); needOf != o.variant || m != model {
 				need, needOf, model = d.lot.need(v.demand, m), o.variant, m
 			}
 			d.lot.batch.Way(score, pos, need)
@@ -190,7 +190,7 @@ func (d *Decider) enlist(q *question, task *Task) {
 		}
 	}
 	if queue.pos >= 0 {
-		queue.queued = true
+		queue.queued, most = true, max(most, least) // to be refused is dearer than to wait
 		d.lot.batch.Way(least, int(queue.pos), d.lot.nothing)
 		d.lot.ways = append(d.lot.ways, queue)
 	}

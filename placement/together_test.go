@@ -17,6 +17,7 @@ import (
 // drawLot draws a view and tasks of one home.
 func drawLot(t *rapid.T) (world, []Task) {
 	w := drawWorld(t)
+	w.Task.Cost = mesh.Cost{} // a batch has rooms of cores, memory and accelerators
 	var tasks []Task
 	for i := range rapid.IntRange(0, 8).Draw(t, "tasks") {
 		in := w.Task
@@ -233,6 +234,18 @@ func TestScarcityTellsWhoGoes(t *testing.T) {
 		if got.Scarcity[0].CPUHour == 0 || got.Scarcity[1].CPUHour != 0 {
 			t.Errorf("scarcity %+v", got.Scarcity)
 		}
+	}
+}
+
+// TestNoneIsLeftOutWhoMayWait: a run for nothing, now, where the wait costs more
+// than all runs do.
+func TestNoneIsLeftOutWhoMayWait(t *testing.T) {
+	t.Parallel()
+	full := cell("a-1", func(c *Cell) { c.Free.CPUMilli, c.Backlog = 4000, [4]time.Duration{mesh.Standard: time.Minute} })
+	tasks := slices.Repeat([]Task{task(variant("v", func(v *Variant) { v.Duration = 0 }))}, 5)
+	got := DecideAll(tasks, View{Cells: []Cell{full}}, Policy{LatencyUSDPerS: 1e-5}, noon(), Options{})
+	if got.Unplaced > 0 || math.Abs(got.Cost-60e-5) > 1e-12 {
+		t.Errorf("%d unplaced, cost %g", got.Unplaced, got.Cost)
 	}
 }
 

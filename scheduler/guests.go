@@ -135,14 +135,14 @@ func (l *leader) roomForGuest(function string, v *isobarv1.Variant, d mesh.Deman
 			continue
 		}
 		free = free.Plus(s.free)
-		fits = fits || s.total.Fits(d)
+		fits = fits || s.total.Fits(&d)
 	}
 	for _, g := range l.guests {
 		if !g.started && !g.ended {
 			free, _ = free.Take(g.demand)
 		}
 	}
-	return fits && free.Fits(d)
+	return fits && free.Fits(&d)
 }
 
 // adoptGuest remembers a guest found in the state by a new leader.

@@ -134,7 +134,7 @@ func (l *leader) adoptOne(ses *session, r ref) bool {
 func (l *leader) pickSession(function string, v *isobarv1.Variant, d mesh.Demand, streaming bool) *session {
 	var best *session
 	for _, s := range l.sessions {
-		if (streaming && s.out == nil) || !l.takes(s) || !s.can(function, v, d) {
+		if (streaming && s.out == nil) || !l.takes(s) || !s.can(function, v, &d) {
 			continue
 		}
 		if best == nil || s.before(best, function+"/"+v.Name) {
@@ -144,7 +144,7 @@ func (l *leader) pickSession(function string, v *isobarv1.Variant, d mesh.Demand
 	return best
 }
 
-func (s *session) can(function string, v *isobarv1.Variant, d mesh.Demand) bool {
+func (s *session) can(function string, v *isobarv1.Variant, d *mesh.Demand) bool {
 	switch {
 	case s.out != nil:
 		if s.out.bytes > fullStream {
@@ -164,13 +164,14 @@ func (s *session) offers(function string, v *isobarv1.Variant) bool {
 // unserved says why no worker of this cell would run the variant if it had room;
 // "" when one would.
 func (l *leader) unserved(function string, v *isobarv1.Variant, d mesh.Demand) string {
+	bare := demand(v)
 	var most mesh.Capacity // of those that lack nothing but the bound
 	for _, s := range l.sessions {
 		whole := s.whole()
-		if !s.offers(function, v) || !whole.Fits(demand(v)) {
+		if !s.offers(function, v) || !whole.Fits(&bare) {
 			continue
 		}
-		if whole.Fits(d) {
+		if whole.Fits(&d) {
 			return ""
 		}
 		most = most.Widest(whole)

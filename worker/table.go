@@ -111,7 +111,7 @@ func (t *table) remove(j *job) {
 
 // take reserves the job's demand; it reports false when it does not fit.
 func (t *table) take(j *job, d mesh.Demand) bool {
-	if !t.free.Fits(d) {
+	if !t.free.Fits(&d) {
 		return false
 	}
 	t.free, j.demand = t.free.Take(d)

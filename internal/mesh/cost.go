@@ -65,7 +65,7 @@ func (c Cost) String() string {
 // bound pairs one amount of a bound with what is held of it.
 type bound struct{ most, held int64 }
 
-func (c Capacity) bounds() [3]bound {
+func (c *Capacity) bounds() [3]bound {
 	return [...]bound{
 		{c.Most.Tokens, c.Held.Tokens}, {c.Most.Bytes, c.Held.Bytes}, {c.Most.AcceleratorMiB, c.Held.AcceleratorMiB},
 	}
@@ -79,7 +79,7 @@ func (c Capacity) bound(b [3]bound) Capacity {
 
 // runs reports whether anything can run in c: the bounds of what cannot say
 // nothing.
-func (c Capacity) runs() bool { return c.CPUMilli > 0 || c.MemoryMiB > 0 }
+func (c *Capacity) runs() bool { return c.CPUMilli > 0 || c.MemoryMiB > 0 }
 
 // join makes the bounds of c those of both: by amount, as pick says. A place
 // where nothing can run brings none.

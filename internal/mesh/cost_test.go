@@ -22,7 +22,7 @@ func TestCountOfCosts(t *testing.T) {
 		d := mesh.Demand{CPUMilli: 500, MemoryMiB: 1, Cost: drawCost(t, "cost")}
 		n := int64(0)
 		at := c
-		for ; at.Fits(d); n++ {
+		for ; at.Fits(&d); n++ {
 			at, _ = at.Take(d)
 			for _, b := range [][2]int64{{at.Held.Tokens, c.Most.Tokens}, {at.Held.Bytes, c.Most.Bytes}, {at.Held.AcceleratorMiB, c.Most.AcceleratorMiB}} {
 				if b[1] > 0 && b[0] > b[1] {
@@ -30,7 +30,7 @@ func TestCountOfCosts(t *testing.T) {
 				}
 			}
 		}
-		if got := c.Count(d, 1000); got != n {
+		if got := c.Count(&d, 1000); got != n {
 			t.Fatalf("Count is %d, %d fit", got, n)
 		}
 		for range n {
@@ -54,8 +54,8 @@ func TestWidest(t *testing.T) {
 		}
 		a, b, d := place("a"), place("b"), mesh.Demand{CPUMilli: 2, Cost: drawCost(t, "cost")}
 		ab, ba := a.Widest(b), b.Widest(a)
-		if ab.Fits(d) != ba.Fits(d) || (a.Fits(d) || b.Fits(d)) && !ab.Fits(d) {
-			t.Fatalf("%v fits a %v, b %v, both %v and %v", d, a.Fits(d), b.Fits(d), ab.Fits(d), ba.Fits(d))
+		if ab.Fits(&d) != ba.Fits(&d) || (a.Fits(&d) || b.Fits(&d)) && !ab.Fits(&d) {
+			t.Fatalf("%v fits a %v, b %v, both %v and %v", d, a.Fits(&d), b.Fits(&d), ab.Fits(&d), ba.Fits(&d))
 		}
 		for _, same := range []mesh.Capacity{(mesh.Capacity{}).Widest(a), a.Widest(mesh.Capacity{}), (mesh.Capacity{}).Plus(a), a.Plus(mesh.Capacity{})} {
 			if same.Most != a.Most || same.Held != a.Held {

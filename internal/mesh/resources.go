@@ -20,7 +20,9 @@ type Accelerators struct {
 	Count int64
 }
 
-// Capacity is what a worker or a cell has, in total or free.
+// Capacity is what a worker or a cell has, in total or free. What asks of it
+// takes pointers: both it and a demand are copied too often to be copied at each
+// question.
 type Capacity struct {
 	CPUMilli  int64
 	MemoryMiB int64
@@ -30,9 +32,9 @@ type Capacity struct {
 }
 
 // GPU returns how many accelerators of the model there are.
-func (c Capacity) GPU(model string) int64 {
-	for _, g := range c.GPUs {
-		if g.Model == model {
+func (c *Capacity) GPU(model string) int64 {
+	for i := range c.GPUs {
+		if g := &c.GPUs[i]; g.Model == model {
 			return g.Count
 		}
 	}
@@ -41,12 +43,12 @@ func (c Capacity) GPU(model string) int64 {
 
 // model picks the accelerator model a demand would take from c: the one asked
 // for, or the first with enough. ok is false when none has enough.
-func (c Capacity) model(d Demand) (model string, ok bool) {
+func (c *Capacity) model(d *Demand) (model string, ok bool) {
 	if d.GPUs == 0 {
 		return "", true
 	}
-	for _, g := range c.GPUs {
-		if (d.GPUModel == "" || d.GPUModel == g.Model) && g.Count >= d.GPUs {
+	for i := range c.GPUs {
+		if g := &c.GPUs[i]; (d.GPUModel == "" || d.GPUModel == g.Model) && g.Count >= d.GPUs {
 			return g.Model, true
 		}
 	}
@@ -54,13 +56,16 @@ func (c Capacity) model(d Demand) (model string, ok bool) {
 }
 
 // Fits reports whether one attempt of d fits in c.
-func (c Capacity) Fits(d Demand) bool {
+func (c *Capacity) Fits(d *Demand) bool {
+	if c.CPUMilli < d.CPUMilli || c.MemoryMiB < d.MemoryMiB || d.Cost != (Cost{}) && d.Cost.Over(c.Held, c.Most) != (Cost{}) {
+		return false
+	}
 	_, ok := c.model(d)
-	return ok && c.CPUMilli >= d.CPUMilli && c.MemoryMiB >= d.MemoryMiB && (d.Cost == Cost{} || d.Cost.Over(c.Held, c.Most) == Cost{})
+	return ok
 }
 
 // Count says how many attempts of d fit in c at once, at most limit.
-func (c Capacity) Count(d Demand, limit int64) int64 {
+func (c *Capacity) Count(d *Demand, limit int64) int64 {
 	n := limit
 	if d.CPUMilli > 0 {
 		n = min(n, c.CPUMilli/d.CPUMilli)
@@ -70,8 +75,8 @@ func (c Capacity) Count(d Demand, limit int64) int64 {
 	}
 	if d.GPUs > 0 {
 		var g int64
-		for _, a := range c.GPUs {
-			if d.GPUModel == "" || d.GPUModel == a.Model {
+		for i := range c.GPUs {
+			if a := &c.GPUs[i]; d.GPUModel == "" || d.GPUModel == a.Model {
 				g += a.Count / d.GPUs
 			}
 		}
@@ -92,7 +97,7 @@ func (c Capacity) Count(d Demand, limit int64) int64 {
 // c is not changed. Counts may go below zero when d does not fit.
 func (c Capacity) Take(d Demand) (Capacity, Demand) {
 	if d.GPUs > 0 && d.GPUModel == "" {
-		if m, ok := c.model(d); ok {
+		if m, ok := c.model(&d); ok {
 			d.GPUModel = m
 		}
 	}

@@ -337,7 +337,7 @@ func (s *site) dispatch() {
 		switch {
 		case len(l.tasks) == 0:
 			s.order.Drop(q)
-		case !s.room.Fits(l.demand):
+		case !s.room.Fits(&l.demand):
 			s.order.Stuck()
 		default:
 			s.room, _ = s.room.Take(l.demand)
