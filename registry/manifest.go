@@ -60,9 +60,9 @@ type manifestConcurrency struct {
 
 // manifestCost bounds what tasks declare.
 type manifestCost struct {
-	Tokens         int64 `yaml:"tokens"`
-	Bytes          int64 `yaml:"bytes"`
-	AcceleratorMiB int64 `yaml:"accelerator_mib"`
+	Tokens         int64           `yaml:"tokens"`
+	Bytes          strictyaml.Size `yaml:"bytes"`
+	AcceleratorMiB int64           `yaml:"accelerator_mib"`
 }
 
 type manifestRetry struct {
@@ -215,7 +215,7 @@ func (c *converter) spec(m *manifest) *isobarv1.FunctionSpec {
 			Attempts: uint32(min(max(b.Attempts, 0), math.MaxUint32)), Cpu: b.CPU, MemoryMib: b.MemoryMiB, Gpus: b.GPUs,
 		}
 		if k := b.Cost; k != nil {
-			s.Concurrency.Cost = &isobarv1.Cost{Tokens: k.Tokens, Bytes: k.Bytes, AcceleratorMib: k.AcceleratorMiB}
+			s.Concurrency.Cost = &isobarv1.Cost{Tokens: k.Tokens, Bytes: int64(k.Bytes), AcceleratorMib: k.AcceleratorMiB}
 		}
 		if b.Attempts < 0 {
 			c.add("concurrency.attempts", "must be 0 or more; 0 is no bound")

@@ -27,7 +27,7 @@ tenant: acme
 timeout: 30s
 retry: {max_attempts: 7, backoff: 500ms, max_backoff: 1m30s}
 pace: {most: 20, start: 5, least: 0.5, errors: 0.2, window: 30s}
-concurrency: {attempts: 20, cpu: 12.5, memory_mib: 4096, gpus: 2, cost: {tokens: 9000, bytes: 1, accelerator_mib: 2}}
+concurrency: {attempts: 20, cpu: 12.5, memory_mib: 4096, gpus: 2, cost: {tokens: 9000, bytes: 1KiB, accelerator_mib: 2}}
 ordering: {mode: strict, on_dead: block}
 env:
   SIZE: "128"
@@ -90,7 +90,7 @@ func TestParseManifest(t *testing.T) {
 		Env:   map[string]string{"SIZE": "128", "EMPTY": ""},
 
 		Pace:        &isobarv1.Pace{Most: 20, Start: 5, Least: 0.5, Errors: 0.2, Window: durationpb.New(30 * time.Second)},
-		Concurrency: &isobarv1.Concurrency{Attempts: 20, Cpu: 12.5, MemoryMib: 4096, Gpus: 2, Cost: &isobarv1.Cost{Tokens: 9000, Bytes: 1, AcceleratorMib: 2}},
+		Concurrency: &isobarv1.Concurrency{Attempts: 20, Cpu: 12.5, MemoryMib: 4096, Gpus: 2, Cost: &isobarv1.Cost{Tokens: 9000, Bytes: 1024, AcceleratorMib: 2}},
 		Ordering:    &isobarv1.Ordering{Mode: "strict", OnDead: "block"},
 		Variants: []*isobarv1.Variant{
 			{

@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -242,33 +243,63 @@ func (w *world) leased(c *testCell) (out []*meshv1.TaskRecord) {
 	return out
 }
 
-// TestBoundsByCost: of a function and of a tenant, in flight, over lanes and a
-// change of leader.
+// TestBoundsByCost: of a function and of a tenant, in each amount, over lanes,
+// functions and a change of leader, and for what other cells hold.
 func TestBoundsByCost(t *testing.T) {
 	t.Parallel()
-	inWorld(t, func(w *world) {
-		c := w.cell("eu-1")
-		w.registry.add("work", variant("only", "wasm")).Spec.Concurrency = &isobarv1.Concurrency{Cost: &isobarv1.Cost{Tokens: 5_000}}
-		wk := c.worker("w1", offering(50, "wasm"), nil)
-		for range 3 {
-			c.submit("work", costs(2_000))
-			c.submit("work", costs(2_000), in("critical"))
+	payload := int64(len("payload of work"))
+	for _, c := range []struct {
+		name      string
+		most, one *isobarv1.Cost
+		want      string
+	}{
+		{"tokens", &isobarv1.Cost{Tokens: 5_000}, &isobarv1.Cost{Tokens: 2_000}, "5000 tokens"},
+		{"bytes", &isobarv1.Cost{Bytes: 5_000}, &isobarv1.Cost{Bytes: 2_000}, "5000 bytes"},
+		{"payloads", &isobarv1.Cost{Bytes: 2*payload + 1}, nil, fmt.Sprintf("%d bytes", 2*payload+1)},
+		{"accelerators", &isobarv1.Cost{AcceleratorMib: 5_000}, &isobarv1.Cost{AcceleratorMib: 2_000}, "5000 MiB of accelerators"},
+		{"the scarcer", &isobarv1.Cost{Tokens: 90_000, AcceleratorMib: 5_000}, &isobarv1.Cost{Tokens: 2_000, AcceleratorMib: 2_000}, "5000 MiB of accelerators"},
+	} {
+		for _, of := range []string{"function", "tenant"} {
+			t.Run(c.name+" of a "+of, func(t *testing.T) {
+				t.Parallel()
+				inWorld(t, func(w *world) {
+					home, other := twoCells(w)
+					bound := &isobarv1.Concurrency{Cost: c.most}
+					second := "work"
+					if of == "tenant" {
+						second = "more" // another function of the same tenant
+						w.registry.add(second, variant("only", "wasm"))
+						w.registry.setTenant(&meshv1.Tenant{Name: "default", Concurrency: bound})
+					} else {
+						w.registry.add("work", variant("only", "wasm")).Spec.Concurrency = bound
+					}
+					w1, w2 := home.worker("w1", offering(1, "wasm"), nil), other.worker("w2", offering(50, "wasm"), nil)
+					w.meet()
+					costing := func(s *isobarv1.TaskSpec) { s.Cost = c.one }
+					for range 3 {
+						home.submit("work", costing)
+						home.submit(second, costing, in("critical")) // a payload of as many bytes
+					}
+					w.await(5*time.Second, "one here and one there", func() bool { return w1.count() == 1 && w2.count() == 1 })
+					time.Sleep(5 * time.Second)
+					if n := w1.count() + w2.count(); n != 2 {
+						t.Fatalf("%d run, the bound of %v lets 2", n, c.most)
+					}
+					name := of + " " + map[string]string{"tenant": "default", "function": "work"}[of]
+					if why := home.whyWaits("work"); why != "concurrency: "+name+" is at its bound of "+c.want {
+						t.Errorf("the queue waits for %q", why)
+					}
+					home.changeLeader()
+					w1.disconnect()
+					w1.connect()
+					time.Sleep(home.Renew + 5*time.Second)
+					if n := w1.count() + w2.count(); n != 2 {
+						t.Errorf("%d run under a new leader", n)
+					}
+				})
+			})
 		}
-		time.Sleep(time.Second)
-		if wk.tokens() != 4_000 {
-			t.Fatalf("%d tokens run, the bound is 5000", wk.tokens())
-		}
-		if why := c.whyWaits("work"); why != "concurrency: function work is at its bound of 5000 tokens" {
-			t.Errorf("the queue waits for %q", why)
-		}
-		c.changeLeader()
-		wk.disconnect()
-		wk.connect()
-		time.Sleep(c.Renew + time.Second)
-		if wk.tokens() != 4_000 {
-			t.Errorf("%d tokens run under a new leader", wk.tokens())
-		}
-	})
+	}
 }
 
 // TestACallHasACost too: it finds no room where its cost does not fit.

@@ -231,28 +231,31 @@ func (c *checker) queue(s *Server) {
 	}
 }
 
+// most bounds amounts that no tenant has.
+const most = 1e6
+
 func (c *checker) tenants(s *Server) {
-	for _, t := range slices.Sorted(maps.Keys(s.TenantWeights)) {
-		c.name("tenant_weights."+t, t)
-		if w := s.TenantWeights[t]; !(w >= 0.001 && w <= 1000) {
-			c.failf("tenant_weights."+t, "must be 0.001 to 1000, got %v", w)
+	for _, name := range slices.Sorted(maps.Keys(s.Tenants)) {
+		t, at := s.Tenants[name], "tenants."+name
+		c.name(at, name)
+		if w := t.Weight; w != 0 && !(w >= 0.001 && w <= 1000) {
+			c.failf(at+".weight", "must be 0.001 to 1000, got %v; left out it is 1", w)
 		}
-	}
-	for _, t := range slices.Sorted(maps.Keys(s.TenantAttempts)) {
-		if _, ok := s.TenantWeights[t]; !ok && t != "default" {
-			c.failf("tenant_attempts."+t, "names no tenant: give it a weight in tenant_weights")
+		k := t.Concurrency
+		at += ".concurrency"
+		for _, a := range []struct {
+			name string
+			n    int64
+			most int64
+		}{{"attempts", k.Attempts, most}, {"memory_mib", k.MemoryMiB, mesh.MaxCost}, {"gpus", k.GPUs, most}} {
+			if a.n < 0 || a.n > a.most {
+				c.failf(at+"."+a.name, "must be 0 to %d, got %d; 0 is no bound", a.most, a.n)
+			}
 		}
-		if n := s.TenantAttempts[t]; !(n >= 1 && n <= 1e6) || n != math.Trunc(n) {
-			c.failf("tenant_attempts."+t, "must be a whole number from 1 to 1000000, got %v", n)
+		if !(k.CPU >= 0 && k.CPU <= most) {
+			c.failf(at+".cpu", "must be 0 to %d cores, got %v; 0 is no bound", int64(most), k.CPU)
 		}
-	}
-	for _, t := range slices.Sorted(maps.Keys(s.TenantTokens)) {
-		if _, ok := s.TenantWeights[t]; !ok && t != "default" {
-			c.failf("tenant_tokens."+t, "names no tenant: give it a weight in tenant_weights")
-		}
-		if n := s.TenantTokens[t]; !(n >= 1 && n <= mesh.MaxCost) || n != math.Trunc(n) {
-			c.failf("tenant_tokens."+t, "must be a whole number from 1 to %d, got %v", int64(mesh.MaxCost), n)
-		}
+		c.cost(at+".cost", k.Cost)
 	}
 }
 

@@ -28,6 +28,9 @@ import (
 // EnvPrefix starts the name of every variable that is read.
 const EnvPrefix = "ISOBAR_"
 
+// Size is a number of bytes, written "64MiB".
+type Size = strictyaml.Size
+
 // Lookup finds an environment variable, as os.LookupEnv does.
 type Lookup func(name string) (value string, ok bool)
 
@@ -56,9 +59,7 @@ func DefaultServer() Server {
 		Carbon: Carbon{Speed: 1},
 		Policy: Policy{CarbonPrice: 190, LatencyPrice: 1.33e-5, DelayPrice: 1.33e-7, QualityPrice: 0.001},
 
-		TenantWeights:   map[string]float64{},
-		TenantAttempts:  map[string]float64{},
-		TenantTokens:    map[string]float64{},
+		Tenants:         map[string]Tenant{},
 		EgressUSDPerGiB: map[string]float64{},
 		ReturnUSDPerGiB: map[string]float64{},
 		RTTMs:           map[string]float64{},

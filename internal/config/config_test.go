@@ -97,12 +97,18 @@ func TestServerRefuses(t *testing.T) {
 		{name: "network", add: "energy: {network_kwh_per_gib: -1}\n", want: "energy.network_kwh_per_gib: must be 0 or more"},
 		{name: "embodied", add: "energy: {embodied_g_per_gpu_hour: {A100: -1}}\n", want: "energy.embodied_g_per_gpu_hour.A100: must be 0 or more"},
 		{name: "pue", add: "energy: {pue: 0.9}\n", want: "energy.pue: must be 1 or more"},
-		{name: "weight of nothing", add: "tenant_weights: {acme: 0}\n", want: "tenant_weights.acme: must be 0.001 to 1000, got 0"},
-		{name: "tenant's name", add: "tenant_weights: {Acme: 1}\n", want: "tenant_weights.Acme: must be 1 to 63 lower-case"},
-		{name: "bound of no tenant", add: "tenant_attempts: {acme: 3}\n", want: "tenant_attempts.acme: names no tenant"},
-		{name: "half an attempt", add: "tenant_attempts: {default: 0.5}\n", want: "tenant_attempts.default: must be a whole number"},
-		{name: "tokens of no tenant", add: "tenant_tokens: {acme: 3}\n", want: "tenant_tokens.acme: names no tenant"},
-		{name: "half a token", add: "tenant_tokens: {default: 0.5}\n", want: "tenant_tokens.default: must be a whole number"},
+		{name: "weight below nothing", add: "tenants: {acme: {weight: -1}}\n", want: ":7: tenants.acme.weight: must be 0.001 to 1000, got -1; left out it is 1"},
+		{name: "tenant's name", add: "tenants: {Acme: {weight: 1}}\n", want: "tenants.Acme: must be 1 to 63 lower-case"},
+		{name: "a tenant is no number", add: "tenants: {acme: 3}\n", want: "tenants.acme: must be a mapping"},
+		{name: "half an attempt", add: "tenants: {default: {concurrency: {attempts: 0.5}}}\n", want: "tenants.default.concurrency.attempts: must be a whole number"},
+		{name: "many attempts", add: "tenants: {default: {concurrency: {attempts: 1000001}}}\n", want: "tenants.default.concurrency.attempts: must be 0 to 1000000, got 1000001; 0 is no bound"},
+		{name: "no cores", add: "tenants: {default: {concurrency: {cpu: -1}}}\n", want: "tenants.default.concurrency.cpu: must be 0 to 1000000 cores"},
+		{name: "memory of a tenant", add: "tenants: {default: {concurrency: {memory_mib: -1}}}\n", want: "tenants.default.concurrency.memory_mib: must be 0 to"},
+		{name: "accelerators of a tenant", add: "tenants: {default: {concurrency: {gpus: -1}}}\n", want: "tenants.default.concurrency.gpus: must be 0 to"},
+		{name: "tokens of a tenant", add: "tenants: {default: {concurrency: {cost: {tokens: -1}}}}\n", want: "tenants.default.concurrency.cost.tokens: must be 0 to 1099511627776, got -1; 0 is no bound"},
+		{name: "bytes of a tenant", add: "tenants: {default: {concurrency: {cost: {bytes: 2TiB}}}}\n", want: "tenants.default.concurrency.cost.bytes: must be 0 to 1099511627776"},
+		{name: "accelerators' memory of a tenant", add: "tenants: {default: {concurrency: {cost: {accelerator_mib: -1}}}}\n", want: "tenants.default.concurrency.cost.accelerator_mib: must be 0 to"},
+		{name: "a cost misspelt", add: "tenants: {default: {concurrency: {cost: {token: 1}}}}\n", want: "tenants.default.concurrency.cost.token: unknown field; did you mean tokens?"},
 		{name: "home twice", add: "homes: [eu-north-1, eu-north-1]\n", want: "homes[1]: is given twice"},
 		{name: "broker's kind", add: "broker: {kind: kafka}\n", want: "broker.kind: must be embedded or pulsar"},
 		{name: "broker without a word", add: "broker: pulsar\n", want: "broker: must be a mapping"},
@@ -166,6 +172,9 @@ func TestPrintedConfigurationLoadsAgain(t *testing.T) {
 			RTTMs: map[string]map[string]float64{"a": {"b": 60}}, EgressUSDPerGiB: map[string]map[string]float64{"a": {"b": 0.02}, "b": {"a": 0.08}},
 		}
 		s.Prices.GPUs = map[string]float64{"H100": 6.98}
+		s.Tenants = map[string]config.Tenant{"acme": {Weight: 2.5, Concurrency: config.Concurrency{
+			Attempts: 3, CPU: 1.5, MemoryMiB: 512, GPUs: 1, Cost: config.Cost{Tokens: 9, Bytes: 64 << 20, AcceleratorMiB: 8},
+		}}}
 	})
 	if err != nil {
 		t.Fatal(err)

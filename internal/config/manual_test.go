@@ -76,7 +76,7 @@ func section(t *testing.T, b *bytes.Buffer, docs map[string]string, title, typ s
 	collectTypes(reflect.TypeOf(cfg).Elem(), "", types)
 	var notes []string
 	seen := map[string]bool{}
-	err := strictyaml.Walk(cfg, func(path string, v reflect.Value) error {
+	row := func(path string, v reflect.Value) error {
 		parent, name := "", path
 		if dot := strings.LastIndexByte(path, '.'); dot >= 0 {
 			parent, name = path[:dot], path[dot+1:]
@@ -92,13 +92,26 @@ func section(t *testing.T, b *bytes.Buffer, docs map[string]string, title, typ s
 			return fmt.Errorf("field %s has no comment", path)
 		}
 		variable := ""
-		if fromText(v.Type()) {
+		if fromText(v.Type()) && !strings.Contains(path, ".NAME.") {
 			variable = "`" + EnvName(path) + "`"
 		}
 		fmt.Fprintf(b, "| `%s` | %s | %s | %s |\n", path, defaultText(v), variable, strings.ReplaceAll(oneLine(doc), "|", `\|`))
 		return nil
-	})
-	if err != nil {
+	}
+	var visit func(path string, v reflect.Value) error
+	visit = func(path string, v reflect.Value) error {
+		if err := row(path, v); err != nil || v.Kind() != reflect.Map || v.Type().Elem().Kind() != reflect.Struct {
+			return err
+		}
+		// One entry of the map stands for all.
+		at := path + ".NAME"
+		types[at] = v.Type().Elem().Name()
+		collectTypes(v.Type().Elem(), at, types)
+		return strictyaml.Walk(reflect.New(v.Type().Elem()).Interface(), func(inner string, v reflect.Value) error {
+			return visit(at+"."+inner, v)
+		})
+	}
+	if err := strictyaml.Walk(cfg, visit); err != nil {
 		t.Fatal(err)
 	}
 	for _, n := range notes {

@@ -51,17 +51,11 @@ type Server struct {
 	Lifetime time.Duration `yaml:"lifetime"`
 	// Queue bounds what may wait in this cell.
 	Queue Queue `yaml:"queue"`
-	// TenantWeights are the tenants besides default, each with its part of a
-	// lane relative to the other tenants that have work there, 0.001 to 1000.
-	// The cell's leader makes and updates them; the newest edit in the mesh
-	// counts, so give every cell the same.
-	TenantWeights map[string]float64 `yaml:"tenant_weights"`
-	// TenantAttempts bounds how many attempts of a tenant's tasks run at once,
-	// for each home cell; a tenant that is missing has no bound.
-	TenantAttempts map[string]float64 `yaml:"tenant_attempts"`
-	// TenantTokens bounds the tokens that the tasks of a tenant which run at once
-	// declare together, for each home cell; a tenant that is missing has no bound.
-	TenantTokens map[string]float64 `yaml:"tenant_tokens"`
+	// Tenants by name, those besides default and default itself where it has a
+	// weight or bounds. The cell's leader makes and updates them; the newest edit in
+	// the mesh counts, so give every cell the same. One that is taken out of the
+	// list stays as it was.
+	Tenants map[string]Tenant `yaml:"tenants"`
 	// Disk bounds the data directory.
 	Disk Disk `yaml:"disk"`
 	// Prices of this region's resources, for placement.
@@ -182,6 +176,33 @@ type Queue struct {
 	Count int64 `yaml:"count"`
 	// Bytes of their payloads.
 	Bytes Size `yaml:"bytes"`
+}
+
+// Tenant is its part of the work and its bounds.
+type Tenant struct {
+	// Weight is its part of a lane relative to the other tenants that have work
+	// there, 0.001 to 1000. Default: 1.
+	Weight float64 `yaml:"weight"`
+	// Concurrency bounds what attempts of its tasks may hold at once.
+	Concurrency Concurrency `yaml:"concurrency"`
+}
+
+// Concurrency bounds what attempts of a tenant's tasks may hold at once, for each
+// home cell, wherever they run.
+//
+// The same words as `concurrency` in a manifest (docs/functions.md). One attempt may
+// always run; calls by `invoke` are not counted.
+type Concurrency struct {
+	// Attempts that run at once; 0 is no bound.
+	Attempts int64 `yaml:"attempts"`
+	// CPU is the cores that they hold; 0 is no bound.
+	CPU float64 `yaml:"cpu"`
+	// MemoryMiB is the memory that they hold; 0 is no bound.
+	MemoryMiB int64 `yaml:"memory_mib"`
+	// GPUs is the whole accelerators that they hold; 0 is no bound.
+	GPUs int64 `yaml:"gpus"`
+	// Cost is what their tasks declare.
+	Cost Cost `yaml:"cost"`
 }
 
 // Disk bounds the data directory.

@@ -35,16 +35,12 @@ type Worker struct {
 	Log Log `yaml:"log"`
 }
 
-// Cost bounds what the attempts that run at once may cost together, as their
-// tasks declare it.
+// Cost bounds what tasks may cost together, as they declare it.
 type Cost struct {
-	// Tokens of a model that the attempts which run at once may take together, as
-	// their tasks declare them; 0 is no bound.
+	// Tokens of a model; 0 is no bound.
 	Tokens int64 `yaml:"tokens"`
-	// Bytes that they may hold, their payloads and what their tasks declare; 0 is
-	// no bound.
+	// Bytes of their payloads and what they declare besides; 0 is no bound.
 	Bytes Size `yaml:"bytes"`
-	// AcceleratorMiB is the memory of accelerators that they may share; 0 is no
-	// bound.
+	// AcceleratorMiB is memory of accelerators that attempts share; 0 is no bound.
 	AcceleratorMiB int64 `yaml:"accelerator_mib"`
 }

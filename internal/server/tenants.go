@@ -35,33 +35,37 @@ func (s *Server) setTenants() error {
 }
 
 // tenantEdits lists the tenants that are not yet as the configuration wants them.
-// What else their documents say stays.
+// Their weight and bounds are the configuration's; what else their documents say
+// stays.
 func tenantEdits(cfg *config.Server, read func(name string) (*meshv1.Tenant, error)) []*meshv1.Tenant {
-	names := slices.Concat(slices.Collect(maps.Keys(cfg.TenantWeights)), slices.Collect(maps.Keys(cfg.TenantAttempts)), slices.Collect(maps.Keys(cfg.TenantTokens)))
-	slices.Sort(names)
 	var edits []*meshv1.Tenant
-	for _, name := range slices.Compact(names) {
+	for _, name := range slices.Sorted(maps.Keys(cfg.Tenants)) {
 		old, err := read(name)
 		if err != nil {
 			old = &meshv1.Tenant{Name: name} // unknown so far
 		}
 		t := proto.CloneOf(old)
-		t.Weight = cfg.TenantWeights[name]
-		if t.Concurrency == nil {
-			t.Concurrency = &isobarv1.Concurrency{}
-		}
-		if t.Concurrency.Cost == nil {
-			t.Concurrency.Cost = &isobarv1.Cost{}
-		}
-		if t.Concurrency.Cost.Tokens = int64(cfg.TenantTokens[name]); proto.Size(t.Concurrency.Cost) == 0 {
-			t.Concurrency.Cost = nil
-		}
-		if t.Concurrency.Attempts = uint32(cfg.TenantAttempts[name]); proto.Size(t.Concurrency) == 0 {
-			t.Concurrency = nil
-		}
+		t.Weight, t.Concurrency = cfg.Tenants[name].Weight, concurrencyMessage(cfg.Tenants[name].Concurrency)
 		if err != nil || !proto.Equal(t, old) {
 			edits = append(edits, t)
 		}
 	}
 	return edits
+}
+
+// concurrencyMessage writes bounds; nil for none.
+func concurrencyMessage(c config.Concurrency) *isobarv1.Concurrency {
+	m := &isobarv1.Concurrency{Attempts: uint32(c.Attempts), Cpu: c.CPU, MemoryMib: c.MemoryMiB, Gpus: c.GPUs, Cost: costMessage(c.Cost)}
+	if proto.Size(m) == 0 {
+		return nil
+	}
+	return m
+}
+
+// costMessage writes a bound by cost; nil for none.
+func costMessage(c config.Cost) *isobarv1.Cost {
+	if c == (config.Cost{}) {
+		return nil
+	}
+	return &isobarv1.Cost{Tokens: c.Tokens, Bytes: int64(c.Bytes), AcceleratorMib: c.AcceleratorMiB}
 }
