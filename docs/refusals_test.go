@@ -553,7 +553,7 @@ func TestQueueAtItsCap(t *testing.T) {
 	full := refused{
 		call: "TaskService/Submit", body: `{"tasks": [{"function": "echo", "text": "a"}]}`,
 		code: "resource_exhausted", reason: "queue_full", message: "queue default/echo/standard is full: 3 tasks of 3, 3 bytes of 1073741824",
-		hint: "wait and try again, add workers, or raise queue.count and queue.bytes", retryAfter: true,
+		hint: "wait and try again, add workers, or raise queue.count", retryAfter: true,
 	}
 	full.check(t, m)
 	m.submit(t, `{"function": "echo", "text": "a", "lane": "batch"}`)

@@ -335,7 +335,7 @@ func (m *mesh) loseWorkers(t *testing.T, region string) {
 	m.workers = slices.DeleteFunc(m.workers, func(w *worker) bool { return w.region == region })
 }
 
-// A queue at its cap refuses with when to try again, by count and by bytes, and
+// A queue at its cap refuses with when to try again, by count, bytes and cost, and
 // takes tasks again when there is room.
 func TestQueueCap(t *testing.T) {
 	whole(t)
@@ -343,7 +343,7 @@ func TestQueueCap(t *testing.T) {
 	m.deploy(t, "north", execSpec("fine", "cat"))
 	s := m.serversOf("north")[0]
 	kill(t, s.pid)
-	m.restart(t, s, "ISOBAR_QUEUE_COUNT=3", "ISOBAR_QUEUE_BYTES=1MiB")
+	m.restart(t, s, "ISOBAR_QUEUE_COUNT=3", "ISOBAR_QUEUE_BYTES=1MiB", "ISOBAR_QUEUE_COST_TOKENS=900")
 	m.leader(t, "north")
 
 	waits := func(lane string, size int) *isobarv1.TaskSpec {
@@ -363,6 +363,18 @@ func TestQueueCap(t *testing.T) {
 	m.refusedFull(t, waits("batch", 600<<10))
 	m.cancel(t, first)
 	m.submit(t, "north", waits("standard", 1))
+
+	costs := waits("critical", 1)
+	costs.Cost = &isobarv1.Cost{Tokens: 500}
+	m.submit(t, "north", costs)
+	m.refusedFull(t, costs)
+	// It is in the state: a server that starts from it knows.
+	kill(t, m.serversOf("north")[0].pid)
+	m.restart(t, m.serversOf("north")[0], "ISOBAR_QUEUE_COUNT=3", "ISOBAR_QUEUE_COST_TOKENS=900")
+	m.leader(t, "north")
+	m.refusedFull(t, costs)
+	costs.Cost.Tokens = 400
+	m.submit(t, "north", costs)
 }
 
 func (m *mesh) refusedFull(t *testing.T, spec *isobarv1.TaskSpec) {

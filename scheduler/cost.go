@@ -5,6 +5,7 @@ import (
 
 	"github.com/isobar-mesh/isobar/internal/mesh"
 	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
+	"github.com/isobar-mesh/isobar/scheduler/fsm"
 )
 
 // costed is work that says what it takes of a worker: a task's record or a guest's.
@@ -14,26 +15,10 @@ type costed interface {
 }
 
 // costOf is what the work takes, its payload counted in bytes.
-func costOf(work costed) mesh.Cost { return costPlus(work.GetCost(), int(work.GetPayloadBytes())) }
-
-func costPlus(c *isobarv1.Cost, payload int) mesh.Cost {
-	out := CostOf(c)
-	out.Bytes += int64(payload)
-	return out
-}
+func costOf(work costed) mesh.Cost { return fsm.CostOf(work.GetCost(), work.GetPayloadBytes()) }
 
 // CostOf reads a cost.
-func CostOf(c *isobarv1.Cost) mesh.Cost {
-	return mesh.Cost{Tokens: c.GetTokens(), Bytes: c.GetBytes(), AcceleratorMiB: c.GetAcceleratorMib()}
-}
-
-// costMessage writes a cost; nil for nothing.
-func costMessage(c mesh.Cost) *isobarv1.Cost {
-	if c == (mesh.Cost{}) {
-		return nil
-	}
-	return &isobarv1.Cost{Tokens: c.Tokens, Bytes: c.Bytes, AcceleratorMib: c.AcceleratorMiB}
-}
+func CostOf(c *isobarv1.Cost) mesh.Cost { return fsm.CostOf(c, 0) }
 
 // demandFor is what one attempt of the variant takes for that work.
 func demandFor(v *isobarv1.Variant, work costed) mesh.Demand {

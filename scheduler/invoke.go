@@ -14,6 +14,7 @@ import (
 	"github.com/isobar-mesh/isobar/placement"
 	meshv1 "github.com/isobar-mesh/isobar/proto/isobar/mesh/v1"
 	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
+	"github.com/isobar-mesh/isobar/scheduler/fsm"
 )
 
 // Invoke is the other path: synchronous, not durable, for latency. It goes
@@ -123,7 +124,7 @@ func (l *leader) decideInvoke(in Invocation, avoid []mesh.CellID) placement.Deci
 	t := placement.Task{
 		Function: in.Function.Spec.Name, Lane: mesh.Interactive, Home: l.Cell.ID, Variants: l.learned.variants(in.Function),
 		InputBytes: int64(len(in.Payload)), OutputBytes: l.learned.output(in.Function.Version), Residency: in.Residency,
-		MinQuality: in.MinQuality, Avoid: avoid, Cost: costPlus(in.Cost, len(in.Payload)),
+		MinQuality: in.MinQuality, Avoid: avoid, Cost: fsm.CostOf(in.Cost, uint64(len(in.Payload))),
 	}
 	return l.view.decider.Decide(t, l.view.priced(t.Lane), l.Policy, l.clock.wall(now), placement.Options{})
 }
@@ -156,7 +157,7 @@ func (l *leader) invokeAt(ctx context.Context, in Invocation, d *placement.Decis
 // invokeLocal runs one call on a worker of this cell.
 func (l *leader) invokeLocal(ctx context.Context, a *isobarv1.Assignment) (*isobarv1.Outcome, string, error) {
 	takes := demand(a.Variant)
-	takes.Cost = costPlus(a.Cost, len(a.Payload))
+	takes.Cost = fsm.CostOf(a.Cost, uint64(len(a.Payload)))
 	l.mu.Lock()
 	s := l.pickSession(a.Function, a.Variant, takes, true)
 	if s == nil || l.closed {

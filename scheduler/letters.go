@@ -194,7 +194,7 @@ func (l *leader) notRedriven(rec *meshv1.TaskRecord, err error) error {
 	var full *fsm.QueueFullError
 	switch {
 	case errors.As(err, &full):
-		return &Refusal{Reason: QueueFull, TaskID: rec.Id, Message: full.Error(), RetryAfter: time.Second, Hint: "wait and try again, add workers, or raise queue.count"}
+		return queueFull(rec.Id, full)
 	case errors.Is(err, fsm.ErrPayloadLost):
 		return &Refusal{Reason: PayloadLost, TaskID: rec.Id, Message: "the task died because its payload was lost: nothing is left to run", Hint: "submit it again"}
 	case errors.Is(err, fsm.ErrDeadlinePast):

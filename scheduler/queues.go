@@ -72,7 +72,7 @@ func afterQueue(q fsm.Queue, name string) bool {
 func (l *leader) queueMessage(q fsm.Queue, n *meshv1.QueueRecord) *isobarv1.Queue {
 	m := &isobarv1.Queue{
 		Tenant: q.Tenant, Function: q.Function, Lane: q.Lane.String(), Cell: string(l.Cell.ID),
-		Ready: n.Ready, Deferred: n.Deferred, Leased: n.Leased, Dead: n.Dead, Bytes: n.Bytes,
+		Ready: n.Ready, Deferred: n.Deferred, Leased: n.Leased, Dead: n.Dead, Bytes: n.Bytes, Cost: n.Cost,
 	}
 	if n.Pause != nil {
 		m.Pause = &isobarv1.Pause{Since: timestampMs(n.Pause.SinceMs), Reason: n.Pause.Reason}

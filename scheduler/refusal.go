@@ -7,6 +7,7 @@ import (
 	"github.com/isobar-mesh/isobar/broker"
 	"github.com/isobar-mesh/isobar/internal/mesh"
 	"github.com/isobar-mesh/isobar/placement"
+	"github.com/isobar-mesh/isobar/scheduler/fsm"
 )
 
 // Reason names why something was refused. The names are part of the API
@@ -90,6 +91,14 @@ var errDamagedPayload = errors.New("payload does not match its hash")
 
 func isLost(err error) bool {
 	return errors.Is(err, broker.ErrLost) || errors.Is(err, broker.ErrDamaged)
+}
+
+// queueFull is the refusal of a queue at its cap; id is the task's, if it has one.
+func queueFull(id string, full *fsm.QueueFullError) *Refusal {
+	return &Refusal{
+		Reason: QueueFull, TaskID: id, Message: full.Error(), RetryAfter: time.Second,
+		Hint: "wait and try again, add workers, or raise queue." + full.By,
+	}
 }
 
 // infeasible is the refusal when no place is allowed at all.

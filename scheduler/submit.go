@@ -359,10 +359,7 @@ func (l *leader) notAccepted(rec *meshv1.TaskRecord, err error) (*Receipt, error
 			Hint: "use another key for another task, or repeat the first one unchanged",
 		}
 	case errors.As(err, &full):
-		return nil, &Refusal{
-			Reason: QueueFull, Message: full.Error(), RetryAfter: time.Second,
-			Hint: "wait and try again, add workers, or raise queue.count and queue.bytes",
-		}
+		return nil, queueFull("", full)
 	case errors.Is(err, broker.ErrFull):
 		return nil, &Refusal{Reason: DiskFull, Message: "the broker is at its cap", RetryAfter: 5 * time.Second, Hint: "wait until tasks end, or raise the cap"}
 	case errors.Is(err, fsm.ErrDeadlinePast):

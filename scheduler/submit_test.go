@@ -131,6 +131,63 @@ func TestAFullQueueRefuses(t *testing.T) {
 	})
 }
 
+// TestAQueueFullByCost refuses by each amount, under the next leader too, and
+// takes tasks again when there is room. Retries stay, redrives wait for room.
+func TestAQueueFullByCost(t *testing.T) {
+	t.Parallel()
+	for by, most := range map[string]*isobarv1.Cost{
+		"queue.cost.tokens": {Tokens: 500}, "queue.cost.bytes": {Bytes: 500 + 2*int64(len("payload of work"))}, "queue.cost.accelerator_mib": {AcceleratorMib: 500},
+	} {
+		t.Run(by, func(t *testing.T) {
+			t.Parallel()
+			inWorld(t, func(w *world) {
+				c := w.cell("eu-1", func(o *Options) { o.QueueCap = &meshv1.QueueCap{Cost: most} })
+				costing := func(s *isobarv1.TaskSpec) {
+					s.Cost, s.Retry = &isobarv1.Cost{Tokens: 250, Bytes: 250, AcceleratorMib: 250}, &isobarv1.RetryPolicy{MaxAttempts: 2}
+				}
+				full := func(what string) {
+					t.Helper()
+					_, err := c.trySubmit("work", costing)
+					r := wantRefusal(t, what, err, QueueFull)
+					if r.RetryAfter == 0 || r.Unknown || !strings.HasSuffix(r.Hint, "or raise "+by) || !strings.Contains(r.Message, "and this one costs 2") {
+						t.Errorf("%s: %+v", what, r)
+					}
+				}
+				first, second := c.submit("work", costing), c.submit("work", costing)
+				full("third")
+				c.submit("work", costing, in("batch")) // a queue of its own
+				c.changeLeader()
+				full("under the next leader")
+				if q, _, err := c.Queues(w.ctx, "default", "work", "", 9); err != nil || len(q) != 2 || q[0].Cost.GetTokens() != 500 {
+					t.Errorf("the queues are %v, %v", q, err)
+				}
+				wk := c.worker("w1", offering(1, "wasm"), nil)
+				a := wk.assigned(0)
+				wk.finish(a, "retry")
+				full("beside a retry")
+				for fsm.State(c.record(first)) != dead {
+					for _, a := range wk.holds() {
+						wk.finish(a, map[bool]string{true: "retry", false: "done"}[a.TaskId == first])
+					}
+					time.Sleep(100 * time.Millisecond)
+				}
+				c.awaitState(time.Minute, second, completed)
+				wk.disconnect()
+				for range 2 {
+					c.submit("work", costing)
+				}
+				full("after two more")
+				got, err := c.Redrive(w.ctx, []string{first})
+				if err != nil {
+					t.Fatal(err)
+				}
+				wantRefusal(t, "redrive", got[0].Err, QueueFull)
+				c.wantState(first, dead) // not lost
+			})
+		})
+	}
+}
+
 func TestWhatAFailedAcceptMeans(t *testing.T) {
 	t.Parallel()
 	inWorld(t, func(w *world) {

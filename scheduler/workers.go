@@ -372,7 +372,7 @@ func CapacityOf(o *isobarv1.Offer) mesh.Capacity {
 
 // OfferOf writes a capacity as an offer.
 func OfferOf(c mesh.Capacity, runtimes []string) *isobarv1.Offer {
-	o := &isobarv1.Offer{Cpu: float64(c.CPUMilli) / 1000, MemoryMib: c.MemoryMiB, Runtimes: runtimes, InFlight: costMessage(c.Most)}
+	o := &isobarv1.Offer{Cpu: float64(c.CPUMilli) / 1000, MemoryMib: c.MemoryMiB, Runtimes: runtimes, InFlight: fsm.CostMessage(c.Most)}
 	for _, g := range c.GPUs {
 		o.Accelerators = append(o.Accelerators, &isobarv1.AcceleratorCount{Model: g.Model, Count: g.Count})
 	}

@@ -226,6 +226,7 @@ func (c *checker) queue(s *Server) {
 	if s.Queue.Bytes < mesh.MaxPayload {
 		c.failf("queue.bytes", "must hold one payload of %s, got %s", Size(mesh.MaxPayload), s.Queue.Bytes)
 	}
+	c.cost("queue.cost", s.Queue.Cost)
 	if s.Disk.Bytes != 0 && s.Disk.Bytes < 64<<20 {
 		c.failf("disk.bytes", "must be 0 or at least 64MiB, got %s", s.Disk.Bytes)
 	}

@@ -124,6 +124,8 @@ func TestServerRefuses(t *testing.T) {
 		{name: "emulation without figures", add: "emulate_rtt: true\n", want: "emulate_rtt: needs rtt_ms"},
 		{name: "name", env: map[string]string{"ISOBAR_NAME": "S/1"}, want: "ISOBAR_NAME: must be 1 to 63"},
 		{name: "small queue", add: "queue: {bytes: 1KiB}\n", want: "queue.bytes: must hold one payload of 1MiB"},
+		{name: "cost of a queue", add: "queue: {cost: {tokens: -1}}\n", want: ":7: queue.cost.tokens: must be 0 to 1099511627776, got -1; 0 is no bound"},
+		{name: "cost of a queue by environment", env: map[string]string{"ISOBAR_QUEUE_COST_BYTES": "2TiB"}, want: "ISOBAR_QUEUE_COST_BYTES: must be 0 to"},
 		{name: "otlp", add: "otlp: {endpoint: 'localhost:4318'}\n", want: "otlp.endpoint: must be a URL"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

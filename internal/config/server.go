@@ -49,7 +49,7 @@ type Server struct {
 	Retention Retention `yaml:"retention"`
 	// Lifetime of a task without a deadline: it ends as expired after it.
 	Lifetime time.Duration `yaml:"lifetime"`
-	// Queue bounds what may wait in this cell.
+	// Queue bounds each queue of this cell.
 	Queue Queue `yaml:"queue"`
 	// Tenants by name, those besides default and default itself where it has a
 	// weight or bounds. The cell's leader makes and updates them; the newest edit in
@@ -169,13 +169,15 @@ type Retention struct {
 	Task time.Duration `yaml:"task"`
 }
 
-// Queue bounds what may wait in a cell; above it a Submit is answered with
-// RESOURCE_EXHAUSTED and when to try again.
+// Queue bounds each queue (tenant, function and lane) of a cell; above it a Submit
+// is answered with RESOURCE_EXHAUSTED and when to try again.
 type Queue struct {
 	// Count of tasks not ended.
 	Count int64 `yaml:"count"`
-	// Bytes of their payloads.
+	// Bytes of their payloads and of those of dead letters, which the broker keeps.
 	Bytes Size `yaml:"bytes"`
+	// Cost of the tasks not ended.
+	Cost Cost `yaml:"cost"`
 }
 
 // Tenant is its part of the work and its bounds.

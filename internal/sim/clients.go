@@ -43,6 +43,13 @@ func (w *world) startClients(seed uint64) {
 	}
 }
 
+// queueTokens is what the tasks of a queue may cost together: a few of them.
+const queueTokens = 500
+
+func queueCap() *meshv1.QueueCap {
+	return &meshv1.QueueCap{Count: 1_000, Cost: &isobarv1.Cost{Tokens: queueTokens}}
+}
+
 // mint makes an id as its home does: new for each try, sortable by time.
 func (c *client) mint() string {
 	return fmt.Sprintf("%026d-%s-i", (c.w.now*1_000+int64(c.n))*10+1, c.home.id)
@@ -58,6 +65,7 @@ func (c *client) submit() {
 		Tenant: "default", Function: fmt.Sprintf("f%d", c.n%3), Lane: uint32(c.n % 4), RequestId: fmt.Sprintf("r%d", c.n),
 		LifetimeMs: wallBase + lifetime, RetentionMs: retention, TimeoutMs: runTimeout, MaxAttempts: uint32(2 + c.n%5),
 		BackoffMs: between(c.rng, 200, 3_000), MaxBackoffMs: 4_000, PayloadBytes: uint64(c.n),
+		Cost: &isobarv1.Cost{Tokens: int64(c.n%3) * 100},
 	}
 	if c.key != "" {
 		rec.IdempotencyKey, rec.IdempotencyHash = c.key, sum[:]
@@ -91,6 +99,7 @@ func (c *client) submit() {
 func (c *client) answer(id string, err error) {
 	c.w.near(c.home, func() {
 		var dup *fsm.DuplicateError
+		var full *fsm.QueueFullError
 		switch {
 		case c.settled:
 		case err == nil:
@@ -102,6 +111,8 @@ func (c *client) answer(id string, err error) {
 			c.accepted(dup.ID)
 		case errors.Is(err, fsm.ErrDeadlinePast):
 			c.settled = true
+		case errors.As(err, &full):
+			c.w.saw(SawFull) // it comes again
 		default:
 			c.w.violate("submit %d: %v", c.n, err)
 		}

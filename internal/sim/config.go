@@ -119,6 +119,7 @@ const (
 	SawRevived     = "dead letter redriven and completed"
 	SawRedrivenTwo = "redrive repeated"
 	SawHeld        = "task held behind another of its ordering key"
+	SawFull        = "submit refused as its queue was full by cost"
 )
 
 // Sights lists them all.
@@ -126,7 +127,7 @@ func Sights() []string {
 	return []string{
 		SawLeaderLost, SawFenced, SawRetry, SawRefused, SawIsolated, SawRegionDown, SawUnknown, SawRepeatOffer,
 		SawRepeatLease, SawUndelivered, SawLateDone, SawAdopted, SawCancelled,
-		SawRedriven, SawRevived, SawRedrivenTwo, SawHeld,
+		SawRedriven, SawRevived, SawRedrivenTwo, SawHeld, SawFull,
 	}
 }
 

@@ -216,7 +216,7 @@ func (l *leader) submit(rec *meshv1.TaskRecord, answer func(id string, err error
 		answer = func(string, error) {}
 	}
 	l.propose(&meshv1.SchedulerCommand{Command: &meshv1.SchedulerCommand_Accept{
-		Accept: &meshv1.Accept{Task: rec, Cap: &meshv1.QueueCap{Count: 1_000}},
+		Accept: &meshv1.Accept{Task: rec, Cap: queueCap()},
 	}}, func(_ *fsm.Result, err error) { answer(rec.Id, err) })
 }
 

@@ -37,7 +37,7 @@ func (w *world) redrive(c *cell, id string, attempt uint64) {
 	w.near(c, func() {
 		if c.leader != nil {
 			c.leader.propose(&meshv1.SchedulerCommand{Command: &meshv1.SchedulerCommand_Redrive{
-				Redrive: &meshv1.Redrive{TaskId: id, Attempt: attempt},
+				Redrive: &meshv1.Redrive{TaskId: id, Attempt: attempt, Cap: queueCap()},
 			}}, nil)
 		}
 	})

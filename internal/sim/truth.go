@@ -228,6 +228,12 @@ func (c *cell) count() {
 		if fsm.Kept(rec) {
 			want[q].Bytes += rec.PayloadBytes
 		}
+		if fsm.State(rec) != isobarv1.TaskState_TASK_STATE_DEAD {
+			cost := fsm.CostOf(want[q].Cost, 0).Plus(fsm.CostOf(rec.Cost, rec.PayloadBytes))
+			if want[q].Cost = fsm.CostMessage(cost); cost.Tokens > queueTokens {
+				c.w.violate("cell %s: the tasks of queue %s cost %d tokens, the bound is %d", c.id, q, cost.Tokens, queueTokens)
+			}
+		}
 		switch fsm.State(rec) {
 		case isobarv1.TaskState_TASK_STATE_DEFERRED:
 			want[q].Deferred++

@@ -189,6 +189,7 @@ func auditTask(rec *meshv1.TaskRecord, want map[string][]byte, queues map[Queue]
 	if Ended(State(rec)) {
 		return nil
 	}
+	n.Cost = CostMessage(CostOf(n.Cost, 0).Plus(CostOf(rec.Cost, rec.PayloadBytes)))
 	want[string(calendarKey(expiry(rec), kindExpire, id))] = nil
 	if rec.PutOff && State(rec) != deferred {
 		return fmt.Errorf("put off and %s", State(rec))

@@ -78,10 +78,18 @@ func (e *ConflictError) Error() string { return "key belongs to " + e.ID + " wit
 type QueueFullError struct {
 	Queue        Queue
 	Count, Bytes uint64
+	Held, Over   mesh.Cost // of its tasks, and what of the new one's is too much
 	Cap          *meshv1.QueueCap
+	// By names the bound: count, bytes, cost.tokens, cost.bytes or
+	// cost.accelerator_mib.
+	By string
 }
 
 func (e *QueueFullError) Error() string {
+	if e.By != "count" && e.By != "bytes" {
+		most := CostOf(e.Cap.GetCost(), 0)
+		return fmt.Sprintf("queue %s is full: its tasks cost %s, its bound is %s, and this one costs %s", e.Queue, e.Held.Where(e.Over), most.Where(e.Over), e.Over)
+	}
 	return fmt.Sprintf("queue %s is full: %d tasks of %d, %d bytes of %d", e.Queue, e.Count, e.Cap.Count, e.Bytes, e.Cap.Bytes)
 }
 

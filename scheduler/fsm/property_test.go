@@ -9,7 +9,9 @@ import (
 	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
 
+	"github.com/isobar-mesh/isobar/internal/mesh"
 	meshv1 "github.com/isobar-mesh/isobar/proto/isobar/mesh/v1"
+	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
 	"github.com/isobar-mesh/isobar/state"
 )
 
@@ -206,7 +208,7 @@ func anyQueueCommand(t *rapid.T, id string, attempt uint64) proto.Message {
 			ReportId: rapid.SampledFrom([]string{"", "r1", "r2"}).Draw(t, "report"),
 		}
 	case 0:
-		return &meshv1.Redrive{TaskId: id, Attempt: attempt, Cap: &meshv1.QueueCap{Count: uint64(number("cap", 3))}}
+		return &meshv1.Redrive{TaskId: id, Attempt: attempt, Cap: &meshv1.QueueCap{Count: uint64(number("cap", 3)), Cost: &isobarv1.Cost{Tokens: 12}}}
 	case 1:
 		return &meshv1.PauseQueue{Tenant: "acme", Function: "resize", Lane: number("lane", 4), Paused: rapid.IntRange(0, 3).Draw(t, "pause") == 0}
 	default:
@@ -312,6 +314,9 @@ func anySubmit(t *rapid.T, b *bench, id string) *meshv1.Accept {
 		k := keyed(id, rapid.SampledFrom([]string{"k1", "k2"}).Draw(t, "key"), rapid.SampledFrom([]string{"a", "b"}).Draw(t, "content"))
 		c.Task.IdempotencyKey, c.Task.IdempotencyHash = k.Task.IdempotencyKey, k.Task.IdempotencyHash
 	}
-	c.Cap = &meshv1.QueueCap{Count: uint64(pick("cap", 0, 3)), Bytes: uint64(pick("cap bytes", 0, 25))}
+	c.Task.Cost = CostMessage(mesh.Cost{Tokens: pick("tokens", 0, 0, 4, 4, 9, 9, -1), AcceleratorMiB: pick("accelerator", 0, 5)})
+	c.Cap = &meshv1.QueueCap{
+		Count: uint64(pick("cap", 0, 3)), Bytes: uint64(pick("cap bytes", 0, 25)), Cost: &isobarv1.Cost{Tokens: pick("cap tokens", 0, 12)},
+	}
 	return c
 }

@@ -44,13 +44,14 @@ func (a *apply) redrive(c *meshv1.Redrive) error {
 	// One that its key waits for has its place: what fills the queue may stand
 	// behind it.
 	if rec.OrderSeq == 0 {
-		if err := a.room(q, c.Cap, 0); err != nil {
+		if err := a.room(rec, c.Cap, 0); err != nil {
 			return fmt.Errorf("fsm: redrive task %s: %w", rec.Id, err)
 		}
 	}
 	a.Delete(calendarKey(rec.EndedMs+rec.RetentionMs, kindRetention, rec.Id))
 	a.Delete(deadKey(q, rec.Id))
 	a.queueAdd(q, func(r *meshv1.QueueRecord) { r.Dead-- })
+	a.costs(rec, 1)
 	rec.Deaths = append(rec.Deaths, &meshv1.Death{
 		EndedMs: rec.EndedMs, Reason: rec.Reason, Cause: Cause(rec), Attempt: rec.Attempt, Counted: rec.Counted, RedrivenMs: a.clocks.WallMs,
 	})

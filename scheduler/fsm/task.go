@@ -49,10 +49,11 @@ func (a *apply) accept(c *meshv1.Accept) error {
 	if err := a.freeRef(q.String(), rec.PayloadRef); err != nil {
 		return fmt.Errorf("fsm: accept task %s: %w", rec.Id, err)
 	}
-	if err := a.room(q, c.Cap, rec.PayloadBytes); err != nil {
+	if err := a.room(rec, c.Cap, rec.PayloadBytes); err != nil {
 		return fmt.Errorf("fsm: accept task %s: %w", rec.Id, err)
 	}
 	a.queueAdd(q, func(r *meshv1.QueueRecord) { r.Bytes += rec.PayloadBytes })
+	a.costs(rec, 1)
 	if rec.RequestId != "" {
 		a.Set(requestKey(rec.Tenant, rec.RequestId), []byte(rec.Id))
 	}
@@ -76,32 +77,12 @@ func (a *apply) accept(c *meshv1.Accept) error {
 	return nil
 }
 
-// room reports whether one task more may be in the queue, with so many bytes more.
-func (a *apply) room(q Queue, limit *meshv1.QueueCap, more uint64) error {
-	counts := a.queue(q)
-	n := counts.Ready + counts.Deferred + counts.Leased
-	if limit == nil || (limit.Count == 0 || n < limit.Count) && (limit.Bytes == 0 || more == 0 || counts.Bytes+more <= limit.Bytes) {
-		return nil
-	}
-	return &QueueFullError{Queue: q, Count: n, Bytes: counts.Bytes, Cap: limit}
-}
-
 // acceptable reports whether the record of a new task can be stored: its names
 // keep the keys apart, its numbers cannot overflow.
 func acceptable(rec *meshv1.TaskRecord) bool {
 	return rec.GetId() != "" && nameable(rec.Tenant, rec.Function, rec.Lane) && !strings.Contains(rec.OrderingKey, "\x00") && rec.PayloadBytes <= maxBytes &&
 		rec.LifetimeMs > 0 && costable(rec.Cost) && (rec.IdempotencyKey == "" || len(rec.IdempotencyHash) == sha256.Size) &&
 		inRange(rec.DeadlineMs, rec.NotBeforeMs, rec.LifetimeMs, rec.RetentionMs, rec.TimeoutMs, rec.BackoffMs, rec.MaxBackoffMs, rec.MaxDelayMs, rec.MaxRttUs)
-}
-
-// costable reports whether each amount can be summed up.
-func costable(c *isobarv1.Cost) bool {
-	for _, n := range []int64{c.GetTokens(), c.GetBytes(), c.GetAcceleratorMib()} {
-		if n < 0 || n > mesh.MaxCost {
-			return false
-		}
-	}
-	return true
 }
 
 // fresh takes out of a new record what only the machine may say. The decision
@@ -223,6 +204,7 @@ func (a *apply) end(rec *meshv1.TaskRecord, s isobarv1.TaskState, reason string)
 		a.effect(Effect{Kind: TaskUnready, TaskID: rec.Id, Queue: q})
 	}
 	a.leave(rec)
+	a.costs(rec, -1)
 	rec.State, rec.Reason, rec.EndedMs = uint32(s), reason, a.clocks.WallMs
 	a.Delete(calendarKey(expiry(rec), kindExpire, rec.Id))
 	a.Set(calendarKey(rec.EndedMs+rec.RetentionMs, kindRetention, rec.Id), nil)

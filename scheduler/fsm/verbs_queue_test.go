@@ -10,7 +10,9 @@ import (
 // redrive t1/3 [cap=]: 3 is the highest attempt granted.
 func (s *story) redrive(a args) string {
 	id, attempt := a.attempt()
-	return s.run(&meshv1.Redrive{TaskId: id, Attempt: attempt, Cap: &meshv1.QueueCap{Count: a.number("cap", "0")}})
+	return s.run(&meshv1.Redrive{TaskId: id, Attempt: attempt, Cap: &meshv1.QueueCap{
+		Count: a.number("cap", "0"), Cost: CostMessage(a.cost("cap-tokens", "cap-cost-bytes", "cap-accelerator")),
+	}})
 }
 
 // slow [function=] [rate=] [reason=] [report=] [errors=] [drift=] [safety=]: rate in

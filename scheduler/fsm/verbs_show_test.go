@@ -3,6 +3,8 @@ package fsm
 import (
 	"fmt"
 	"strings"
+
+	"github.com/isobar-mesh/isobar/internal/mesh"
 )
 
 // dump: every key of the machine, as stored, without clocks and bootstrap.
@@ -19,6 +21,9 @@ func (s *story) queues(args) string {
 	var b strings.Builder
 	for q, n := range Queues(s.reader()) {
 		fmt.Fprintf(&b, "%s ready=%d deferred=%d leased=%d bytes=%d", q, n.Ready, n.Deferred, n.Leased, n.Bytes)
+		if c := CostOf(n.Cost, 0); c != (mesh.Cost{Bytes: int64(n.Bytes)}) { // more than payloads
+			fmt.Fprintf(&b, " cost=%q", c)
+		}
 		if n.Dead > 0 {
 			fmt.Fprintf(&b, " dead=%d", n.Dead)
 		}

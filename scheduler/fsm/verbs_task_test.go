@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/isobar-mesh/isobar/internal/mesh"
 	meshv1 "github.com/isobar-mesh/isobar/proto/isobar/mesh/v1"
 )
 
 // submit t1 [tenant=] [function=] [lane=] [request=] [key= content=] [deadline=]
 // [not-before=] [max-delay=] [lifetime=] [retention=] [timeout=] [attempts=] [backoff=]
 // [max-backoff=] [bytes=] [ref=] [cap=] [cap-bytes=] [order=] [relaxed] [blocks]
+// [tokens=] [cost-bytes=] [accelerator=] [cap-tokens=] [cap-cost-bytes=] [cap-accelerator=]
 func (s *story) submit(a args) string {
 	rec := &meshv1.TaskRecord{
 		Id: a.first(), Tenant: a.str("tenant", "acme"), Function: a.str("function", "resize"), Lane: a.lane(),
@@ -26,7 +28,15 @@ func (s *story) submit(a args) string {
 		sum := sha256.Sum256([]byte(a.str("content", "")))
 		rec.IdempotencyHash = sum[:]
 	}
-	return s.run(&meshv1.Accept{Task: rec, Cap: &meshv1.QueueCap{Count: a.number("cap", "0"), Bytes: a.number("cap-bytes", "0")}})
+	rec.Cost = CostMessage(a.cost("tokens", "cost-bytes", "accelerator"))
+	return s.run(&meshv1.Accept{Task: rec, Cap: &meshv1.QueueCap{
+		Count: a.number("cap", "0"), Bytes: a.number("cap-bytes", "0"), Cost: CostMessage(a.cost("cap-tokens", "cap-cost-bytes", "cap-accelerator")),
+	}})
+}
+
+// cost reads the amounts of those names.
+func (a args) cost(tokens, bytes, accelerator string) mesh.Cost {
+	return mesh.Cost{Tokens: int64(a.number(tokens, "0")), Bytes: int64(a.number(bytes, "0")), AcceleratorMiB: int64(a.number(accelerator, "0"))}
 }
 
 // cancel t1 [reason=]

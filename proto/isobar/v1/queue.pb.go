@@ -38,7 +38,10 @@ type Queue struct {
 	Oldest *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=oldest,proto3" json:"oldest,omitempty"`
 	Pause  *Pause                 `protobuf:"bytes,11,opt,name=pause,proto3" json:"pause,omitempty"`
 	// What its next task waits for; empty when that is its turn.
-	BlockedBy     string `protobuf:"bytes,12,opt,name=blocked_by,json=blockedBy,proto3" json:"blocked_by,omitempty"`
+	BlockedBy string `protobuf:"bytes,12,opt,name=blocked_by,json=blockedBy,proto3" json:"blocked_by,omitempty"`
+	// What its tasks that have not ended cost together, their payloads among the
+	// bytes; the server's queue.cost bounds it.
+	Cost          *Cost `protobuf:"bytes,13,opt,name=cost,proto3" json:"cost,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -155,6 +158,13 @@ func (x *Queue) GetBlockedBy() string {
 		return x.BlockedBy
 	}
 	return ""
+}
+
+func (x *Queue) GetCost() *Cost {
+	if x != nil {
+		return x.Cost
+	}
+	return nil
 }
 
 // Pause is set while a queue is paused.
@@ -1539,7 +1549,7 @@ var File_isobar_v1_queue_proto protoreflect.FileDescriptor
 
 const file_isobar_v1_queue_proto_rawDesc = "" +
 	"\n" +
-	"\x15isobar/v1/queue.proto\x12\tisobar.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14isobar/v1/task.proto\"\xd2\x02\n" +
+	"\x15isobar/v1/queue.proto\x12\tisobar.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14isobar/v1/task.proto\"\xf7\x02\n" +
 	"\x05Queue\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x1a\n" +
 	"\bfunction\x18\x02 \x01(\tR\bfunction\x12\x12\n" +
@@ -1554,7 +1564,8 @@ const file_isobar_v1_queue_proto_rawDesc = "" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\x06oldest\x12&\n" +
 	"\x05pause\x18\v \x01(\v2\x10.isobar.v1.PauseR\x05pause\x12\x1d\n" +
 	"\n" +
-	"blocked_by\x18\f \x01(\tR\tblockedBy\"Q\n" +
+	"blocked_by\x18\f \x01(\tR\tblockedBy\x12#\n" +
+	"\x04cost\x18\r \x01(\v2\x0f.isobar.v1.CostR\x04cost\"Q\n" +
 	"\x05Pause\x120\n" +
 	"\x05since\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x96\x01\n" +
@@ -1704,50 +1715,52 @@ var file_isobar_v1_queue_proto_goTypes = []any{
 	(*RedriveResponse)(nil),               // 19: isobar.v1.RedriveResponse
 	(*RedriveResult)(nil),                 // 20: isobar.v1.RedriveResult
 	(*timestamppb.Timestamp)(nil),         // 21: google.protobuf.Timestamp
-	(*Task)(nil),                          // 22: isobar.v1.Task
-	(TaskState)(0),                        // 23: isobar.v1.TaskState
-	(*TaskError)(nil),                     // 24: isobar.v1.TaskError
+	(*Cost)(nil),                          // 22: isobar.v1.Cost
+	(*Task)(nil),                          // 23: isobar.v1.Task
+	(TaskState)(0),                        // 24: isobar.v1.TaskState
+	(*TaskError)(nil),                     // 25: isobar.v1.TaskError
 }
 var file_isobar_v1_queue_proto_depIdxs = []int32{
 	21, // 0: isobar.v1.Queue.oldest:type_name -> google.protobuf.Timestamp
 	1,  // 1: isobar.v1.Queue.pause:type_name -> isobar.v1.Pause
-	21, // 2: isobar.v1.Pause.since:type_name -> google.protobuf.Timestamp
-	0,  // 3: isobar.v1.QueueServiceListResponse.queues:type_name -> isobar.v1.Queue
-	0,  // 4: isobar.v1.PauseResponse.queues:type_name -> isobar.v1.Queue
-	0,  // 5: isobar.v1.ResumeResponse.queues:type_name -> isobar.v1.Queue
-	12, // 6: isobar.v1.PeekResponse.tasks:type_name -> isobar.v1.PeekedTask
-	22, // 7: isobar.v1.PeekedTask.task:type_name -> isobar.v1.Task
-	22, // 8: isobar.v1.DeadLetter.task:type_name -> isobar.v1.Task
-	14, // 9: isobar.v1.DeadLetter.deaths:type_name -> isobar.v1.Death
-	21, // 10: isobar.v1.Death.ended:type_name -> google.protobuf.Timestamp
-	21, // 11: isobar.v1.Death.redriven:type_name -> google.protobuf.Timestamp
-	21, // 12: isobar.v1.DeadLetterFilter.ended_after:type_name -> google.protobuf.Timestamp
-	21, // 13: isobar.v1.DeadLetterFilter.ended_before:type_name -> google.protobuf.Timestamp
-	15, // 14: isobar.v1.DeadLetterServiceListRequest.filter:type_name -> isobar.v1.DeadLetterFilter
-	13, // 15: isobar.v1.DeadLetterServiceListResponse.letters:type_name -> isobar.v1.DeadLetter
-	15, // 16: isobar.v1.RedriveRequest.filter:type_name -> isobar.v1.DeadLetterFilter
-	20, // 17: isobar.v1.RedriveResponse.results:type_name -> isobar.v1.RedriveResult
-	23, // 18: isobar.v1.RedriveResult.state:type_name -> isobar.v1.TaskState
-	24, // 19: isobar.v1.RedriveResult.error:type_name -> isobar.v1.TaskError
-	2,  // 20: isobar.v1.QueueService.List:input_type -> isobar.v1.QueueServiceListRequest
-	4,  // 21: isobar.v1.QueueService.Pause:input_type -> isobar.v1.PauseRequest
-	6,  // 22: isobar.v1.QueueService.Resume:input_type -> isobar.v1.ResumeRequest
-	8,  // 23: isobar.v1.QueueService.Purge:input_type -> isobar.v1.PurgeRequest
-	10, // 24: isobar.v1.QueueService.Peek:input_type -> isobar.v1.PeekRequest
-	16, // 25: isobar.v1.DeadLetterService.List:input_type -> isobar.v1.DeadLetterServiceListRequest
-	18, // 26: isobar.v1.DeadLetterService.Redrive:input_type -> isobar.v1.RedriveRequest
-	3,  // 27: isobar.v1.QueueService.List:output_type -> isobar.v1.QueueServiceListResponse
-	5,  // 28: isobar.v1.QueueService.Pause:output_type -> isobar.v1.PauseResponse
-	7,  // 29: isobar.v1.QueueService.Resume:output_type -> isobar.v1.ResumeResponse
-	9,  // 30: isobar.v1.QueueService.Purge:output_type -> isobar.v1.PurgeResponse
-	11, // 31: isobar.v1.QueueService.Peek:output_type -> isobar.v1.PeekResponse
-	17, // 32: isobar.v1.DeadLetterService.List:output_type -> isobar.v1.DeadLetterServiceListResponse
-	19, // 33: isobar.v1.DeadLetterService.Redrive:output_type -> isobar.v1.RedriveResponse
-	27, // [27:34] is the sub-list for method output_type
-	20, // [20:27] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	22, // 2: isobar.v1.Queue.cost:type_name -> isobar.v1.Cost
+	21, // 3: isobar.v1.Pause.since:type_name -> google.protobuf.Timestamp
+	0,  // 4: isobar.v1.QueueServiceListResponse.queues:type_name -> isobar.v1.Queue
+	0,  // 5: isobar.v1.PauseResponse.queues:type_name -> isobar.v1.Queue
+	0,  // 6: isobar.v1.ResumeResponse.queues:type_name -> isobar.v1.Queue
+	12, // 7: isobar.v1.PeekResponse.tasks:type_name -> isobar.v1.PeekedTask
+	23, // 8: isobar.v1.PeekedTask.task:type_name -> isobar.v1.Task
+	23, // 9: isobar.v1.DeadLetter.task:type_name -> isobar.v1.Task
+	14, // 10: isobar.v1.DeadLetter.deaths:type_name -> isobar.v1.Death
+	21, // 11: isobar.v1.Death.ended:type_name -> google.protobuf.Timestamp
+	21, // 12: isobar.v1.Death.redriven:type_name -> google.protobuf.Timestamp
+	21, // 13: isobar.v1.DeadLetterFilter.ended_after:type_name -> google.protobuf.Timestamp
+	21, // 14: isobar.v1.DeadLetterFilter.ended_before:type_name -> google.protobuf.Timestamp
+	15, // 15: isobar.v1.DeadLetterServiceListRequest.filter:type_name -> isobar.v1.DeadLetterFilter
+	13, // 16: isobar.v1.DeadLetterServiceListResponse.letters:type_name -> isobar.v1.DeadLetter
+	15, // 17: isobar.v1.RedriveRequest.filter:type_name -> isobar.v1.DeadLetterFilter
+	20, // 18: isobar.v1.RedriveResponse.results:type_name -> isobar.v1.RedriveResult
+	24, // 19: isobar.v1.RedriveResult.state:type_name -> isobar.v1.TaskState
+	25, // 20: isobar.v1.RedriveResult.error:type_name -> isobar.v1.TaskError
+	2,  // 21: isobar.v1.QueueService.List:input_type -> isobar.v1.QueueServiceListRequest
+	4,  // 22: isobar.v1.QueueService.Pause:input_type -> isobar.v1.PauseRequest
+	6,  // 23: isobar.v1.QueueService.Resume:input_type -> isobar.v1.ResumeRequest
+	8,  // 24: isobar.v1.QueueService.Purge:input_type -> isobar.v1.PurgeRequest
+	10, // 25: isobar.v1.QueueService.Peek:input_type -> isobar.v1.PeekRequest
+	16, // 26: isobar.v1.DeadLetterService.List:input_type -> isobar.v1.DeadLetterServiceListRequest
+	18, // 27: isobar.v1.DeadLetterService.Redrive:input_type -> isobar.v1.RedriveRequest
+	3,  // 28: isobar.v1.QueueService.List:output_type -> isobar.v1.QueueServiceListResponse
+	5,  // 29: isobar.v1.QueueService.Pause:output_type -> isobar.v1.PauseResponse
+	7,  // 30: isobar.v1.QueueService.Resume:output_type -> isobar.v1.ResumeResponse
+	9,  // 31: isobar.v1.QueueService.Purge:output_type -> isobar.v1.PurgeResponse
+	11, // 32: isobar.v1.QueueService.Peek:output_type -> isobar.v1.PeekResponse
+	17, // 33: isobar.v1.DeadLetterService.List:output_type -> isobar.v1.DeadLetterServiceListResponse
+	19, // 34: isobar.v1.DeadLetterService.Redrive:output_type -> isobar.v1.RedriveResponse
+	28, // [28:35] is the sub-list for method output_type
+	21, // [21:28] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_isobar_v1_queue_proto_init() }

@@ -578,9 +578,12 @@ func (x *Accept) GetCap() *QueueCap {
 
 // QueueCap bounds a queue (tenant, function, lane); 0 is no bound.
 type QueueCap struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Count         uint64                 `protobuf:"varint,1,opt,name=count,proto3" json:"count,omitempty"`
-	Bytes         uint64                 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Count uint64                 `protobuf:"varint,1,opt,name=count,proto3" json:"count,omitempty"`
+	Bytes uint64                 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// Of the tasks not ended. One that finds nothing of an amount there may always
+	// enter.
+	Cost          *v1.Cost `protobuf:"bytes,3,opt,name=cost,proto3" json:"cost,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -627,6 +630,13 @@ func (x *QueueCap) GetBytes() uint64 {
 		return x.Bytes
 	}
 	return 0
+}
+
+func (x *QueueCap) GetCost() *v1.Cost {
+	if x != nil {
+		return x.Cost
+	}
+	return nil
 }
 
 // Grant leases a ready task's next attempt.
@@ -3379,6 +3389,7 @@ type QueueRecord struct {
 	Bytes         uint64                 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"` // payloads of tasks not ended and of dead letters
 	Dead          uint64                 `protobuf:"varint,5,opt,name=dead,proto3" json:"dead,omitempty"`
 	Pause         *Pause                 `protobuf:"bytes,6,opt,name=pause,proto3" json:"pause,omitempty"` // while it is paused
+	Cost          *v1.Cost               `protobuf:"bytes,7,opt,name=cost,proto3" json:"cost,omitempty"`   // of the tasks not ended, their payloads among its bytes
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3451,6 +3462,13 @@ func (x *QueueRecord) GetDead() uint64 {
 func (x *QueueRecord) GetPause() *Pause {
 	if x != nil {
 		return x.Pause
+	}
+	return nil
+}
+
+func (x *QueueRecord) GetCost() *v1.Cost {
+	if x != nil {
+		return x.Cost
 	}
 	return nil
 }
@@ -3547,10 +3565,11 @@ const file_isobar_mesh_v1_log_proto_rawDesc = "" +
 	"\vincarnation\x18\x02 \x01(\tR\vincarnation\"d\n" +
 	"\x06Accept\x12.\n" +
 	"\x04task\x18\x01 \x01(\v2\x1a.isobar.mesh.v1.TaskRecordR\x04task\x12*\n" +
-	"\x03cap\x18\x02 \x01(\v2\x18.isobar.mesh.v1.QueueCapR\x03cap\"6\n" +
+	"\x03cap\x18\x02 \x01(\v2\x18.isobar.mesh.v1.QueueCapR\x03cap\"[\n" +
 	"\bQueueCap\x12\x14\n" +
 	"\x05count\x18\x01 \x01(\x04R\x05count\x12\x14\n" +
-	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\"\xf9\x01\n" +
+	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\x12#\n" +
+	"\x04cost\x18\x03 \x01(\v2\x0f.isobar.v1.CostR\x04cost\"\xf9\x01\n" +
 	"\x05Grant\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\x04R\aattempt\x12.\n" +
@@ -3821,14 +3840,15 @@ const file_isobar_mesh_v1_log_proto_rawDesc = "" +
 	"\x06worker\x18* \x01(\tR\x06worker\x12\x18\n" +
 	"\asession\x18+ \x01(\tR\asession\x12+\n" +
 	"\x05ended\x18, \x01(\v2\x15.isobar.mesh.v1.EndedR\x05ended\x12)\n" +
-	"\x11start_by_lease_ms\x18- \x01(\x03R\x0estartByLeaseMs\"\xae\x01\n" +
+	"\x11start_by_lease_ms\x18- \x01(\x03R\x0estartByLeaseMs\"\xd3\x01\n" +
 	"\vQueueRecord\x12\x14\n" +
 	"\x05ready\x18\x01 \x01(\x04R\x05ready\x12\x1a\n" +
 	"\bdeferred\x18\x02 \x01(\x04R\bdeferred\x12\x16\n" +
 	"\x06leased\x18\x03 \x01(\x04R\x06leased\x12\x14\n" +
 	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\x12\x12\n" +
 	"\x04dead\x18\x05 \x01(\x04R\x04dead\x12+\n" +
-	"\x05pause\x18\x06 \x01(\v2\x15.isobar.mesh.v1.PauseR\x05pause\":\n" +
+	"\x05pause\x18\x06 \x01(\v2\x15.isobar.mesh.v1.PauseR\x05pause\x12#\n" +
+	"\x04cost\x18\a \x01(\v2\x0f.isobar.v1.CostR\x04cost\":\n" +
 	"\x05Pause\x12\x19\n" +
 	"\bsince_ms\x18\x01 \x01(\x03R\asinceMs\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reasonB;Z9github.com/isobar-mesh/isobar/proto/isobar/mesh/v1;meshv1b\x06proto3"
@@ -3882,8 +3902,8 @@ var file_isobar_mesh_v1_log_proto_goTypes = []any{
 	(*GuestRecord)(nil),      // 32: isobar.mesh.v1.GuestRecord
 	(*QueueRecord)(nil),      // 33: isobar.mesh.v1.QueueRecord
 	(*Pause)(nil),            // 34: isobar.mesh.v1.Pause
-	(*v1.Input)(nil),         // 35: isobar.v1.Input
-	(*v1.Cost)(nil),          // 36: isobar.v1.Cost
+	(*v1.Cost)(nil),          // 35: isobar.v1.Cost
+	(*v1.Input)(nil),         // 36: isobar.v1.Input
 }
 var file_isobar_mesh_v1_log_proto_depIdxs = []int32{
 	1,  // 0: isobar.mesh.v1.SchedulerCommand.clocks:type_name -> isobar.mesh.v1.Clocks
@@ -3910,28 +3930,30 @@ var file_isobar_mesh_v1_log_proto_depIdxs = []int32{
 	26, // 21: isobar.mesh.v1.SchedulerCommand.slow:type_name -> isobar.mesh.v1.Slow
 	28, // 22: isobar.mesh.v1.Accept.task:type_name -> isobar.mesh.v1.TaskRecord
 	4,  // 23: isobar.mesh.v1.Accept.cap:type_name -> isobar.mesh.v1.QueueCap
-	6,  // 24: isobar.mesh.v1.Grant.holder:type_name -> isobar.mesh.v1.Holder
-	8,  // 25: isobar.mesh.v1.Extend.items:type_name -> isobar.mesh.v1.ExtendItem
-	6,  // 26: isobar.mesh.v1.ExtendItem.holder:type_name -> isobar.mesh.v1.Holder
-	11, // 27: isobar.mesh.v1.Complete.ended:type_name -> isobar.mesh.v1.Ended
-	11, // 28: isobar.mesh.v1.Fail.ended:type_name -> isobar.mesh.v1.Ended
-	32, // 29: isobar.mesh.v1.GuestAccept.guest:type_name -> isobar.mesh.v1.GuestRecord
-	11, // 30: isobar.mesh.v1.GuestEnd.ended:type_name -> isobar.mesh.v1.Ended
-	4,  // 31: isobar.mesh.v1.Redrive.cap:type_name -> isobar.mesh.v1.QueueCap
-	35, // 32: isobar.mesh.v1.TaskRecord.inputs:type_name -> isobar.v1.Input
-	36, // 33: isobar.mesh.v1.TaskRecord.cost:type_name -> isobar.v1.Cost
-	30, // 34: isobar.mesh.v1.TaskRecord.lease:type_name -> isobar.mesh.v1.Lease
-	31, // 35: isobar.mesh.v1.TaskRecord.attempts:type_name -> isobar.mesh.v1.AttemptRecord
-	29, // 36: isobar.mesh.v1.TaskRecord.deaths:type_name -> isobar.mesh.v1.Death
-	6,  // 37: isobar.mesh.v1.Lease.holder:type_name -> isobar.mesh.v1.Holder
-	36, // 38: isobar.mesh.v1.GuestRecord.cost:type_name -> isobar.v1.Cost
-	11, // 39: isobar.mesh.v1.GuestRecord.ended:type_name -> isobar.mesh.v1.Ended
-	34, // 40: isobar.mesh.v1.QueueRecord.pause:type_name -> isobar.mesh.v1.Pause
-	41, // [41:41] is the sub-list for method output_type
-	41, // [41:41] is the sub-list for method input_type
-	41, // [41:41] is the sub-list for extension type_name
-	41, // [41:41] is the sub-list for extension extendee
-	0,  // [0:41] is the sub-list for field type_name
+	35, // 24: isobar.mesh.v1.QueueCap.cost:type_name -> isobar.v1.Cost
+	6,  // 25: isobar.mesh.v1.Grant.holder:type_name -> isobar.mesh.v1.Holder
+	8,  // 26: isobar.mesh.v1.Extend.items:type_name -> isobar.mesh.v1.ExtendItem
+	6,  // 27: isobar.mesh.v1.ExtendItem.holder:type_name -> isobar.mesh.v1.Holder
+	11, // 28: isobar.mesh.v1.Complete.ended:type_name -> isobar.mesh.v1.Ended
+	11, // 29: isobar.mesh.v1.Fail.ended:type_name -> isobar.mesh.v1.Ended
+	32, // 30: isobar.mesh.v1.GuestAccept.guest:type_name -> isobar.mesh.v1.GuestRecord
+	11, // 31: isobar.mesh.v1.GuestEnd.ended:type_name -> isobar.mesh.v1.Ended
+	4,  // 32: isobar.mesh.v1.Redrive.cap:type_name -> isobar.mesh.v1.QueueCap
+	36, // 33: isobar.mesh.v1.TaskRecord.inputs:type_name -> isobar.v1.Input
+	35, // 34: isobar.mesh.v1.TaskRecord.cost:type_name -> isobar.v1.Cost
+	30, // 35: isobar.mesh.v1.TaskRecord.lease:type_name -> isobar.mesh.v1.Lease
+	31, // 36: isobar.mesh.v1.TaskRecord.attempts:type_name -> isobar.mesh.v1.AttemptRecord
+	29, // 37: isobar.mesh.v1.TaskRecord.deaths:type_name -> isobar.mesh.v1.Death
+	6,  // 38: isobar.mesh.v1.Lease.holder:type_name -> isobar.mesh.v1.Holder
+	35, // 39: isobar.mesh.v1.GuestRecord.cost:type_name -> isobar.v1.Cost
+	11, // 40: isobar.mesh.v1.GuestRecord.ended:type_name -> isobar.mesh.v1.Ended
+	34, // 41: isobar.mesh.v1.QueueRecord.pause:type_name -> isobar.mesh.v1.Pause
+	35, // 42: isobar.mesh.v1.QueueRecord.cost:type_name -> isobar.v1.Cost
+	43, // [43:43] is the sub-list for method output_type
+	43, // [43:43] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_isobar_mesh_v1_log_proto_init() }
