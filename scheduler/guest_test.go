@@ -456,51 +456,6 @@ func TestAGuestThatFindsNoWorkerIsRefusedUncounted(t *testing.T) {
 	})
 }
 
-func TestOffersThatAreRefused(t *testing.T) {
-	t.Parallel()
-	inWorld(t, func(w *world) {
-		other := w.cell("us-1")
-		other.worker("w1", offering(1, "wasm"), nil)
-		guest := func(change func(*meshv1.OfferItem)) *meshv1.OfferItem {
-			it := &meshv1.OfferItem{Guest: &meshv1.GuestRecord{
-				TaskId: string(mesh.NewTaskID(newULID(), "eu-1", "abcdef")), Attempt: 1, Home: "eu-1", Incarnation: "abcdef", Tenant: "default", Function: "work", Version: "sha-work", Variant: "only", TimeoutMs: 1000,
-				PayloadSha256: []byte("\xe3\xb0\xc4\x42\x98\xfc\x1c\x14\x9a\xfb\xf4\xc8\x99\x6f\xb9\x24\x27\xae\x41\xe4\x64\x9b\x93\x4c\xa4\x95\x99\x1b\x78\x52\xb8\x55"),
-			}}
-			change(it)
-			return it
-		}
-		for reason, change := range map[string]func(*meshv1.OfferItem){
-			"bad_offer":       func(it *meshv1.OfferItem) { it.Guest.Home = "ap-1" },
-			"residency":       func(it *meshv1.OfferItem) { it.Guest.Allowed = []string{"eu"} },
-			"unknown_version": func(it *meshv1.OfferItem) { it.Guest.Variant = "another" },
-			"full":            func(it *meshv1.OfferItem) { it.Guest.Function, it.Guest.Version = "big", "sha-big" },
-		} {
-			w.registry.add("big", variant("only", "wasm", func(v *isobarv1.Variant) { v.Resources.Cpu = 64 }))
-			res, err := other.AcceptOffers(w.ctx, "eu-1", &meshv1.OfferRequest{Home: "eu-1", Incarnation: "abcdef", Items: []*meshv1.OfferItem{guest(change)}})
-			if err != nil || res.Results[0].Accepted || res.Results[0].Reason != reason {
-				t.Errorf("%s: %v, %v", reason, res, err)
-			}
-		}
-		for what, change := range map[string]func(*meshv1.OfferItem){
-			"payload": func(it *meshv1.OfferItem) { it.Payload = []byte("other bytes") },
-			"version": func(it *meshv1.OfferItem) { it.Guest.Version = "sha-none" },
-			"nothing": func(it *meshv1.OfferItem) { it.Guest = nil },
-		} {
-			res, err := other.AcceptOffers(w.ctx, "eu-1", &meshv1.OfferRequest{Incarnation: "abcdef", Items: []*meshv1.OfferItem{guest(change)}})
-			if err != nil || res.Results[0].Accepted {
-				t.Errorf("%s: %v, %v", what, res, err)
-			}
-		}
-		res, err := other.AcceptOffers(w.ctx, "eu-1", &meshv1.OfferRequest{Incarnation: "abcdef", GuestIncarnation: "gone", Items: []*meshv1.OfferItem{guest(func(*meshv1.OfferItem) {})}})
-		if err != nil || res.Results[0].Reason != "incarnation" {
-			t.Errorf("incarnation: %v, %v", res, err)
-		}
-		if n := other.guests(); n != 0 {
-			t.Errorf("%d guests", n)
-		}
-	})
-}
-
 func TestOnlyTheHolderGetsThePayload(t *testing.T) {
 	t.Parallel()
 	inWorld(t, func(w *world) {

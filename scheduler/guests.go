@@ -28,8 +28,9 @@ type guest struct {
 	demand  mesh.Demand
 	payload []byte // nil: fetched again from home
 	until   time.Time
-	kept    bool // its record is committed
-	queued  bool // in the dispatcher's window
+	kept    bool          // its record is committed
+	settled chan struct{} // closed when it is known what became of the commit
+	queued  bool          // in the dispatcher's window
 	started bool
 	ended   bool
 	worker  string
@@ -91,22 +92,38 @@ func (l *leader) acceptOffer(ctx context.Context, from mesh.CellID, r *meshv1.Of
 	if v == nil {
 		return refuse("unknown_version", "no variant "+g.Variant)
 	}
-	at := ref{g.TaskId, g.Attempt}
+	return l.acceptGuest(ctx, from, item, v)
+}
+
+// acceptGuest commits the guest of an offer that is in order. A repeat waits for
+// what becomes of the first: accepted is what is committed.
+func (l *leader) acceptGuest(ctx context.Context, from mesh.CellID, item *meshv1.OfferItem, v *isobarv1.Variant) *meshv1.OfferResult {
+	g := item.Guest
+	takes, at := demandFor(v, g), ref{g.TaskId, g.Attempt}
 	l.mu.Lock()
-	if l.guests[at] != nil {
+	for mem := l.guests[at]; mem != nil; mem = l.guests[at] {
+		kept := mem.kept
 		l.mu.Unlock()
-		return &meshv1.OfferResult{Accepted: true} // a repeat
+		if kept {
+			return &meshv1.OfferResult{Accepted: true}
+		}
+		select {
+		case <-mem.settled: // if it failed, this one may do better
+		case <-ctx.Done():
+			return refuse("unavailable", "not committed yet")
+		}
+		l.mu.Lock()
 	}
-	takes := demandFor(v, g)
 	if !l.roomForGuest(g.Function, v, takes) {
 		l.mu.Unlock()
 		return refuse("full", "no room for "+g.Function+"/"+g.Variant)
 	}
 	// Taken before the commit, so that offers that arrive together don't all
 	// see the same room.
-	mem := &guest{ref: at, home: from, queue: fsm.GuestQueue(g), demand: takes, payload: item.Payload}
+	mem := &guest{ref: at, home: from, queue: fsm.GuestQueue(g), demand: takes, payload: item.Payload, settled: make(chan struct{})}
 	l.guests[at] = mem
 	l.mu.Unlock()
+	defer close(mem.settled)
 	res, err := l.command(ctx, &meshv1.SchedulerCommand{Command: &meshv1.SchedulerCommand_GuestAccept{GuestAccept: &meshv1.GuestAccept{Guest: g}}})
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -165,6 +165,14 @@ type lateTestLog struct {
 	late time.Duration // of each commit
 	told time.Duration // of each answer
 	hold chan struct{} // barriers wait for it, when set
+	full error         // what becomes of every commit, when set
+}
+
+// refuse makes every commit fail; nil is none.
+func (l *lateTestLog) refuse(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.full = err
 }
 
 // behind makes every barrier wait until hold is closed.
@@ -216,9 +224,12 @@ func (l *lateTestLog) Propose(ctx context.Context, group []byte) (any, error) {
 		kind = l.rng.IntN(3)
 		l.lost++
 	}
-	late, told := l.late, l.told
+	late, told, full := l.late, l.told, l.full
 	l.mu.Unlock()
 	time.Sleep(late)
+	if full != nil {
+		return nil, full
+	}
 	switch kind {
 	case 0: // never committed, and known
 		l.Depose()
