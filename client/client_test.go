@@ -509,6 +509,61 @@ func TestWait(t *testing.T) {
 	})
 }
 
+// One call where the task is short; a wait of its own for the rest of the timeout.
+func TestSubmitAndWait(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		done := &isobarv1.Task{Id: "t", State: isobarv1.TaskState_TASK_STATE_COMPLETED}
+		answer := func(took time.Duration, task *isobarv1.Task) func(*isobarv1.SubmitRequest) (*isobarv1.SubmitResponse, error) {
+			return func(*isobarv1.SubmitRequest) (*isobarv1.SubmitResponse, error) {
+				time.Sleep(took)
+				return &isobarv1.SubmitResponse{Results: []*isobarv1.SubmitResult{{TaskId: "t", Task: task}}}, nil
+			}
+		}
+		asked := func(f *fake) (waits []time.Duration) {
+			for _, r := range f.submits {
+				waits = append(waits, r.GetWait().AsDuration())
+			}
+			return waits
+		}
+		spec := &isobarv1.TaskSpec{Function: "upper"}
+
+		a := submits(fail(errCut), answer(time.Second, done)) // and a lost answer before
+		task, ended, err := newClient(t, []string{"a"}, map[string]*fake{"a": a}).SubmitAndWait(t.Context(), spec, 5*time.Second)
+		if err != nil || !ended || task.GetId() != "t" || len(a.submits) != 2 || a.submits[0].Tasks[0].RequestId != a.submits[1].Tasks[0].RequestId {
+			t.Errorf("short: %v %v %v, asked %v", task, ended, err, a.submits)
+		}
+		if w := asked(a); w[0] != 5*time.Second || w[1] <= 0 || w[1] >= w[0] {
+			t.Errorf("waits %v", w)
+		}
+
+		a = submits(answer(longestPoll, nil))
+		var polls []time.Duration
+		a.wait = func(ctx context.Context, r *isobarv1.WaitRequest) (*isobarv1.WaitResponse, error) {
+			polls = append(polls, r.GetTimeout().AsDuration())
+			sleep(ctx, r.GetTimeout().AsDuration())
+			return &isobarv1.WaitResponse{Task: &isobarv1.Task{Id: "t"}}, nil
+		}
+		began := time.Now()
+		cl := newClient(t, []string{"a"}, map[string]*fake{"a": a})
+		task, ended, err = cl.SubmitAndWait(t.Context(), spec, 15*time.Second)
+		if err != nil || ended || task.GetId() != "t" || time.Since(began) != 15*time.Second || asked(a)[0] != longestPoll || !slices.Equal(polls, []time.Duration{5 * time.Second}) {
+			t.Errorf("long: %v %v %v after %v, polls %v", task, ended, err, time.Since(began), polls)
+		}
+		// Accepted, and then nobody answers any more: which task it was is not lost.
+		a.answers = []func(*isobarv1.SubmitRequest) (*isobarv1.SubmitResponse, error){func(r *isobarv1.SubmitRequest) (*isobarv1.SubmitResponse, error) {
+			a.down = true // its lock is held
+			return answer(0, nil)(r)
+		}}
+		if task, ended, err = cl.SubmitAndWait(t.Context(), spec, time.Minute); !errors.Is(err, ErrUnreachable) || ended || task.GetId() != "t" {
+			t.Errorf("cut off: %v %v %v", task, ended, err)
+		}
+		if task, _, err = cl.SubmitAndWait(t.Context(), spec, time.Minute); !errors.Is(err, ErrUnreachable) || task != nil {
+			t.Errorf("at nobody: %v %v", task, err)
+		}
+	})
+}
+
 func TestErrors(t *testing.T) {
 	t.Parallel()
 	for _, addresses := range [][]string{nil, {"ftp://a"}, {"http://"}, {"a b"}, {"http://a", ""}} {

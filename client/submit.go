@@ -20,6 +20,7 @@ type submission struct {
 	tasks   []*isobarv1.TaskSpec
 	results []*isobarv1.SubmitResult
 	errs    []*Error
+	until   time.Time // of the wait for their ends; zero without one
 }
 
 // Submit submits tasks. A task without a request id gets one for this call; the
@@ -31,9 +32,15 @@ type submission struct {
 // so ctx should have a deadline; the error then has Outcome OutcomeUnknown and
 // the RequestID to repeat the task with. To repeat one of several, set request
 // ids of your own.
+//
+// With a wait, the answer comes once all have ended or the time has passed, also
+// when it had to be asked for again.
 func (c *Client) Submit(ctx context.Context, req *isobarv1.SubmitRequest) (*isobarv1.SubmitResponse, error) {
 	n := len(req.GetTasks())
 	s := &submission{c: c, results: make([]*isobarv1.SubmitResult, n), errs: make([]*Error, n)}
+	if wait := req.GetWait().AsDuration(); wait > 0 {
+		s.until = time.Now().Add(wait)
+	}
 	all := make([]int, n)
 	for i, t := range req.GetTasks() {
 		if t.GetRequestId() == "" {
@@ -57,6 +64,32 @@ func (c *Client) Submit(ctx context.Context, req *isobarv1.SubmitRequest) (*isob
 		}
 	}
 	return &isobarv1.SubmitResponse{Results: s.results}, nil
+}
+
+// SubmitAndWait submits one task and waits until it has ended or the timeout has
+// passed, in one call where that is short; zero waits as long as ctx allows. Of a
+// task that was accepted the id is always there, also with an error; ended is
+// false when its end was not seen. Repeats are those of Submit and Wait.
+func (c *Client) SubmitAndWait(ctx context.Context, spec *isobarv1.TaskSpec, timeout time.Duration) (task *isobarv1.Task, ended bool, err error) {
+	began, poll := time.Now(), longestPoll
+	if timeout > 0 {
+		poll = min(poll, timeout)
+	}
+	res, err := c.Submit(ctx, &isobarv1.SubmitRequest{Tasks: []*isobarv1.TaskSpec{spec}, Wait: durationpb.New(poll)})
+	if err != nil {
+		return nil, false, err
+	}
+	accepted := res.GetResults()[0]
+	if task := accepted.GetTask(); task != nil {
+		return task, true, nil
+	}
+	if timeout > 0 {
+		timeout = max(timeout-time.Since(began), time.Millisecond)
+	}
+	if task, ended, err = c.Wait(ctx, accepted.GetTaskId(), timeout); task == nil {
+		task = &isobarv1.Task{Id: accepted.GetTaskId(), State: accepted.GetState()}
+	}
+	return task, ended, err
 }
 
 // whole is the error of the call: that of a single task, or the one that all
@@ -176,11 +209,14 @@ const (
 // once makes one call and keeps what it says of each task. The error is the
 // whole call's; silent says that the server was given up.
 func (s *submission) once(ctx context.Context, at *server, which []int) (e *Error, silent bool) {
-	req := &isobarv1.SubmitRequest{}
+	req, wait := &isobarv1.SubmitRequest{}, time.Until(s.until)
+	if wait = max(wait, 0); wait > 0 {
+		req.Wait = durationpb.New(wait)
+	}
 	for _, i := range which {
 		req.Tasks = append(req.Tasks, s.tasks[i])
 	}
-	within := submitTimeout + time.Duration(proto.Size(req)/slowestUpload)*time.Second
+	within := submitTimeout + wait + time.Duration(proto.Size(req)/slowestUpload)*time.Second
 	res, silent, err := try(ctx, within, at.tasks, isobarv1.TaskServiceClient.Submit, req)
 	if err != nil {
 		return newError(opSubmit, at.address, err), silent

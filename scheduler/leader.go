@@ -63,7 +63,7 @@ type leader struct {
 	unparkDue bool
 	// withheld is until when no task is dispatched: payloads can't be read.
 	withheld time.Time
-	waiters  map[string][]chan struct{}
+	waiters  map[string][]*waiter
 	spans    map[ref]func(string)
 	avoid    map[string][]mesh.CellID // cells that refused or lost a task
 	view     *view
@@ -97,7 +97,7 @@ func newLeader(ctx context.Context, s *Scheduler, term uint64, incarnation strin
 		running:  map[ref]*running{},
 		invokes:  map[string]*invocation{},
 		parked:   map[string]*parked{},
-		waiters:  map[string][]chan struct{}{},
+		waiters:  map[string][]*waiter{},
 		spans:    map[ref]func(string){},
 		view:     newView(s),
 		review:   review{due: true, queued: map[mesh.CellID]float64{}},
@@ -221,11 +221,11 @@ func (l *leader) close() {
 		l.letGo(s)
 	}
 	for _, list := range l.waiters {
-		for _, ch := range list {
-			close(ch)
+		for _, w := range list {
+			close(w.done)
 		}
 	}
-	l.waiters = map[string][]chan struct{}{}
+	l.waiters = map[string][]*waiter{}
 	for _, inv := range l.invokes {
 		inv.end(nil)
 	}
@@ -299,8 +299,9 @@ func (l *leader) effect(e fsm.Effect) {
 	case fsm.TaskEnded:
 		l.payloads.forget(e.TaskID)
 		delete(l.avoid, e.TaskID)
-		for _, ch := range l.waiters[e.TaskID] {
-			close(ch)
+		for _, w := range l.waiters[e.TaskID] {
+			w.task = e.Task
+			close(w.done)
 		}
 		delete(l.waiters, e.TaskID)
 	case fsm.LeaseGone:

@@ -30,6 +30,8 @@ type Submission struct {
 	Payload     []byte
 	ContentType string
 	Traceparent string
+	// Wait is how long Submit goes on after the accept, until the task has ended.
+	Wait time.Duration
 }
 
 // Receipt says what became of it.
@@ -39,21 +41,41 @@ type Receipt struct {
 	Duplicate bool
 	// Decision is provisional: the one that binds is taken at the lease.
 	Decision *placement.Decision
+	// Task is the record as it ended; nil when that was not waited for, or did
+	// not happen within the wait.
+	Task *meshv1.TaskRecord
 }
 
 // Submit accepts one task: its payload in the broker and its record in the log,
-// both before it returns. Errors are a *Refusal, or ErrNotLeader.
+// both before it returns. Errors are a *Refusal, or ErrNotLeader. Once accepted,
+// a wait that fails is no error.
 func (s *Scheduler) Submit(ctx context.Context, sub Submission) (*Receipt, error) {
 	l, err := s.leading()
 	if err != nil {
 		return nil, err
 	}
-	if r := l.known(sub.Spec); r != nil {
-		return r, nil
+	r, err := l.submit(ctx, sub)
+	if ref, ok := errors.AsType[*Refusal](err); err != nil && !errors.Is(err, ErrNotLeader) && (!ok || !ref.Unknown) {
+		// A refusal says that there is no task, and what refuses now (a full disk, a
+		// deadline) may not have when it was submitted before.
+		if known := l.known(sub.Spec); known != nil {
+			r, err = known, nil
+		}
 	}
-	if s.Full != nil && s.Full() {
+	if err == nil && r.Duplicate && sub.Wait > 0 {
+		waiting, cancel := context.WithTimeout(ctx, sub.Wait)
+		defer cancel()
+		if rec, ended, err := s.Wait(waiting, r.TaskID); err == nil && ended {
+			r.Task = rec
+		}
+	}
+	return r, err
+}
+
+func (l *leader) submit(ctx context.Context, sub Submission) (*Receipt, error) {
+	if l.Full != nil && l.Full() {
 		return nil, &Refusal{
-			Reason: DiskFull, Message: "the disk of " + string(s.Cell.ID) + " is past its cap; the rest is kept for work already accepted",
+			Reason: DiskFull, Message: "the disk of " + string(l.Cell.ID) + " is past its cap; the rest is kept for work already accepted",
 			Hint: "free space, raise disk.bytes, or submit to another region", RetryAfter: 10 * time.Second,
 		}
 	}
@@ -67,17 +89,28 @@ func (s *Scheduler) Submit(ctx context.Context, sub Submission) (*Receipt, error
 			return nil, r
 		}
 	}
+	var end *waiter
+	if sub.Wait > 0 { // before the accept: an end cannot be missed then
+		if end, err = l.startWaiting(rec.Id); err != nil {
+			return nil, err
+		}
+		defer l.stopWaiting(rec.Id, end)
+	}
 	res, err := l.accept(ctx, rec, sub.Payload)
 	if err != nil {
 		return l.notAccepted(rec, err)
 	}
-	return &Receipt{TaskID: rec.Id, State: fsm.State(res.Task), Decision: d}, nil
+	r := &Receipt{TaskID: rec.Id, State: fsm.State(res.Task), Decision: d}
+	if end != nil {
+		waiting, cancel := context.WithTimeout(ctx, sub.Wait)
+		defer cancel()
+		r.Task = end.wait(waiting, l)
+	}
+	return r, nil
 }
 
-// known finds the task of an earlier try of this Submit. It is looked for before
-// anything is refused: a refusal says that there is no task, and what refuses
-// now (a full disk, a deadline) may not have then. One that is being accepted
-// is not seen here; the machine finds it.
+// known finds the task of an earlier try of this Submit. It is looked for only
+// when this one is refused: one that is not, the machine knows.
 func (l *leader) known(spec *isobarv1.TaskSpec) *Receipt {
 	id, ok := fsm.Requested(l.State, spec.GetTenant(), spec.GetRequestId())
 	if !ok {

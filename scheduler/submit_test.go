@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -543,4 +544,50 @@ func TestRefusalSpeaks(t *testing.T) {
 	if r.Error() != "scheduler: unavailable: not now: no such function" || !errors.Is(r, errNoFunction) {
 		t.Fatal(r.Error())
 	}
+}
+
+// A Submit with a wait answers with the task as it ended; what ends the wait
+// before that leaves the accept as it is.
+func TestSubmitWaits(t *testing.T) {
+	t.Parallel()
+	inWorld(t, func(w *world) {
+		t := w.t
+		c := w.cell("eu-1")
+		submit := func(request string, wait time.Duration) (*Receipt, error) {
+			return c.Submit(w.ctx, Submission{
+				Spec: &isobarv1.TaskSpec{Tenant: "default", Function: "work", RequestId: request}, Payload: []byte("x"), Wait: wait,
+			})
+		}
+		began := time.Now()
+		r, err := submit("r1", 3*time.Second)
+		if err != nil || r.TaskID == "" || r.Task != nil || time.Since(began) != 3*time.Second {
+			t.Fatalf("without a worker: %+v, %v after %s", r, err, time.Since(began))
+		}
+		id := r.TaskID
+		// The term ends before the task does: it is accepted all the same.
+		w.go_(func() { r, err = submit("r2", time.Minute) })
+		synctest.Wait()
+		c.changeLeader()
+		if err != nil || r.TaskID == id || r.Task != nil {
+			t.Fatalf("deposed: %+v, %v", r, err)
+		}
+		c.worker("w1", offering(1, "wasm"), func(wk *testWorker, a *isobarv1.Assignment) { wk.finish(a, "done") })
+		if r, err = submit("r3", time.Minute); err != nil || fsm.State(r.Task) != isobarv1.TaskState_TASK_STATE_COMPLETED || r.Task.Id != r.TaskID {
+			t.Fatalf("with a worker: %+v, %v", r, err)
+		}
+		stored := c.record(r.TaskID)
+		if !proto.Equal(stored, r.Task) {
+			t.Errorf("told %v, stored is %v", r.Task, stored)
+		}
+		// A repeat, also of one that ended long ago, or under way.
+		for _, request := range []string{"r1", "r3"} {
+			if r, err = submit(request, time.Minute); err != nil || !r.Duplicate || fsm.State(r.Task) != isobarv1.TaskState_TASK_STATE_COMPLETED {
+				t.Errorf("repeat of %s: %+v, %v", request, r, err)
+			}
+		}
+		if r, err = submit("r3", 0); err != nil || r.Task != nil {
+			t.Errorf("repeat that does not wait: %+v, %v", r, err)
+		}
+		c.wantIdle()
+	})
 }

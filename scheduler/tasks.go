@@ -80,19 +80,17 @@ func (s *Scheduler) Wait(ctx context.Context, id string) (rec *meshv1.TaskRecord
 	if err := l.own(id); err != nil {
 		return nil, false, err
 	}
-	ch, err := l.startWaiting(id)
+	w, err := l.startWaiting(id)
 	if err != nil {
 		return nil, false, err
 	}
-	defer l.stopWaiting(id, ch)
-	// The channel is in place before the state is read: an end between the two
+	defer l.stopWaiting(id, w)
+	// The waiter is in place before the state is read: an end between the two
 	// is not missed. A task that is here needs no verification before the wait,
 	// only before it is said that it still goes on.
 	if rec, here := fsm.Task(l.State, id); here && !fsm.Ended(fsm.State(rec)) {
-		select {
-		case <-ch:
-		case <-ctx.Done():
-		case <-l.ctx.Done():
+		if rec := w.wait(ctx, l); rec != nil {
+			return rec, true, nil
 		}
 	}
 	read, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
@@ -103,24 +101,42 @@ func (s *Scheduler) Wait(ctx context.Context, id string) (rec *meshv1.TaskRecord
 	return rec, fsm.Ended(fsm.State(rec)), nil
 }
 
-// startWaiting returns a channel that is closed when the task ends, or the term.
-func (l *leader) startWaiting(id string) (chan struct{}, error) {
+// waiter waits for one task's end.
+type waiter struct {
+	done chan struct{}      // closed when the task has ended, or the term
+	task *meshv1.TaskRecord // as it ended; read after done
+}
+
+// wait returns the record when the task has ended, and nil when ctx or the term
+// ends first.
+func (w *waiter) wait(ctx context.Context, l *leader) *meshv1.TaskRecord {
+	select {
+	case <-w.done:
+		return w.task
+	case <-ctx.Done():
+	case <-l.ctx.Done():
+	}
+	return nil
+}
+
+// startWaiting begins to wait for a task, which need not be there yet.
+func (l *leader) startWaiting(id string) (*waiter, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
 		return nil, fmt.Errorf("scheduler: wait for task %s: %w", id, ErrNotLeader)
 	}
-	ch := make(chan struct{})
-	l.waiters[id] = append(l.waiters[id], ch)
-	return ch, nil
+	w := &waiter{done: make(chan struct{})}
+	l.waiters[id] = append(l.waiters[id], w)
+	return w, nil
 }
 
-func (l *leader) stopWaiting(id string, ch chan struct{}) {
+func (l *leader) stopWaiting(id string, w *waiter) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	list := l.waiters[id]
-	for i, c := range list {
-		if c == ch {
+	for i, other := range list {
+		if other == w {
 			list = append(list[:i:i], list[i+1:]...)
 		}
 	}

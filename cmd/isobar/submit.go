@@ -204,15 +204,16 @@ With --wait the result is printed instead, and the exit code tells how the task 
 			timeout += answerSlack
 		}
 		return a.call(cmd, timeout, func(ctx context.Context, c *client.Client) error {
-			started := time.Now()
-			submitting, cancel := context.WithTimeout(ctx, a.timeout)
-			defer cancel()
-			res, err := c.Submit(submitting, &isobarv1.SubmitRequest{Tasks: []*isobarv1.TaskSpec{spec}})
+			if wait {
+				task, done, err := c.SubmitAndWait(ctx, spec, a.timeout)
+				if err != nil && task == nil {
+					return err
+				}
+				return a.printEnd(task, done, a.timeout)
+			}
+			res, err := c.Submit(ctx, &isobarv1.SubmitRequest{Tasks: []*isobarv1.TaskSpec{spec}})
 			if err != nil {
 				return err
-			}
-			if wait {
-				return a.wait(ctx, c, res.GetResults()[0].GetTaskId(), max(a.timeout-time.Since(started), time.Millisecond))
 			}
 			return a.printSubmitted(res)
 		})

@@ -58,11 +58,16 @@ func (a *app) wait(ctx context.Context, c *client.Client, id string, timeout tim
 	if err != nil && task == nil {
 		return err
 	}
+	return a.printEnd(task, done, timeout)
+}
+
+// printEnd prints how a task was at the end of a wait.
+func (a *app) printEnd(task *isobarv1.Task, done bool, waited time.Duration) error {
 	if !done {
 		// An error after the task was seen is a home that stopped answering; the
 		// task itself goes on.
-		return hinted(exitRunning, fmt.Errorf("task %s is %s after %s", id, state(task.GetState()), ms(timeout)),
-			"it goes on by itself; `isobar wait "+id+"` waits again")
+		return hinted(exitRunning, fmt.Errorf("task %s is %s after %s", task.GetId(), state(task.GetState()), ms(waited)),
+			"it goes on by itself; `isobar wait "+task.GetId()+"` waits again")
 	}
 	if a.json() {
 		if err := a.printJSON(&isobarv1.WaitResponse{Task: task, Ended: true}); err != nil {

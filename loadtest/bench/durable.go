@@ -72,17 +72,12 @@ func durableCell(ctx context.Context, o options, r *report, n int) (err error) {
 
 // task submits one task and waits for its result.
 func task(ctx context.Context, c *client.Client, payload []byte) error {
-	res, err := c.Submit(ctx, &isobarv1.SubmitRequest{Tasks: []*isobarv1.TaskSpec{{Function: function, Input: &isobarv1.TaskSpec_Payload{Payload: payload}}}})
-	if err != nil {
-		return err
-	}
-	id := res.Results[0].TaskId
-	got, ended, err := c.Wait(ctx, id, time.Minute)
+	got, ended, err := c.SubmitAndWait(ctx, &isobarv1.TaskSpec{Function: function, Input: &isobarv1.TaskSpec_Payload{Payload: payload}}, time.Minute)
 	if err != nil {
 		return err
 	}
 	if !ended || got.State != isobarv1.TaskState_TASK_STATE_COMPLETED {
-		return fmt.Errorf("task %s: %w: %s after a minute", id, errNotDone, got.State)
+		return fmt.Errorf("task %s: %w: %s after a minute", got.Id, errNotDone, got.State)
 	}
 	return nil
 }

@@ -42,7 +42,7 @@ func TestForwardedSubmitWithoutItsResult(t *testing.T) {
 		srv := httptest.NewServer(mux)
 		t.Cleanup(srv.Close)
 		h := &tasks{Services: New(Options{Directory: noServers{}})}
-		res, err := h.submitThere("us-1")(t.Context(), connect.NewClient(connecthttp.NewTransport(srv.Client(), srv.URL)), &isobarv1.TaskSpec{Function: "f"})
+		res, err := h.submitThere("us-1", 0)(t.Context(), connect.NewClient(connecthttp.NewTransport(srv.Client(), srv.URL)), &isobarv1.TaskSpec{Function: "f"})
 		if n == 1 {
 			if err != nil || res.GetTaskId() != "t1" {
 				t.Errorf("one result: %v, %v", res, err)

@@ -15,6 +15,7 @@ import (
 	"github.com/google/uuid"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/isobar-mesh/isobar/internal/mesh"
@@ -27,13 +28,30 @@ import (
 const maxBatch = 1000
 
 // Submit accepts each task at its home: those of one ordering key one after the
-// other, all else side by side.
+// other, all else side by side. All are accepted before any is waited for.
 func (h *tasks) Submit(ctx context.Context, r *isobarv1.SubmitRequest) (*isobarv1.SubmitResponse, error) {
 	if n := len(r.Tasks); n == 0 || n > maxBatch {
 		return nil, &scheduler.Refusal{
 			Reason: scheduler.BadRequest, Field: "tasks", Message: fmt.Sprintf("%d tasks; one call takes 1 to %d", n, maxBatch), Hint: `send {"tasks":[{"function":"…"}]}`,
 		}
 	}
+	wait := min(max(r.Wait.AsDuration(), 0), maxWait)
+	if len(r.Tasks) == 1 {
+		res, err := h.submit(ctx, r.Tasks[0], wait)
+		if err != nil {
+			return nil, ofTask(0, err)
+		}
+		return &isobarv1.SubmitResponse{Results: []*isobarv1.SubmitResult{res}}, nil
+	}
+	out := h.submitAll(ctx, r)
+	if wait > 0 {
+		h.await(ctx, out.Results, wait)
+	}
+	return out, nil
+}
+
+// submitAll accepts several tasks, each with a result of its own.
+func (h *tasks) submitAll(ctx context.Context, r *isobarv1.SubmitRequest) *isobarv1.SubmitResponse {
 	out := &isobarv1.SubmitResponse{Results: make([]*isobarv1.SubmitResult, len(r.Tasks))}
 	errs := make([]error, len(r.Tasks))
 	var wait sync.WaitGroup
@@ -44,7 +62,7 @@ func (h *tasks) Submit(ctx context.Context, r *isobarv1.SubmitRequest) (*isobarv
 			defer func() { <-slots }()
 			for _, i := range line {
 				var err error
-				if out.Results[i], err = h.submit(ctx, r.Tasks[i]); err != nil {
+				if out.Results[i], err = h.submit(ctx, r.Tasks[i], 0); err != nil {
 					refuseRest(errs, line, i, err)
 					return
 				}
@@ -52,15 +70,30 @@ func (h *tasks) Submit(ctx context.Context, r *isobarv1.SubmitRequest) (*isobarv
 		})
 	}
 	wait.Wait()
-	if len(errs) == 1 && errs[0] != nil {
-		return nil, errs[0]
-	}
 	for i, err := range errs {
 		if err != nil {
 			out.Results[i] = &isobarv1.SubmitResult{Error: Describe(err, func() string { return "" })}
 		}
 	}
-	return out, nil
+	return out
+}
+
+// await waits for the ends of what was accepted. A wait that fails leaves its
+// result as it is: the task is accepted all the same.
+func (h *tasks) await(ctx context.Context, results []*isobarv1.SubmitResult, wait time.Duration) {
+	var all sync.WaitGroup
+	for _, res := range results {
+		if res.Error != nil {
+			continue
+		}
+		all.Go(func() {
+			got, err := h.Wait(ctx, &isobarv1.WaitRequest{TaskId: res.TaskId, Timeout: durationpb.New(wait)})
+			if err == nil && got.Ended {
+				res.Task = got.Task
+			}
+		})
+	}
+	all.Wait()
 }
 
 // lines are the indexes of the tasks that must be accepted one after the other:
@@ -106,7 +139,7 @@ func ofTask(i int, err error) error {
 	return &at
 }
 
-func (h *tasks) submit(ctx context.Context, spec *isobarv1.TaskSpec) (*isobarv1.SubmitResult, error) {
+func (h *tasks) submit(ctx context.Context, spec *isobarv1.TaskSpec, wait time.Duration) (*isobarv1.SubmitResult, error) {
 	if spec == nil {
 		return nil, &scheduler.Refusal{Reason: scheduler.BadRequest, Field: "function", Message: "an empty task"}
 	}
@@ -140,15 +173,22 @@ func (h *tasks) submit(ctx context.Context, spec *isobarv1.TaskSpec) (*isobarv1.
 			}
 		}
 	}
-	res, err := route(ctx, h.Services, cell, spec, h.submitHere, h.submitThere(cell))
+	here := func(ctx context.Context, spec *isobarv1.TaskSpec) (*isobarv1.SubmitResult, error) {
+		return h.submitHere(ctx, spec, wait)
+	}
+	res, err := route(ctx, h.Services, cell, spec, here, h.submitThere(cell, wait))
 	return res, h.withAddress(err)
 }
 
 // submitThere passes a task on. An answer without its result leaves open whether
 // it was accepted.
-func (h *tasks) submitThere(cell mesh.CellID) func(context.Context, *connect.Client, *isobarv1.TaskSpec) (*isobarv1.SubmitResult, error) {
+func (h *tasks) submitThere(cell mesh.CellID, wait time.Duration) func(context.Context, *connect.Client, *isobarv1.TaskSpec) (*isobarv1.SubmitResult, error) {
 	return func(ctx context.Context, c *connect.Client, spec *isobarv1.TaskSpec) (*isobarv1.SubmitResult, error) {
-		res, err := isobarv1.NewTaskServiceClient(c).Submit(ctx, &isobarv1.SubmitRequest{Tasks: []*isobarv1.TaskSpec{spec}})
+		req := &isobarv1.SubmitRequest{Tasks: []*isobarv1.TaskSpec{spec}}
+		if wait > 0 {
+			req.Wait = durationpb.New(wait)
+		}
+		res, err := isobarv1.NewTaskServiceClient(c).Submit(ctx, req)
 		if err != nil {
 			return nil, err
 		}
@@ -269,11 +309,12 @@ func checkInputs(inputs []*isobarv1.Input) error {
 	return nil
 }
 
-func (h *tasks) submitHere(ctx context.Context, spec *isobarv1.TaskSpec) (*isobarv1.SubmitResult, error) {
+func (h *tasks) submitHere(ctx context.Context, spec *isobarv1.TaskSpec, wait time.Duration) (*isobarv1.SubmitResult, error) {
 	sub, err := h.submission(ctx, spec)
 	if err != nil {
 		return nil, err
 	}
+	sub.Wait = wait
 	rec, err := h.Scheduler.Submit(ctx, *sub)
 	if err != nil {
 		return nil, err
@@ -282,6 +323,10 @@ func (h *tasks) submitHere(ctx context.Context, spec *isobarv1.TaskSpec) (*isoba
 	res := &isobarv1.SubmitResult{TaskId: rec.TaskID, State: rec.State, Duplicate: rec.Duplicate}
 	if d := rec.Decision; d != nil {
 		res.Provisional, res.Why = scheduler.CandidateMessage(d.Chosen), d.Summary()
+	}
+	// A duplicate may be of another residency than the one that was asked with.
+	if rec.Task != nil && h.outside(ctx, rec.Task) == nil {
+		res.Task = h.task(rec.Task, true)
 	}
 	return res, nil
 }

@@ -138,7 +138,8 @@ type Effect struct {
 	TaskID  string
 	Attempt uint64
 	Queue   Queue
-	Holder  *meshv1.Holder // LeaseGone
+	Holder  *meshv1.Holder     // LeaseGone
+	Task    *meshv1.TaskRecord // TaskEnded: as it ended; nobody may change it
 	State   isobarv1.TaskState
 }
 

@@ -82,9 +82,9 @@ func sameResult(t *rapid.T, a, b *Result) {
 	same := a.Verdict == b.Verdict && a.More == b.More && a.Count == b.Count && proto.Equal(a.Pause, b.Pause) && slices.Equal(a.Items, b.Items) &&
 		proto.Equal(a.Task, b.Task) && proto.Equal(a.Guest, b.Guest) &&
 		slices.EqualFunc(a.Effects, b.Effects, func(x, y Effect) bool {
-			holders := proto.Equal(x.Holder, y.Holder)
-			x.Holder, y.Holder = nil, nil
-			return holders && x == y
+			messages := proto.Equal(x.Holder, y.Holder) && proto.Equal(x.Task, y.Task)
+			x.Holder, y.Holder, x.Task, y.Task = nil, nil, nil, nil
+			return messages && x == y
 		})
 	if !same {
 		t.Fatalf("equal commands gave other results:\n%v\n%v", a, b)

@@ -218,7 +218,7 @@ func (a *apply) end(rec *meshv1.TaskRecord, s isobarv1.TaskState, reason string)
 	if !Kept(rec) {
 		a.dropPayload(rec)
 	}
-	a.effect(Effect{Kind: TaskEnded, TaskID: rec.Id, Queue: q, State: s})
+	a.effect(Effect{Kind: TaskEnded, TaskID: rec.Id, Queue: q, State: s, Task: rec})
 }
 
 // Kept reports whether the record's payload is kept: until the task has ended,

@@ -1224,8 +1224,12 @@ func (x *Attempt) GetDecision() string {
 }
 
 type SubmitRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Tasks         []*TaskSpec            `protobuf:"bytes,1,rep,name=tasks,proto3" json:"tasks,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Tasks []*TaskSpec            `protobuf:"bytes,1,rep,name=tasks,proto3" json:"tasks,omitempty"`
+	// How long the answer may be held back, once the tasks are accepted, until they
+	// have ended: a Submit and a Wait in one call. At most 10 minutes; none
+	// answers at once. Whoever loses the answer repeats it with the request ids.
+	Wait          *durationpb.Duration `protobuf:"bytes,2,opt,name=wait,proto3" json:"wait,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1263,6 +1267,13 @@ func (*SubmitRequest) Descriptor() ([]byte, []int) {
 func (x *SubmitRequest) GetTasks() []*TaskSpec {
 	if x != nil {
 		return x.Tasks
+	}
+	return nil
+}
+
+func (x *SubmitRequest) GetWait() *durationpb.Duration {
+	if x != nil {
+		return x.Wait
 	}
 	return nil
 }
@@ -1324,7 +1335,10 @@ type SubmitResult struct {
 	// One sentence of why there.
 	Why string `protobuf:"bytes,5,opt,name=why,proto3" json:"why,omitempty"`
 	// Set instead of the above when this task was refused.
-	Error         *TaskError `protobuf:"bytes,6,opt,name=error,proto3" json:"error,omitempty"`
+	Error *TaskError `protobuf:"bytes,6,opt,name=error,proto3" json:"error,omitempty"`
+	// The task as it ended, its result included, when the request has a wait and
+	// the task ended within it.
+	Task          *Task `protobuf:"bytes,7,opt,name=task,proto3" json:"task,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1397,6 +1411,13 @@ func (x *SubmitResult) GetWhy() string {
 func (x *SubmitResult) GetError() *TaskError {
 	if x != nil {
 		return x.Error
+	}
+	return nil
+}
+
+func (x *SubmitResult) GetTask() *Task {
+	if x != nil {
+		return x.Task
 	}
 	return nil
 }
@@ -2369,18 +2390,20 @@ const file_isobar_v1_task_proto_rawDesc = "" +
 	"stderrTail\x124\n" +
 	"\brun_time\x18\x0e \x01(\v2\x19.google.protobuf.DurationR\arunTime\x12\x12\n" +
 	"\x04cold\x18\x0f \x01(\bR\x04cold\x12\x1a\n" +
-	"\bdecision\x18\x10 \x01(\tR\bdecision\":\n" +
+	"\bdecision\x18\x10 \x01(\tR\bdecision\"i\n" +
 	"\rSubmitRequest\x12)\n" +
-	"\x05tasks\x18\x01 \x03(\v2\x13.isobar.v1.TaskSpecR\x05tasks\"C\n" +
+	"\x05tasks\x18\x01 \x03(\v2\x13.isobar.v1.TaskSpecR\x05tasks\x12-\n" +
+	"\x04wait\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x04wait\"C\n" +
 	"\x0eSubmitResponse\x121\n" +
-	"\aresults\x18\x01 \x03(\v2\x17.isobar.v1.SubmitResultR\aresults\"\xe7\x01\n" +
+	"\aresults\x18\x01 \x03(\v2\x17.isobar.v1.SubmitResultR\aresults\"\x8c\x02\n" +
 	"\fSubmitResult\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12*\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x14.isobar.v1.TaskStateR\x05state\x12\x1c\n" +
 	"\tduplicate\x18\x03 \x01(\bR\tduplicate\x126\n" +
 	"\vprovisional\x18\x04 \x01(\v2\x14.isobar.v1.CandidateR\vprovisional\x12\x10\n" +
 	"\x03why\x18\x05 \x01(\tR\x03why\x12*\n" +
-	"\x05error\x18\x06 \x01(\v2\x14.isobar.v1.TaskErrorR\x05error\"\x98\x02\n" +
+	"\x05error\x18\x06 \x01(\v2\x14.isobar.v1.TaskErrorR\x05error\x12#\n" +
+	"\x04task\x18\a \x01(\v2\x0f.isobar.v1.TaskR\x04task\"\x98\x02\n" +
 	"\tTaskError\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n" +
@@ -2545,39 +2568,41 @@ var file_isobar_v1_task_proto_depIdxs = []int32{
 	24, // 30: isobar.v1.Attempt.ended:type_name -> google.protobuf.Timestamp
 	25, // 31: isobar.v1.Attempt.run_time:type_name -> google.protobuf.Duration
 	1,  // 32: isobar.v1.SubmitRequest.tasks:type_name -> isobar.v1.TaskSpec
-	11, // 33: isobar.v1.SubmitResponse.results:type_name -> isobar.v1.SubmitResult
-	0,  // 34: isobar.v1.SubmitResult.state:type_name -> isobar.v1.TaskState
-	26, // 35: isobar.v1.SubmitResult.provisional:type_name -> isobar.v1.Candidate
-	12, // 36: isobar.v1.SubmitResult.error:type_name -> isobar.v1.TaskError
-	25, // 37: isobar.v1.TaskError.retry_after:type_name -> google.protobuf.Duration
-	6,  // 38: isobar.v1.GetResponse.task:type_name -> isobar.v1.Task
-	25, // 39: isobar.v1.WaitRequest.timeout:type_name -> google.protobuf.Duration
-	6,  // 40: isobar.v1.WaitResponse.task:type_name -> isobar.v1.Task
-	0,  // 41: isobar.v1.ListRequest.state:type_name -> isobar.v1.TaskState
-	6,  // 42: isobar.v1.ListResponse.tasks:type_name -> isobar.v1.Task
-	6,  // 43: isobar.v1.CancelResponse.task:type_name -> isobar.v1.Task
-	23, // 44: isobar.v1.InvokeRequest.json:type_name -> google.protobuf.Value
-	4,  // 45: isobar.v1.InvokeRequest.residency:type_name -> isobar.v1.Residency
-	25, // 46: isobar.v1.InvokeRequest.timeout:type_name -> google.protobuf.Duration
-	2,  // 47: isobar.v1.InvokeRequest.cost:type_name -> isobar.v1.Cost
-	25, // 48: isobar.v1.InvokeResponse.run_time:type_name -> google.protobuf.Duration
-	9,  // 49: isobar.v1.TaskService.Submit:input_type -> isobar.v1.SubmitRequest
-	13, // 50: isobar.v1.TaskService.Get:input_type -> isobar.v1.GetRequest
-	15, // 51: isobar.v1.TaskService.Wait:input_type -> isobar.v1.WaitRequest
-	17, // 52: isobar.v1.TaskService.List:input_type -> isobar.v1.ListRequest
-	19, // 53: isobar.v1.TaskService.Cancel:input_type -> isobar.v1.CancelRequest
-	21, // 54: isobar.v1.TaskService.Invoke:input_type -> isobar.v1.InvokeRequest
-	10, // 55: isobar.v1.TaskService.Submit:output_type -> isobar.v1.SubmitResponse
-	14, // 56: isobar.v1.TaskService.Get:output_type -> isobar.v1.GetResponse
-	16, // 57: isobar.v1.TaskService.Wait:output_type -> isobar.v1.WaitResponse
-	18, // 58: isobar.v1.TaskService.List:output_type -> isobar.v1.ListResponse
-	20, // 59: isobar.v1.TaskService.Cancel:output_type -> isobar.v1.CancelResponse
-	22, // 60: isobar.v1.TaskService.Invoke:output_type -> isobar.v1.InvokeResponse
-	55, // [55:61] is the sub-list for method output_type
-	49, // [49:55] is the sub-list for method input_type
-	49, // [49:49] is the sub-list for extension type_name
-	49, // [49:49] is the sub-list for extension extendee
-	0,  // [0:49] is the sub-list for field type_name
+	25, // 33: isobar.v1.SubmitRequest.wait:type_name -> google.protobuf.Duration
+	11, // 34: isobar.v1.SubmitResponse.results:type_name -> isobar.v1.SubmitResult
+	0,  // 35: isobar.v1.SubmitResult.state:type_name -> isobar.v1.TaskState
+	26, // 36: isobar.v1.SubmitResult.provisional:type_name -> isobar.v1.Candidate
+	12, // 37: isobar.v1.SubmitResult.error:type_name -> isobar.v1.TaskError
+	6,  // 38: isobar.v1.SubmitResult.task:type_name -> isobar.v1.Task
+	25, // 39: isobar.v1.TaskError.retry_after:type_name -> google.protobuf.Duration
+	6,  // 40: isobar.v1.GetResponse.task:type_name -> isobar.v1.Task
+	25, // 41: isobar.v1.WaitRequest.timeout:type_name -> google.protobuf.Duration
+	6,  // 42: isobar.v1.WaitResponse.task:type_name -> isobar.v1.Task
+	0,  // 43: isobar.v1.ListRequest.state:type_name -> isobar.v1.TaskState
+	6,  // 44: isobar.v1.ListResponse.tasks:type_name -> isobar.v1.Task
+	6,  // 45: isobar.v1.CancelResponse.task:type_name -> isobar.v1.Task
+	23, // 46: isobar.v1.InvokeRequest.json:type_name -> google.protobuf.Value
+	4,  // 47: isobar.v1.InvokeRequest.residency:type_name -> isobar.v1.Residency
+	25, // 48: isobar.v1.InvokeRequest.timeout:type_name -> google.protobuf.Duration
+	2,  // 49: isobar.v1.InvokeRequest.cost:type_name -> isobar.v1.Cost
+	25, // 50: isobar.v1.InvokeResponse.run_time:type_name -> google.protobuf.Duration
+	9,  // 51: isobar.v1.TaskService.Submit:input_type -> isobar.v1.SubmitRequest
+	13, // 52: isobar.v1.TaskService.Get:input_type -> isobar.v1.GetRequest
+	15, // 53: isobar.v1.TaskService.Wait:input_type -> isobar.v1.WaitRequest
+	17, // 54: isobar.v1.TaskService.List:input_type -> isobar.v1.ListRequest
+	19, // 55: isobar.v1.TaskService.Cancel:input_type -> isobar.v1.CancelRequest
+	21, // 56: isobar.v1.TaskService.Invoke:input_type -> isobar.v1.InvokeRequest
+	10, // 57: isobar.v1.TaskService.Submit:output_type -> isobar.v1.SubmitResponse
+	14, // 58: isobar.v1.TaskService.Get:output_type -> isobar.v1.GetResponse
+	16, // 59: isobar.v1.TaskService.Wait:output_type -> isobar.v1.WaitResponse
+	18, // 60: isobar.v1.TaskService.List:output_type -> isobar.v1.ListResponse
+	20, // 61: isobar.v1.TaskService.Cancel:output_type -> isobar.v1.CancelResponse
+	22, // 62: isobar.v1.TaskService.Invoke:output_type -> isobar.v1.InvokeResponse
+	57, // [57:63] is the sub-list for method output_type
+	51, // [51:57] is the sub-list for method input_type
+	51, // [51:51] is the sub-list for extension type_name
+	51, // [51:51] is the sub-list for extension extendee
+	0,  // [0:51] is the sub-list for field type_name
 }
 
 func init() { file_isobar_v1_task_proto_init() }
