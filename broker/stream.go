@@ -100,7 +100,8 @@ type Streams interface {
 	// than that.
 	Open(ctx context.Context, tenant, stream string, partitions uint32) (Mark, error)
 	// Append stores messages, in order, or makes the commands that will.
-	// Results are in the order of the messages. Errors: ErrTooLarge and ErrFull
+	// Results are in the order of the messages, whose payloads and attributes
+	// must not be changed from then on. Errors: ErrTooLarge and ErrFull
 	// with nothing stored, ErrUnavailable with some of it perhaps.
 	Append(ctx context.Context, msgs []StreamMessage) ([]PreparedAppend, error)
 	// Read yields the messages at the position and behind it, in order, and ends

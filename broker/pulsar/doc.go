@@ -46,7 +46,10 @@
 // Whoever opens the next one reads the partition to its end first, and so knows
 // every message that a repeat could be of. Where that reading ends, following
 // begins: the leader has the newest messages in memory, sums to find places by, and
-// the IDs of the newest broker.DedupWindow.
+// the IDs of the newest broker.DedupWindow. What its own producer sends it need not
+// read back: a receipt says where an entry lies, and while entry follows entry in a
+// ledger there is nobody else's between. Then the reader rests; a gap, or a newest
+// message that was not heard of, wakes it.
 //
 // # What is not asked of Pulsar
 //

@@ -168,13 +168,8 @@ func (sh *share) send(ctx context.Context, msgs []broker.StreamMessage, sent []*
 			payload = []byte{} // nil is a message without a value
 		}
 		message := &pulsar.ProducerMessage{Payload: payload, Key: m.Key, Properties: properties(m), EventTime: time.UnixMilli(times[j])}
-		w.producer.send(ctx, message, func(id pulsar.MessageID, err error) {
-			var at broker.Position
-			if err == nil {
-				at, err = t.base.position(placeOf(0, id))
-			}
-			t.settle(name, k, at, err)
-		})
+		m.Payload, m.Published = payload, time.UnixMilli(times[j])
+		w.producer.send(ctx, message, func(receipt pulsar.MessageID, err error) { t.settle(m, name, k, receipt, err) })
 	}
 }
 

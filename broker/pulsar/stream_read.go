@@ -67,13 +67,15 @@ func (t *tail) messages(ctx context.Context, from broker.Position) iter.Seq2[bro
 			}
 			from = next
 		}
-		for _, m := range recent {
+		for _, block := range recent {
 			if err := ctx.Err(); err != nil {
 				yield(broker.StreamStored{}, err)
 				return
 			}
-			if m.Position >= from && !yield(m, nil) {
-				return
+			for _, m := range block {
+				if m.Position >= from && !yield(m, nil) {
+					return
+				}
 			}
 		}
 	}

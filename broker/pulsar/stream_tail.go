@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"sort"
 	"strings"
 	"sync"
 	"time"
@@ -17,30 +16,32 @@ import (
 
 // tail follows one partition from the oldest message that matters to its end,
 // as long as the server leads: so it knows what repeats, what lies where, and
-// the newest messages themselves.
+// the newest messages themselves. It reads them, or hears of them from the
+// producer here.
 type tail struct {
-	s      *Streams
-	of     broker.Partition
-	topic  topicName // of the partition
-	base   base
-	reader pulsar.Reader
-	end    context.CancelFunc
+	s     *Streams
+	of    broker.Partition
+	topic topicName // of the partition
+	base  base
+	end   context.CancelFunc
 
-	mu       sync.Mutex
-	moved    chan struct{} // closed at the next change; nil while nobody waits
-	err      error         // why it follows no more
-	last     place         // of the newest message read
-	whole    bool          // that was the last of its entry
-	acked    broker.Position
-	state    streamState
-	first    mark // of the oldest message shown
-	index    index
-	window   window
-	sentMs   int64  // the highest time sent
-	unread   uint64 // bytes of payload sent and not read back
-	recent   []broker.StreamStored
-	recentOf int // their bytes
-	parked   []*walk
+	mu     sync.Mutex
+	reader pulsar.Reader
+	moved  chan struct{} // closed at the next change; nil while nobody waits
+	err    error         // why it follows no more
+	last   place         // of the newest message taken in
+	whole  bool          // that was the last of its entry
+	echoes echoes        // what the producer here was told of, and not taken in
+	gap    chan struct{} // told when something lies before them
+	acked  broker.Position
+	state  streamState
+	first  mark // of the oldest message shown
+	index  index
+	window window
+	sentMs int64  // the highest time sent
+	unread uint64 // bytes of payload sent and not taken in
+	recent recent
+	parked []*walk
 }
 
 // Names of the properties that come with a message of a stream. An attribute
@@ -108,7 +109,7 @@ func (s *Streams) openTail(ctx context.Context, p broker.Partition) (*tail, erro
 		return nil, err
 	}
 	topic := streamTopic(s.b.options.Cell, epoch, p.Tenant, p.Stream)
-	t := &tail{s: s, of: p, topic: topic.partition(p.Number), window: newWindow()}
+	t := &tail{s: s, of: p, topic: topic.partition(p.Number), window: newWindow(), gap: make(chan struct{}, 1)}
 	first, err := s.b.admin.streamState(ctx, topic.partition(0))
 	if err == nil {
 		t.state, err = s.b.admin.streamState(ctx, t.topic)
@@ -154,10 +155,22 @@ func (t *tail) open(ctx context.Context, from broker.Position) (pulsar.Reader, e
 
 // follow takes in message after message.
 func (t *tail) follow(ctx context.Context) {
+	stale, after := 0, restAfter // messages in a row that were known before they were read
 	for {
-		m, err := t.reader.Next(ctx)
+		m, err := t.current().Next(ctx)
+		var fresh bool
 		if err == nil {
-			err = t.take(m)
+			fresh, err = t.take(m)
+		}
+		if stale++; fresh {
+			stale = 0
+		}
+		if err == nil && stale >= after && t.hears() {
+			var alone bool
+			alone, err = t.rest(ctx)
+			if stale, after = 0, min(4*after, restAfterMost); alone {
+				after = restAfter
+			}
 		}
 		if err != nil {
 			t.close(err)
@@ -166,16 +179,39 @@ func (t *tail) follow(ctx context.Context) {
 	}
 }
 
-func (t *tail) take(m pulsar.Message) error {
+// current is the reader that follows.
+func (t *tail) current() pulsar.Reader {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.reader
+}
+
+// take takes in a message that was read. It is not fresh when it was known before,
+// from the producer here or from before a reconnect.
+func (t *tail) take(m pulsar.Message) (fresh bool, err error) {
 	msg, err := t.message(m)
 	if err != nil {
-		return err
+		return false, err
 	}
+	id := m.ID()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if msg.Position < t.index.end.at {
-		return nil // sent again after a reconnect
+		return false, nil
 	}
+	t.admit(&msg)
+	t.keep(msg)
+	t.last, t.whole = placeOf(0, id), id.BatchIdx() < 0 || id.BatchSize() == 0 || id.BatchIdx() == id.BatchSize()-1
+	if t.whole { // nobody waits for a place within an entry
+		t.drain()
+		t.changed()
+	}
+	return true, nil
+}
+
+// admit counts the next message of the partition, and gives it the time it counts
+// as published at. t.mu is held.
+func (t *tail) admit(msg *broker.StreamStored) {
 	k := t.index.add(msg.Position, msg.Published.UnixMilli(), len(msg.Payload))
 	if msg.Published.UnixMilli() < k.ms {
 		msg.Published = time.UnixMilli(k.ms)
@@ -189,44 +225,15 @@ func (t *tail) take(m pulsar.Message) error {
 		sent.sent = false
 		t.unread -= sent.size
 	}
-	id := m.ID()
-	t.last, t.whole = placeOf(0, id), id.BatchIdx() < 0 || id.BatchSize() == 0 || id.BatchIdx() == id.BatchSize()-1
-	t.keep(msg)
-	if t.whole { // nobody waits for a place within an entry
-		t.changed()
-	}
-	return nil
 }
 
-// keep puts a message among the recent ones. t.mu is held.
-func (t *tail) keep(msg broker.StreamStored) {
-	size := sizeOf(msg)
-	t.recent = append(t.recent, msg)
-	t.recentOf += size
+// keep puts messages among the recent ones. t.mu is held.
+func (t *tail) keep(msgs ...broker.StreamStored) {
+	size := t.recent.add(msgs)
 	total := int(t.s.recent.Add(int64(size)))
-	for len(t.recent) > 1 && (t.recentOf > recentMost || total > recentOfAll && t.recentOf > recentLeast) {
-		size := sizeOf(t.recent[0])
-		// What lies before may be in the hands of readers; appends go elsewhere.
-		t.recent = t.recent[1:]
-		t.recentOf -= size
-		total = int(t.s.recent.Add(int64(-size)))
+	for len(t.recent.blocks) > 1 && (t.recent.size > recentMost || total > recentOfAll && t.recent.size > recentLeast) {
+		total = int(t.s.recent.Add(-int64(t.recent.drop())))
 	}
-}
-
-// How many bytes of the newest messages are kept in memory: of a partition at
-// most and at least, and of all partitions together.
-const (
-	recentMost  = 16 << 20
-	recentLeast = 256 << 10
-	recentOfAll = 128 << 20
-)
-
-func sizeOf(m broker.StreamStored) int {
-	n := 256 + len(m.Payload) + len(m.Key) + len(m.ID)
-	for k, v := range m.Attributes { // any order: a sum
-		n += len(k) + len(v)
-	}
-	return n
 }
 
 // changed wakes those who wait. t.mu is held.
@@ -270,7 +277,7 @@ func (t *tail) caughtUp(ctx context.Context) error {
 // that does not get there in the time of a call is of no use any more.
 func (t *tail) sync(ctx context.Context) error {
 	begun := time.Now()
-	last, err := await(ctx, t.reader.GetLastMessageID, nil)
+	last, err := await(ctx, t.current().GetLastMessageID, nil)
 	if err == nil && last.EntryID() >= 0 {
 		err = t.until(ctx, func() bool { return t.reached(last) })
 	}
@@ -309,8 +316,8 @@ func (t *tail) close(err error) {
 	}
 	parked := t.parked
 	t.parked = nil
-	t.s.recent.Add(-int64(t.recentOf))
-	t.recentOf, t.recent = 0, nil
+	t.s.recent.Add(-int64(t.recent.size))
+	t.recent, t.echoes = recent{}, echoes{}
 	t.changed()
 	t.mu.Unlock()
 	for _, w := range parked {
@@ -319,7 +326,7 @@ func (t *tail) close(err error) {
 	if first {
 		t.s.forget(t)
 		t.end()
-		go t.reader.Close() // that waits for the cluster
+		go t.current().Close() // that waits for the cluster
 	}
 }
 
@@ -381,20 +388,37 @@ func (t *tail) claim(m broker.StreamMessage, name id, with *sending) (k *known, 
 }
 
 // settle notes what became of a message that was sent.
-func (t *tail) settle(name id, k *known, at broker.Position, err error) {
+func (t *tail) settle(m broker.StreamMessage, name id, k *known, receipt pulsar.MessageID, err error) {
+	var at broker.Position
+	if err == nil {
+		at, err = t.base.position(placeOf(0, receipt))
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if err != nil && !k.sent {
-		at, err = k.at, nil // it was read back before its receipt was lost
-	}
-	k.at, k.err = at, err
 	if err == nil {
 		t.acked = max(t.acked, at)
-	} else if t.window.ids[name] == k {
-		// It may be stored all the same, and is known again when it is read.
-		delete(t.window.ids, name)
 	}
-	if err != nil {
+	k.at, k.err = at, err
+	switch {
+	case err == nil && t.err == nil:
+		if t.echoes.add(receipt, broker.StreamStored{Position: at, StreamMessage: m}) {
+			t.drain()
+			t.changed()
+			if t.echoes.waits() {
+				select {
+				case t.gap <- struct{}{}:
+				default:
+				}
+			}
+		}
+	case err == nil:
+	case !k.sent:
+		k.err = nil // it was read before its receipt was lost
+	default:
+		if t.window.ids[name] == k {
+			// It may be stored all the same, and is known again when it is read.
+			delete(t.window.ids, name)
+		}
 		k.sent = false
 		t.unread -= k.size
 	}
@@ -405,13 +429,12 @@ func (t *tail) settle(name id, k *known, at broker.Position, err error) {
 
 // snapshot is what memory holds of the messages at the position and behind it;
 // all of them if complete, else those from start on.
-func (t *tail) snapshot(from broker.Position) (recent []broker.StreamStored, start broker.Position, complete bool) {
+func (t *tail) snapshot(from broker.Position) (messages [][]broker.StreamStored, start broker.Position, complete bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if len(t.recent) == 0 {
+	if t.recent.messages == 0 {
 		return nil, t.index.end.at, from >= t.index.end.at || t.index.end.messages == 0
 	}
-	start = t.recent[0].Position
-	i := sort.Search(len(t.recent), func(i int) bool { return t.recent[i].Position >= from })
-	return t.recent[i:len(t.recent):len(t.recent)], start, from >= start || t.index.end.messages == uint64(len(t.recent))
+	messages, start = t.recent.since(from)
+	return messages, start, from >= start || t.index.end.messages == t.recent.messages
 }

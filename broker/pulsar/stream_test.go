@@ -13,6 +13,10 @@ import (
 	"testing"
 	"time"
 
+	client "github.com/apache/pulsar-client-go/pulsar"
+	"github.com/apache/pulsar-client-go/pulsar/log"
+	"golang.org/x/sync/errgroup"
+
 	"github.com/isobar-mesh/isobar/broker"
 	"github.com/isobar-mesh/isobar/broker/brokertest"
 	"github.com/isobar-mesh/isobar/broker/pulsar"
@@ -400,5 +404,92 @@ func TestStreamOneWriter(t *testing.T) {
 	}
 	if _, err := s.Append(t.Context(), []broker.StreamMessage{streamMessage(0, "r/2", "", "late")}); !errors.Is(err, broker.ErrUnavailable) {
 		t.Errorf("a leader that resigned appends: %v", err)
+	}
+}
+
+// While the cell writes so much that it does not read back what it has sent, others
+// write too: all is shown soon, in Pulsar's order.
+func TestStreamOthersBetween(t *testing.T) {
+	t.Parallel()
+	c, s := streams(t, 1)
+	topic, err := s.TopicName(t.Context(), "default", "orders")
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, err := client.NewClient(client.ClientOptions{URL: c.cluster.Service, Logger: log.DefaultNopLogger()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
+	others, err := own.CreateProducer(client.ProducerOptions{Topic: topic + "-partition-0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sent, end := 0, make(chan struct{})
+	var ours errgroup.Group
+	ours.Go(func() error {
+		for n := 0; ; n++ {
+			select {
+			case <-end:
+				return nil
+			default:
+			}
+			msgs := make([]broker.StreamMessage, 200)
+			for i := range msgs {
+				msgs[i] = streamMessage(0, fmt.Sprintf("%d/%d", n, i), "key", fmt.Sprintf("ours %d/%d", n, i))
+			}
+			if _, err := s.Append(t.Context(), msgs); err != nil {
+				return err
+			}
+			sent += len(msgs)
+		}
+	})
+	// The first ones come while the reader reads, the last while it may rest.
+	at := broker.Position(0)
+	for i := range 6 {
+		text := fmt.Sprintf("theirs %d", i)
+		if _, err := others.Send(t.Context(), &client.ProducerMessage{Payload: []byte(text)}); err != nil {
+			t.Fatal(err)
+		}
+		for found, until := false, time.Now().Add(30*time.Second); !found; {
+			for m, err := range s.Read(t.Context(), orders(0), at) {
+				if err != nil {
+					t.Fatal(err)
+				}
+				if at = m.Position + 1; string(m.Payload) == text {
+					found = true
+				}
+			}
+			if time.Now().After(until) {
+				t.Fatalf("%q is not shown", text)
+			}
+		}
+		time.Sleep(300 * time.Millisecond)
+	}
+	close(end)
+	if err := ours.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	var got, want []string
+	for m, err := range s.Read(t.Context(), orders(0), 0) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, string(m.Payload))
+	}
+	reader, err := own.CreateReader(client.ReaderOptions{Topic: topic + "-partition-0", StartMessageID: client.EarliestMessageID()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	for range sent + 6 {
+		m, err := reader.Next(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, string(m.Payload()))
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("%d messages are shown, which are not the %d that Pulsar has, in its order", len(got), len(want))
 	}
 }
