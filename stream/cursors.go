@@ -4,13 +4,11 @@ import (
 	"sync"
 	"sync/atomic"
 
-	meshv1 "github.com/isobar-mesh/isobar/proto/isobar/mesh/v1"
 	"github.com/isobar-mesh/isobar/state"
 	"github.com/isobar-mesh/isobar/stream/groups"
 )
 
-// cursors keeps what was decoded of the groups' cursors until a command changes
-// them: everyone who waits for a stream looks at all of them whenever anything
+// cursors keeps the groups' cursors as the last command left them: everyone who waits for a stream looks at all of them whenever anything
 // moves. It is safe for concurrent use.
 type cursors struct {
 	mu     sync.Mutex
@@ -19,32 +17,40 @@ type cursors struct {
 }
 
 type knownCursor struct {
-	serial uint64 // another after each change
-	view   *view  // nil: to be read
+	serial uint64         // another after each change
+	cursor *groups.Cursor // nil: to be read
+	view   *view          // of it; nil until somebody looks
 }
 
 // view is a cursor as it was at one moment. Nobody changes it, but to note that a
 // search in it was in vain.
 type view struct {
-	*meshv1.CursorRecord
+	*groups.Cursor
 	inHand  map[string]int      // messages in each session's hands
 	ahead   map[string]struct{} // the keys of pending messages
 	blocked int                 // pending messages behind another of their key
 	stuck   atomic.Bool         // what comes next was read, and is all behind others
 }
 
-func newView(cur *meshv1.CursorRecord) *view {
-	v := &view{CursorRecord: cur, inHand: map[string]int{}, ahead: make(map[string]struct{}, len(cur.Pending))}
-	for _, p := range cur.Pending {
+func newView(cur *groups.Cursor) *view {
+	v := &view{Cursor: cur, inHand: map[string]int{}, ahead: make(map[string]struct{}, len(cur.Pending))}
+	for i := range cur.Pending {
+		p := &cur.Pending[i]
 		if p.UntilLeaseMs > 0 {
 			v.inHand[p.Session]++
 		}
-		if _, behind := v.ahead[p.Key]; behind {
-			v.blocked++
-		}
 		v.ahead[p.Key] = struct{}{}
 	}
+	v.blocked = len(cur.Pending) - len(v.ahead)
 	return v
+}
+
+// ready is how many pending messages may be delivered now.
+func (v *view) ready(relaxed bool, leaseMs int64) (n int) {
+	for range groups.Deliverable(v.Cursor, relaxed, leaseMs) {
+		n++
+	}
+	return n
 }
 
 // draining: another session has some of the partition in hand.
@@ -69,28 +75,31 @@ func (c *cursors) read(r state.Reader, n groups.CursorName) *view {
 	if k == nil {
 		k = c.renew(n)
 	}
-	v, serial := k.view, k.serial
+	cur, v, serial := k.cursor, k.view, k.serial
 	c.mu.Unlock()
 	if v != nil {
 		return v
 	}
-	v = newView(groups.Cursor(r, n.Group, n.Partition))
+	if cur == nil {
+		cur = groups.ReadCursor(r, n.Group, n.Partition)
+	}
+	v = newView(cur)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	// One that changed meanwhile may have been read before the change.
 	if k := c.known[n]; k != nil && k.serial == serial {
-		k.view = v
+		k.cursor, k.view = cur, v
 	}
 	return v
 }
 
-// changed forgets what a command that was applied has changed.
-func (c *cursors) changed(moved []groups.CursorName) {
+// changed takes in what a command that was applied has changed.
+func (c *cursors) changed(moved []groups.Move) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, n := range moved {
-		if c.known[n] != nil {
-			c.renew(n)
+	for _, m := range moved {
+		if c.known[m.CursorName] != nil {
+			c.renew(m.CursorName).cursor = m.Cursor
 		}
 	}
 }

@@ -199,7 +199,7 @@ func (l *leader) take(ctx context.Context, m Member, rec *meshv1.StreamRecord, p
 	if cur.draining(m.Session) {
 		return nil, nil
 	}
-	ready := len(groups.Deliverable(cur.CursorRecord, rec.Relaxed, l.clock.LeaseMs(time.Now())))
+	ready := cur.ready(rec.Relaxed, l.clock.LeaseMs(time.Now()))
 	read, fresh, err := l.read(ctx, m.Group.Name, p, cur, rec.Relaxed, room-ready, bytes)
 	if err != nil {
 		return nil, fmt.Errorf("stream: deliver from %s/%d: %w", m.Group, p, err)
@@ -210,9 +210,11 @@ func (l *leader) take(ctx context.Context, m Member, rec *meshv1.StreamRecord, p
 	cmd := &meshv1.GroupDeliver{
 		Name: m.Group.Message(), Session: m.Session, Partition: p, From: cur.Next, Max: uint32(room), MaxBytes: bytes,
 	}
-	for _, msg := range read {
-		cmd.Read = append(cmd.Read, &meshv1.StreamRead{Position: msg.Position, Key: msg.Key, Size: uint64(len(msg.Payload))})
+	told := make([]groups.Read, len(read))
+	for i := range read {
+		told[i] = groups.Read{Position: read[i].Position, Key: read[i].Key, Size: uint64(len(read[i].Payload))}
 	}
+	cmd.Read = groups.Columns(told)
 	res, err := l.command(ctx, &meshv1.StreamCommand{Command: &meshv1.StreamCommand_Deliver{Deliver: cmd}})
 	switch {
 	case errors.Is(err, groups.ErrStale), errors.Is(err, groups.ErrDraining), errors.Is(err, groups.ErrNotOwner), errors.Is(err, groups.ErrNotMember):

@@ -81,7 +81,7 @@ func (s *Streams) describeGroup(ctx context.Context, g groups.Group, d *Descript
 	out := GroupDescription{Name: g.Group}
 	out.Record, _ = groups.ReadGroup(s.State, g)
 	for p, ext := range d.Partitions {
-		cur := groups.Cursor(s.State, g, uint32(p))
+		cur := groups.ReadCursor(s.State, g, uint32(p))
 		c := CursorDescription{Position: max(groups.Position(cur), ext.First)}
 		unread, err := s.Messages.Extent(ctx, partition(g.Name, uint32(p)), cur.Next)
 		if err != nil {

@@ -469,7 +469,7 @@ func TestTrimmedAndNotTold(t *testing.T) {
 		}
 		c.Lead()
 		time.Sleep(2 * c.RetainEvery)
-		cursor := groups.Cursor(c.State, group("g"), 0)
+		cursor := groups.ReadCursor(c.State, group("g"), 0)
 		if len(cursor.Pending) != 2 {
 			t.Errorf("the group holds %d messages, want the 2 that are kept", len(cursor.Pending))
 		}
@@ -509,7 +509,7 @@ func TestManyOfOneKey(t *testing.T) {
 			if again := c.next("g", "s", 100, 0).Deliveries; len(again) > 0 {
 				t.Fatalf("%d in hand: got %v", i, texts(again))
 			}
-			behind := len(groups.Cursor(c.State, group("g"), 0).Pending) - len(got)
+			behind := len(groups.ReadCursor(c.State, group("g"), 0).Pending) - len(got)
 			if behind > 256 {
 				t.Fatalf("%d acknowledged: %d wait behind their key, at most 256 may", i, behind)
 			}

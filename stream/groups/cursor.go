@@ -1,8 +1,10 @@
 package groups
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
+	"iter"
 	"slices"
 
 	meshv1 "github.com/isobar-mesh/isobar/proto/isobar/mesh/v1"
@@ -16,24 +18,23 @@ const (
 
 func partitionOf(rest string) uint32 { return binary.BigEndian.Uint32([]byte(rest)) }
 
-func (a *apply) cursor(g Group, partition uint32) *meshv1.CursorRecord {
-	var cur meshv1.CursorRecord
-	get(a, cursorKey(g, partition), &cur)
-	return &cur
+func (a *apply) cursor(g Group, partition uint32) *Cursor {
+	return readCursor(a, cursorKey(g, partition))
 }
 
-// putCursor stores the record, due when the first visibility timeout ends.
-func (a *apply) putCursor(g Group, partition uint32, cur *meshv1.CursorRecord) {
+// putCursor stores the cursor, due when the first visibility timeout ends. It is
+// not changed any more.
+func (a *apply) putCursor(g Group, partition uint32, cur *Cursor) {
 	var due int64
-	for _, p := range cur.Pending {
-		if p.UntilLeaseMs > 0 && (due == 0 || p.UntilLeaseMs < due) {
+	for i := range cur.Pending {
+		if p := &cur.Pending[i]; p.UntilLeaseMs > 0 && (due == 0 || p.UntilLeaseMs < due) {
 			due = p.UntilLeaseMs
 		}
 	}
 	key := cursorKey(g, partition)
-	cur.DueLeaseMs = a.moveDue(key, cur.DueLeaseMs, due)
-	put(a, key, cur)
-	a.result.Moved = append(a.result.Moved, CursorName{g, partition})
+	cur.dueLeaseMs = a.moveDue(key, cur.dueLeaseMs, due)
+	put(a, key, cur.record())
+	a.result.Moved = append(a.result.Moved, Move{CursorName{g, partition}, cur})
 }
 
 // deliver takes in what was read, and gives the session what waits.
@@ -58,18 +59,21 @@ func (a *apply) deliver(c *meshv1.GroupDeliver) error {
 	if c.From != cur.Next {
 		return fmt.Errorf("streams: deliver from %s/%d: read at %d, next is %d: %w", g, c.Partition, c.From, cur.Next, ErrStale)
 	}
-	if len(cur.Pending)+len(c.Read) > MaxPending {
-		return fmt.Errorf("streams: deliver from %s/%d: %d read beside %d: %w", g, c.Partition, len(c.Read), len(cur.Pending), ErrBadCommand)
+	read, ok := rows(c.Read)
+	if !ok || len(cur.Pending)+len(read) > MaxPending {
+		return fmt.Errorf("streams: deliver from %s/%d: %d read beside %d: %w", g, c.Partition, len(read), len(cur.Pending), ErrBadCommand)
 	}
-	for _, m := range c.Read {
+	cur.Pending = slices.Grow(cur.Pending, len(read))
+	for _, m := range read {
 		if m.Position < cur.Next {
 			return fmt.Errorf("streams: deliver from %s/%d: %d is below %d: %w", g, c.Partition, m.Position, cur.Next, ErrBadCommand)
 		}
-		cur.Pending = append(cur.Pending, &meshv1.PendingRecord{Position: m.Position, Key: m.Key, Size: m.Size})
+		cur.Pending = append(cur.Pending, Pending{Read: m})
 		cur.Next = m.Position + 1
 	}
 	var bytes uint64
-	for _, p := range Deliverable(cur, rec.Relaxed, a.clocks.LeaseMs) {
+	for i := range Deliverable(cur, rec.Relaxed, a.clocks.LeaseMs) {
+		p := &cur.Pending[i]
 		if len(a.result.Deliveries) == int(c.Max) || bytes > 0 && bytes+p.Size > c.MaxBytes {
 			break
 		}
@@ -86,34 +90,45 @@ func (a *apply) deliver(c *meshv1.GroupDeliver) error {
 
 // Draining reports whether another session has deliveries of the partition in
 // hand.
-func Draining(cur *meshv1.CursorRecord, session string) bool {
-	return slices.ContainsFunc(cur.Pending, func(p *meshv1.PendingRecord) bool { return p.UntilLeaseMs > 0 && p.Session != session })
-}
-
-// Deliverable lists the pending messages that may be delivered now, in order:
-// those in nobody's hands whose pause has passed, and in a strict stream only
-// the first of each key.
-func Deliverable(cur *meshv1.CursorRecord, relaxed bool, leaseMs int64) []*meshv1.PendingRecord {
-	var out []*meshv1.PendingRecord
-	ahead := map[string]bool{}
-	for _, p := range cur.Pending {
-		blocked := !relaxed && ahead[p.Key]
-		if !relaxed {
-			ahead[p.Key] = true
-		}
-		if !blocked && p.UntilLeaseMs == 0 && p.NotBeforeLeaseMs <= leaseMs {
-			out = append(out, p)
+func Draining(cur *Cursor, session string) bool {
+	for i := range cur.Pending {
+		if p := &cur.Pending[i]; p.UntilLeaseMs > 0 && p.Session != session {
+			return true
 		}
 	}
-	return out
+	return false
+}
+
+// Deliverable yields the index of each pending message that may be delivered now,
+// in order: those in nobody's hands whose pause has passed, and in a strict stream
+// only the first of each key.
+func Deliverable(cur *Cursor, relaxed bool, leaseMs int64) iter.Seq[int] {
+	return func(yield func(int) bool) {
+		var ahead map[string]struct{}
+		if !relaxed {
+			ahead = make(map[string]struct{}, len(cur.Pending))
+		}
+		for i := range cur.Pending {
+			p := &cur.Pending[i]
+			if !relaxed {
+				before := len(ahead)
+				if ahead[p.Key] = struct{}{}; len(ahead) == before {
+					continue
+				}
+			}
+			if p.UntilLeaseMs == 0 && p.NotBeforeLeaseMs <= leaseMs && !yield(i) {
+				return
+			}
+		}
+	}
 }
 
 // Position is where everything below is acknowledged.
-func Position(cur *meshv1.CursorRecord) uint64 {
-	if len(cur.GetPending()) > 0 {
+func Position(cur *Cursor) uint64 {
+	if len(cur.Pending) > 0 {
 		return cur.Pending[0].Position
 	}
-	return cur.GetNext()
+	return cur.Next
 }
 
 func (a *apply) ack(c *meshv1.GroupAck) error {
@@ -122,7 +137,7 @@ func (a *apply) ack(c *meshv1.GroupAck) error {
 	if err != nil {
 		return err
 	}
-	cursors := map[uint32]*meshv1.CursorRecord{}
+	cursors := map[uint32]*Cursor{}
 	var order []uint32
 	dead := grp.Dead
 	for _, item := range c.Items {
@@ -152,17 +167,8 @@ func (a *apply) ack(c *meshv1.GroupAck) error {
 }
 
 // settle does what one item says.
-func (a *apply) settle(g Group, rec *meshv1.StreamRecord, grp *meshv1.GroupRecord, cur *meshv1.CursorRecord, session string, item *meshv1.GroupAckItem) (Verdict, error) {
-	i, found := slices.BinarySearchFunc(cur.Pending, item.Position, func(p *meshv1.PendingRecord, at uint64) int {
-		switch {
-		case p.Position < at:
-			return -1
-		case p.Position > at:
-			return 1
-		default:
-			return 0
-		}
-	})
+func (a *apply) settle(g Group, rec *meshv1.StreamRecord, grp *meshv1.GroupRecord, cur *Cursor, session string, item *meshv1.GroupAckItem) (Verdict, error) {
+	i, found := slices.BinarySearchFunc(cur.Pending, item.Position, func(p Pending, at uint64) int { return cmp.Compare(p.Position, at) })
 	_, dead := a.Get(deadKey(g, item.Partition, item.Position))
 	switch {
 	case !found && !dead && item.Position < cur.Next && item.Delivery <= cur.Deliveries:
@@ -170,19 +176,23 @@ func (a *apply) settle(g Group, rec *meshv1.StreamRecord, grp *meshv1.GroupRecor
 	case !found || item.Delivery == 0 || cur.Pending[i].Delivery != item.Delivery || cur.Pending[i].Session != session:
 		return Moved, nil
 	}
-	p := cur.Pending[i]
+	p := &cur.Pending[i]
 	switch item.Action {
 	case "", "ack":
 		if !item.Cumulative {
 			cur.Pending = slices.Delete(cur.Pending, i, i+1)
 			break
 		}
-		cur.Pending = slices.DeleteFunc(cur.Pending, func(p *meshv1.PendingRecord) bool {
-			return p.Position <= item.Position && p.Delivery > 0 && p.Session == session
-		})
+		kept := cur.Pending[:0]
+		for j := range cur.Pending {
+			if p := &cur.Pending[j]; j > i || p.Delivery == 0 || p.Session != session {
+				kept = append(kept, *p)
+			}
+		}
+		cur.Pending = kept
 	case "retry":
-		a.putBack(g, item.Partition, rec, grp, cur, retryCause(item.Reason), func(m *meshv1.PendingRecord) bool { return m == p })
 		p.NotBeforeLeaseMs = a.clocks.LeaseMs + min(firstPauseMs<<min(p.Attempts-1, 16), maxPauseMs)
+		a.putBack(g, item.Partition, rec, grp, cur, retryCause(item.Reason), func(m *Pending) bool { return m.Position == item.Position })
 	case "extend":
 		if p.UntilLeaseMs == 0 {
 			return Moved, nil // it is in nobody's hands, and may be given to another next
@@ -204,23 +214,27 @@ func retryCause(reason string) string {
 // putBack takes messages out of their session's hands: they wait for another
 // delivery, or become dead letters when they have had their last. It reports
 // whether there were any.
-func (a *apply) putBack(g Group, partition uint32, rec *meshv1.StreamRecord, grp *meshv1.GroupRecord, cur *meshv1.CursorRecord,
-	cause string, which func(*meshv1.PendingRecord) bool,
+func (a *apply) putBack(g Group, partition uint32, rec *meshv1.StreamRecord, grp *meshv1.GroupRecord, cur *Cursor,
+	cause string, which func(*Pending) bool,
 ) bool {
 	found := false
-	cur.Pending = slices.DeleteFunc(cur.Pending, func(p *meshv1.PendingRecord) bool {
+	kept := cur.Pending[:0]
+	for i := range cur.Pending {
+		p := &cur.Pending[i]
 		if !which(p) {
-			return false
+			kept = append(kept, *p)
+			continue
 		}
 		found = true
 		p.UntilLeaseMs = 0
 		if rec.MaxDeliveries == 0 || p.Attempts < rec.MaxDeliveries {
-			return false
+			kept = append(kept, *p)
+			continue
 		}
 		put(a, deadKey(g, partition, p.Position), &meshv1.DeadRecord{Key: p.Key, Attempts: p.Attempts, Cause: cause, AtMs: a.clocks.WallMs})
 		grp.Dead++
-		return true
-	})
+	}
+	cur.Pending = kept
 	return found
 }
 

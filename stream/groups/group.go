@@ -50,7 +50,7 @@ func (a *apply) join(c *meshv1.GroupJoin) error {
 		put(a, streamKey(g.Name), rec)
 		grp.Owners = make([]string, rec.Partitions)
 		for i, at := range c.Start {
-			a.putCursor(g, uint32(i), &meshv1.CursorRecord{Next: at})
+			a.putCursor(g, uint32(i), &Cursor{Next: at})
 		}
 	}
 	until := a.clocks.LeaseMs + c.TtlMs
@@ -108,7 +108,7 @@ func (a *apply) remove(g Group, rec *meshv1.StreamRecord, grp *meshv1.GroupRecor
 	}
 	for p := range rec.Partitions {
 		cur := a.cursor(g, p)
-		if a.putBack(g, p, rec, grp, cur, cause, func(m *meshv1.PendingRecord) bool {
+		if a.putBack(g, p, rec, grp, cur, cause, func(m *Pending) bool {
 			return m.UntilLeaseMs > 0 && slices.Contains(lost, m.Session)
 		}) {
 			a.putCursor(g, p, cur)
@@ -202,7 +202,7 @@ func (a *apply) due(key []byte) {
 	}
 	p := partitionOf(rest)
 	cur := a.cursor(g, p)
-	if a.putBack(g, p, rec, grp, cur, "its visibility timeout passed", func(m *meshv1.PendingRecord) bool {
+	if a.putBack(g, p, rec, grp, cur, "its visibility timeout passed", func(m *Pending) bool {
 		return m.UntilLeaseMs > 0 && m.UntilLeaseMs <= now
 	}) {
 		a.putGroup(g, grp) // it counts dead letters

@@ -72,9 +72,16 @@ func (c *cell) raw(body []byte) (*groups.Result, error) {
 	}
 	result := res.Results[0].(*groups.Result)
 	after := c.cursors()
-	for _, n := range result.Moved {
-		delete(before, n)
-		delete(after, n)
+	last := map[groups.CursorName]*groups.Cursor{}
+	for _, m := range result.Moved {
+		delete(before, m.CursorName)
+		delete(after, m.CursorName)
+		last[m.CursorName] = m.Cursor
+	}
+	for n, cur := range last {
+		if stored := groups.ReadCursor(c.state(), n.Group, n.Partition); fmt.Sprint(*stored) != fmt.Sprint(*cur) {
+			c.t.Fatalf("a command says of %v %+v, and has stored %+v", n, *cur, *stored)
+		}
 	}
 	if !maps.Equal(before, after) {
 		c.t.Fatalf("a command moved another cursor than it says, %v", result.Moved)
@@ -134,10 +141,13 @@ func (c *cell) renew(name string, sessions ...string) (*groups.Result, error) {
 
 // deliver does what a leader does: it reads behind the cursor and commits.
 func (c *cell) deliver(name, session string, p uint32, limit int) ([]groups.Delivery, error) {
-	cur := groups.Cursor(c.state(), group(name), p)
-	cmd := &meshv1.GroupDeliver{Name: group(name).Message(), Session: session, Partition: p, From: cur.Next, Max: uint32(limit), MaxBytes: 1 << 20}
-	for at := max(cur.Next, c.first[p]); at < uint64(len(c.keys[p])) && len(cmd.Read) < groups.MaxPending-len(cur.Pending); at++ {
-		cmd.Read = append(cmd.Read, &meshv1.StreamRead{Position: at, Key: c.keys[p][at], Size: 10})
+	cur := groups.ReadCursor(c.state(), group(name), p)
+	var read []groups.Read
+	for at := max(cur.Next, c.first[p]); at < uint64(len(c.keys[p])) && len(read) < groups.MaxPending-len(cur.Pending); at++ {
+		read = append(read, groups.Read{Position: at, Key: c.keys[p][at], Size: 10})
+	}
+	cmd := &meshv1.GroupDeliver{
+		Name: group(name).Message(), Session: session, Partition: p, From: cur.Next, Max: uint32(limit), MaxBytes: 1 << 20, Read: groups.Columns(read),
 	}
 	res, err := c.apply(&meshv1.StreamCommand{Command: &meshv1.StreamCommand_Deliver{Deliver: cmd}})
 	if err != nil {
@@ -192,7 +202,7 @@ func (c *cell) show(name string) string {
 		if owner == "" {
 			owner = "nobody"
 		}
-		cur := groups.Cursor(c.state(), group(name), uint32(p))
+		cur := groups.ReadCursor(c.state(), group(name), uint32(p))
 		fmt.Fprintf(&b, "%d: %s, position %d, next %d", p, owner, groups.Position(cur), cur.Next)
 		for _, m := range cur.Pending {
 			fmt.Fprintf(&b, "; %d%s", m.Position, m.Key)
@@ -231,7 +241,7 @@ func (c *cell) audit() {
 				c.t.Fatalf("%s: partition %d is of %q, members are %v", g, p, owner, sessions)
 			}
 			held[owner]++
-			cur := groups.Cursor(c.state(), g, uint32(p))
+			cur := groups.ReadCursor(c.state(), g, uint32(p))
 			if len(cur.Pending) > groups.MaxPending {
 				c.t.Fatalf("%s/%d: %d pending", g, p, len(cur.Pending))
 			}

@@ -63,9 +63,7 @@ func dueOf(kind byte, key, value []byte) int64 {
 		decode(key, value, &rec)
 		return rec.DueLeaseMs
 	case kindCursor:
-		var rec meshv1.CursorRecord
-		decode(key, value, &rec)
-		return rec.DueLeaseMs
+		return parseCursor(key, value).dueLeaseMs
 	default:
 		return 0
 	}

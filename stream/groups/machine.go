@@ -79,12 +79,19 @@ type Delivery struct {
 	Attempt  uint32
 }
 
+// Move is what became of a cursor. Nobody changes it any more.
+type Move struct {
+	CursorName
+	*Cursor
+}
+
 // Result is what a command returns.
 type Result struct {
 	// Touched are the streams whose readers should look again.
 	Touched []Name
-	// Moved are the cursors that the command changed, some perhaps twice.
-	Moved []CursorName
+	// Moved are the cursors that the command changed, some perhaps twice: the
+	// last one holds.
+	Moved []Move
 	// Stream after the command, for Create.
 	Stream *meshv1.StreamRecord
 	// Existed: a Create found the stream there, with the same settings.
@@ -305,7 +312,7 @@ func (a *apply) sweep(c *meshv1.StreamSweep) error {
 			}
 			keys = append(keys, slices.Clone(k))
 			if g, rest, ok := parseGroup(string(k[1:])); ok && kind == kindCursor {
-				a.result.Moved = append(a.result.Moved, CursorName{g, partitionOf(rest)})
+				a.result.Moved = append(a.result.Moved, Move{CursorName{g, partitionOf(rest)}, &Cursor{}})
 			}
 			if due := dueOf(kind, k, v); due > 0 {
 				keys = append(keys, dueKey(due, k))
@@ -335,7 +342,7 @@ func (a *apply) trimmed(c *meshv1.StreamTrimmed) error {
 			continue
 		}
 		cur.Next = max(cur.Next, c.First)
-		cur.Pending = slices.DeleteFunc(cur.Pending, func(p *meshv1.PendingRecord) bool { return p.Position < c.First })
+		cur.Pending = slices.DeleteFunc(cur.Pending, func(p Pending) bool { return p.Position < c.First })
 		a.putCursor(g, c.Partition, cur)
 	}
 	a.touch(n)

@@ -79,7 +79,7 @@ func (w *world) take(session string, p uint32, limit int) {
 }
 
 func (w *world) acknowledge(g given, action string, cumulative bool) {
-	inHand := slices.ContainsFunc(groups.Cursor(w.state(), group("g"), g.p).Pending, func(m *meshv1.PendingRecord) bool {
+	inHand := slices.ContainsFunc(groups.ReadCursor(w.state(), group("g"), g.p).Pending, func(m groups.Pending) bool {
 		return m.Position == g.at && m.UntilLeaseMs > 0
 	})
 	verdicts, err := w.ack("g", g.session, &meshv1.GroupAckItem{Partition: g.p, Position: g.at, Delivery: g.number, Action: action, Cumulative: cumulative})

@@ -85,11 +85,9 @@ func groups(r state.Reader, n Name) iter.Seq[Group] {
 // Groups yields a stream's groups by name.
 func Groups(r state.Reader, n Name) iter.Seq[Group] { return groups(r, n) }
 
-// Cursor reads where a group is in one partition.
-func Cursor(r state.Reader, g Group, partition uint32) *meshv1.CursorRecord {
-	var cur meshv1.CursorRecord
-	get(r, cursorKey(g, partition), &cur)
-	return &cur
+// ReadCursor reads where a group is in one partition.
+func ReadCursor(r state.Reader, g Group, partition uint32) *Cursor {
+	return readCursor(r, cursorKey(g, partition))
 }
 
 // DeadLetter is a message that a group has given up.

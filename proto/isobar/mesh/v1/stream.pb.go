@@ -895,9 +895,9 @@ type GroupDeliver struct {
 	// The cursor's next position that read begins at.
 	From uint64 `protobuf:"varint,4,opt,name=from,proto3" json:"from,omitempty"`
 	// In order, without a message between them that is left out.
-	Read          []*StreamRead `protobuf:"bytes,5,rep,name=read,proto3" json:"read,omitempty"`
-	Max           uint32        `protobuf:"varint,6,opt,name=max,proto3" json:"max,omitempty"`
-	MaxBytes      uint64        `protobuf:"varint,7,opt,name=max_bytes,json=maxBytes,proto3" json:"max_bytes,omitempty"`
+	Read          *StreamReads `protobuf:"bytes,5,opt,name=read,proto3" json:"read,omitempty"`
+	Max           uint32       `protobuf:"varint,6,opt,name=max,proto3" json:"max,omitempty"`
+	MaxBytes      uint64       `protobuf:"varint,7,opt,name=max_bytes,json=maxBytes,proto3" json:"max_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -960,7 +960,7 @@ func (x *GroupDeliver) GetFrom() uint64 {
 	return 0
 }
 
-func (x *GroupDeliver) GetRead() []*StreamRead {
+func (x *GroupDeliver) GetRead() *StreamReads {
 	if x != nil {
 		return x.Read
 	}
@@ -981,29 +981,34 @@ func (x *GroupDeliver) GetMaxBytes() uint64 {
 	return 0
 }
 
-type StreamRead struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Position      uint64                 `protobuf:"varint,1,opt,name=position,proto3" json:"position,omitempty"`
-	Key           string                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
-	Size          uint64                 `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
+// StreamReads are messages that were read, in columns: a record a message costs
+// more than the rest of a delivery.
+type StreamReads struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Each without the one before.
+	Positions []uint64 `protobuf:"varint,1,rep,packed,name=positions,proto3" json:"positions,omitempty"`
+	Sizes     []uint64 `protobuf:"varint,2,rep,packed,name=sizes,proto3" json:"sizes,omitempty"`
+	// One behind the other, and how long each is.
+	Keys          string   `protobuf:"bytes,3,opt,name=keys,proto3" json:"keys,omitempty"`
+	KeyLengths    []uint32 `protobuf:"varint,4,rep,packed,name=key_lengths,json=keyLengths,proto3" json:"key_lengths,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *StreamRead) Reset() {
-	*x = StreamRead{}
+func (x *StreamReads) Reset() {
+	*x = StreamReads{}
 	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *StreamRead) String() string {
+func (x *StreamReads) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*StreamRead) ProtoMessage() {}
+func (*StreamReads) ProtoMessage() {}
 
-func (x *StreamRead) ProtoReflect() protoreflect.Message {
+func (x *StreamReads) ProtoReflect() protoreflect.Message {
 	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -1015,30 +1020,37 @@ func (x *StreamRead) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use StreamRead.ProtoReflect.Descriptor instead.
-func (*StreamRead) Descriptor() ([]byte, []int) {
+// Deprecated: Use StreamReads.ProtoReflect.Descriptor instead.
+func (*StreamReads) Descriptor() ([]byte, []int) {
 	return file_isobar_mesh_v1_stream_proto_rawDescGZIP(), []int{13}
 }
 
-func (x *StreamRead) GetPosition() uint64 {
+func (x *StreamReads) GetPositions() []uint64 {
 	if x != nil {
-		return x.Position
+		return x.Positions
 	}
-	return 0
+	return nil
 }
 
-func (x *StreamRead) GetKey() string {
+func (x *StreamReads) GetSizes() []uint64 {
 	if x != nil {
-		return x.Key
+		return x.Sizes
+	}
+	return nil
+}
+
+func (x *StreamReads) GetKeys() string {
+	if x != nil {
+		return x.Keys
 	}
 	return ""
 }
 
-func (x *StreamRead) GetSize() uint64 {
+func (x *StreamReads) GetKeyLengths() []uint32 {
 	if x != nil {
-		return x.Size
+		return x.KeyLengths
 	}
-	return 0
+	return nil
 }
 
 type GroupAck struct {
@@ -1687,18 +1699,30 @@ func (x *MemberRecord) GetUntilLeaseMs() int64 {
 }
 
 // CursorRecord is how far a group is in one partition. What lies below next
-// and is not pending is acknowledged.
+// and is not pending is acknowledged. Pending are the messages that the group was
+// told of and has not acknowledged, by position, in columns.
 type CursorRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The first position the group was not told of.
 	Next uint64 `protobuf:"varint,1,opt,name=next,proto3" json:"next,omitempty"`
-	// By position.
-	Pending []*PendingRecord `protobuf:"bytes,2,rep,name=pending,proto3" json:"pending,omitempty"`
 	// The last number given to a delivery.
-	Deliveries    uint64 `protobuf:"varint,3,opt,name=deliveries,proto3" json:"deliveries,omitempty"`
-	DueLeaseMs    int64  `protobuf:"varint,4,opt,name=due_lease_ms,json=dueLeaseMs,proto3" json:"due_lease_ms,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Deliveries uint64       `protobuf:"varint,2,opt,name=deliveries,proto3" json:"deliveries,omitempty"`
+	DueLeaseMs int64        `protobuf:"varint,3,opt,name=due_lease_ms,json=dueLeaseMs,proto3" json:"due_lease_ms,omitempty"`
+	Pending    *StreamReads `protobuf:"bytes,4,opt,name=pending,proto3" json:"pending,omitempty"`
+	// Of each its newest delivery, without that of the message before; 0 when there
+	// was none.
+	Delivery []int64  `protobuf:"zigzag64,5,rep,packed,name=delivery,proto3" json:"delivery,omitempty"`
+	Attempts []uint32 `protobuf:"varint,6,rep,packed,name=attempts,proto3" json:"attempts,omitempty"`
+	// Whom it was delivered to last, in sessions; 0 is nobody, 1 the first.
+	Session  []uint32 `protobuf:"varint,7,rep,packed,name=session,proto3" json:"session,omitempty"`
+	Sessions []string `protobuf:"bytes,8,rep,name=sessions,proto3" json:"sessions,omitempty"`
+	// End of the visibility timeout, without that of the message before; 0 when it
+	// is in nobody's hands.
+	UntilLeaseMs []int64 `protobuf:"zigzag64,9,rep,packed,name=until_lease_ms,json=untilLeaseMs,proto3" json:"until_lease_ms,omitempty"`
+	// It waits until then; without that of the message before.
+	NotBeforeLeaseMs []int64 `protobuf:"zigzag64,10,rep,packed,name=not_before_lease_ms,json=notBeforeLeaseMs,proto3" json:"not_before_lease_ms,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *CursorRecord) Reset() {
@@ -1738,13 +1762,6 @@ func (x *CursorRecord) GetNext() uint64 {
 	return 0
 }
 
-func (x *CursorRecord) GetPending() []*PendingRecord {
-	if x != nil {
-		return x.Pending
-	}
-	return nil
-}
-
 func (x *CursorRecord) GetDeliveries() uint64 {
 	if x != nil {
 		return x.Deliveries
@@ -1759,109 +1776,53 @@ func (x *CursorRecord) GetDueLeaseMs() int64 {
 	return 0
 }
 
-// PendingRecord is a message a group was told of and has not acknowledged.
-type PendingRecord struct {
-	state    protoimpl.MessageState `protogen:"open.v1"`
-	Position uint64                 `protobuf:"varint,1,opt,name=position,proto3" json:"position,omitempty"`
-	Key      string                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
-	Size     uint64                 `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
-	// Number of its newest delivery; 0 when there was none.
-	Delivery uint64 `protobuf:"varint,4,opt,name=delivery,proto3" json:"delivery,omitempty"`
-	Attempts uint32 `protobuf:"varint,5,opt,name=attempts,proto3" json:"attempts,omitempty"`
-	// Whom it was delivered to last.
-	Session string `protobuf:"bytes,6,opt,name=session,proto3" json:"session,omitempty"`
-	// End of the visibility timeout; 0 when it is in nobody's hands.
-	UntilLeaseMs int64 `protobuf:"varint,7,opt,name=until_lease_ms,json=untilLeaseMs,proto3" json:"until_lease_ms,omitempty"`
-	// It waits until then.
-	NotBeforeLeaseMs int64 `protobuf:"varint,8,opt,name=not_before_lease_ms,json=notBeforeLeaseMs,proto3" json:"not_before_lease_ms,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
-}
-
-func (x *PendingRecord) Reset() {
-	*x = PendingRecord{}
-	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[24]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *PendingRecord) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*PendingRecord) ProtoMessage() {}
-
-func (x *PendingRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[24]
+func (x *CursorRecord) GetPending() *StreamReads {
 	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
+		return x.Pending
 	}
-	return mi.MessageOf(x)
+	return nil
 }
 
-// Deprecated: Use PendingRecord.ProtoReflect.Descriptor instead.
-func (*PendingRecord) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_stream_proto_rawDescGZIP(), []int{24}
-}
-
-func (x *PendingRecord) GetPosition() uint64 {
-	if x != nil {
-		return x.Position
-	}
-	return 0
-}
-
-func (x *PendingRecord) GetKey() string {
-	if x != nil {
-		return x.Key
-	}
-	return ""
-}
-
-func (x *PendingRecord) GetSize() uint64 {
-	if x != nil {
-		return x.Size
-	}
-	return 0
-}
-
-func (x *PendingRecord) GetDelivery() uint64 {
+func (x *CursorRecord) GetDelivery() []int64 {
 	if x != nil {
 		return x.Delivery
 	}
-	return 0
+	return nil
 }
 
-func (x *PendingRecord) GetAttempts() uint32 {
+func (x *CursorRecord) GetAttempts() []uint32 {
 	if x != nil {
 		return x.Attempts
 	}
-	return 0
+	return nil
 }
 
-func (x *PendingRecord) GetSession() string {
+func (x *CursorRecord) GetSession() []uint32 {
 	if x != nil {
 		return x.Session
 	}
-	return ""
+	return nil
 }
 
-func (x *PendingRecord) GetUntilLeaseMs() int64 {
+func (x *CursorRecord) GetSessions() []string {
+	if x != nil {
+		return x.Sessions
+	}
+	return nil
+}
+
+func (x *CursorRecord) GetUntilLeaseMs() []int64 {
 	if x != nil {
 		return x.UntilLeaseMs
 	}
-	return 0
+	return nil
 }
 
-func (x *PendingRecord) GetNotBeforeLeaseMs() int64 {
+func (x *CursorRecord) GetNotBeforeLeaseMs() []int64 {
 	if x != nil {
 		return x.NotBeforeLeaseMs
 	}
-	return 0
+	return nil
 }
 
 type DeadRecord struct {
@@ -1876,7 +1837,7 @@ type DeadRecord struct {
 
 func (x *DeadRecord) Reset() {
 	*x = DeadRecord{}
-	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[25]
+	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1888,7 +1849,7 @@ func (x *DeadRecord) String() string {
 func (*DeadRecord) ProtoMessage() {}
 
 func (x *DeadRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[25]
+	mi := &file_isobar_mesh_v1_stream_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1901,7 +1862,7 @@ func (x *DeadRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeadRecord.ProtoReflect.Descriptor instead.
 func (*DeadRecord) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_stream_proto_rawDescGZIP(), []int{25}
+	return file_isobar_mesh_v1_stream_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DeadRecord) GetKey() string {
@@ -1991,20 +1952,21 @@ const file_isobar_mesh_v1_stream_proto_rawDesc = "" +
 	"\x06ttl_ms\x18\x02 \x01(\x03R\x05ttlMs\"W\n" +
 	"\fGroupSession\x12-\n" +
 	"\x04name\x18\x01 \x01(\v2\x19.isobar.mesh.v1.GroupNameR\x04name\x12\x18\n" +
-	"\asession\x18\x02 \x01(\tR\asession\"\xe8\x01\n" +
+	"\asession\x18\x02 \x01(\tR\asession\"\xe9\x01\n" +
 	"\fGroupDeliver\x12-\n" +
 	"\x04name\x18\x01 \x01(\v2\x19.isobar.mesh.v1.GroupNameR\x04name\x12\x18\n" +
 	"\asession\x18\x02 \x01(\tR\asession\x12\x1c\n" +
 	"\tpartition\x18\x03 \x01(\rR\tpartition\x12\x12\n" +
-	"\x04from\x18\x04 \x01(\x04R\x04from\x12.\n" +
-	"\x04read\x18\x05 \x03(\v2\x1a.isobar.mesh.v1.StreamReadR\x04read\x12\x10\n" +
+	"\x04from\x18\x04 \x01(\x04R\x04from\x12/\n" +
+	"\x04read\x18\x05 \x01(\v2\x1b.isobar.mesh.v1.StreamReadsR\x04read\x12\x10\n" +
 	"\x03max\x18\x06 \x01(\rR\x03max\x12\x1b\n" +
-	"\tmax_bytes\x18\a \x01(\x04R\bmaxBytes\"N\n" +
-	"\n" +
-	"StreamRead\x12\x1a\n" +
-	"\bposition\x18\x01 \x01(\x04R\bposition\x12\x10\n" +
-	"\x03key\x18\x02 \x01(\tR\x03key\x12\x12\n" +
-	"\x04size\x18\x03 \x01(\x04R\x04size\"\x87\x01\n" +
+	"\tmax_bytes\x18\a \x01(\x04R\bmaxBytes\"v\n" +
+	"\vStreamReads\x12\x1c\n" +
+	"\tpositions\x18\x01 \x03(\x04R\tpositions\x12\x14\n" +
+	"\x05sizes\x18\x02 \x03(\x04R\x05sizes\x12\x12\n" +
+	"\x04keys\x18\x03 \x01(\tR\x04keys\x12\x1f\n" +
+	"\vkey_lengths\x18\x04 \x03(\rR\n" +
+	"keyLengths\"\x87\x01\n" +
 	"\bGroupAck\x12-\n" +
 	"\x04name\x18\x01 \x01(\v2\x19.isobar.mesh.v1.GroupNameR\x04name\x12\x18\n" +
 	"\asession\x18\x02 \x01(\tR\asession\x122\n" +
@@ -2063,24 +2025,22 @@ const file_isobar_mesh_v1_stream_proto_rawDesc = "" +
 	"\fMemberRecord\x12\x18\n" +
 	"\asession\x18\x01 \x01(\tR\asession\x12\x1a\n" +
 	"\bconsumer\x18\x02 \x01(\tR\bconsumer\x12$\n" +
-	"\x0euntil_lease_ms\x18\x03 \x01(\x03R\funtilLeaseMs\"\x9d\x01\n" +
+	"\x0euntil_lease_ms\x18\x03 \x01(\x03R\funtilLeaseMs\"\xde\x02\n" +
 	"\fCursorRecord\x12\x12\n" +
-	"\x04next\x18\x01 \x01(\x04R\x04next\x127\n" +
-	"\apending\x18\x02 \x03(\v2\x1d.isobar.mesh.v1.PendingRecordR\apending\x12\x1e\n" +
+	"\x04next\x18\x01 \x01(\x04R\x04next\x12\x1e\n" +
 	"\n" +
-	"deliveries\x18\x03 \x01(\x04R\n" +
+	"deliveries\x18\x02 \x01(\x04R\n" +
 	"deliveries\x12 \n" +
-	"\fdue_lease_ms\x18\x04 \x01(\x03R\n" +
-	"dueLeaseMs\"\xf8\x01\n" +
-	"\rPendingRecord\x12\x1a\n" +
-	"\bposition\x18\x01 \x01(\x04R\bposition\x12\x10\n" +
-	"\x03key\x18\x02 \x01(\tR\x03key\x12\x12\n" +
-	"\x04size\x18\x03 \x01(\x04R\x04size\x12\x1a\n" +
-	"\bdelivery\x18\x04 \x01(\x04R\bdelivery\x12\x1a\n" +
-	"\battempts\x18\x05 \x01(\rR\battempts\x12\x18\n" +
-	"\asession\x18\x06 \x01(\tR\asession\x12$\n" +
-	"\x0euntil_lease_ms\x18\a \x01(\x03R\funtilLeaseMs\x12-\n" +
-	"\x13not_before_lease_ms\x18\b \x01(\x03R\x10notBeforeLeaseMs\"e\n" +
+	"\fdue_lease_ms\x18\x03 \x01(\x03R\n" +
+	"dueLeaseMs\x125\n" +
+	"\apending\x18\x04 \x01(\v2\x1b.isobar.mesh.v1.StreamReadsR\apending\x12\x1a\n" +
+	"\bdelivery\x18\x05 \x03(\x12R\bdelivery\x12\x1a\n" +
+	"\battempts\x18\x06 \x03(\rR\battempts\x12\x18\n" +
+	"\asession\x18\a \x03(\rR\asession\x12\x1a\n" +
+	"\bsessions\x18\b \x03(\tR\bsessions\x12$\n" +
+	"\x0euntil_lease_ms\x18\t \x03(\x12R\funtilLeaseMs\x12-\n" +
+	"\x13not_before_lease_ms\x18\n" +
+	" \x03(\x12R\x10notBeforeLeaseMs\"e\n" +
 	"\n" +
 	"DeadRecord\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x1a\n" +
@@ -2100,7 +2060,7 @@ func file_isobar_mesh_v1_stream_proto_rawDescGZIP() []byte {
 	return file_isobar_mesh_v1_stream_proto_rawDescData
 }
 
-var file_isobar_mesh_v1_stream_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_isobar_mesh_v1_stream_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_isobar_mesh_v1_stream_proto_goTypes = []any{
 	(*StreamCommand)(nil), // 0: isobar.mesh.v1.StreamCommand
 	(*StreamName)(nil),    // 1: isobar.mesh.v1.StreamName
@@ -2115,7 +2075,7 @@ var file_isobar_mesh_v1_stream_proto_goTypes = []any{
 	(*GroupRenew)(nil),    // 10: isobar.mesh.v1.GroupRenew
 	(*GroupSession)(nil),  // 11: isobar.mesh.v1.GroupSession
 	(*GroupDeliver)(nil),  // 12: isobar.mesh.v1.GroupDeliver
-	(*StreamRead)(nil),    // 13: isobar.mesh.v1.StreamRead
+	(*StreamReads)(nil),   // 13: isobar.mesh.v1.StreamReads
 	(*GroupAck)(nil),      // 14: isobar.mesh.v1.GroupAck
 	(*GroupAckItem)(nil),  // 15: isobar.mesh.v1.GroupAckItem
 	(*GroupSeek)(nil),     // 16: isobar.mesh.v1.GroupSeek
@@ -2126,12 +2086,11 @@ var file_isobar_mesh_v1_stream_proto_goTypes = []any{
 	(*GroupRecord)(nil),   // 21: isobar.mesh.v1.GroupRecord
 	(*MemberRecord)(nil),  // 22: isobar.mesh.v1.MemberRecord
 	(*CursorRecord)(nil),  // 23: isobar.mesh.v1.CursorRecord
-	(*PendingRecord)(nil), // 24: isobar.mesh.v1.PendingRecord
-	(*DeadRecord)(nil),    // 25: isobar.mesh.v1.DeadRecord
-	(*Clocks)(nil),        // 26: isobar.mesh.v1.Clocks
+	(*DeadRecord)(nil),    // 24: isobar.mesh.v1.DeadRecord
+	(*Clocks)(nil),        // 25: isobar.mesh.v1.Clocks
 }
 var file_isobar_mesh_v1_stream_proto_depIdxs = []int32{
-	26, // 0: isobar.mesh.v1.StreamCommand.clocks:type_name -> isobar.mesh.v1.Clocks
+	25, // 0: isobar.mesh.v1.StreamCommand.clocks:type_name -> isobar.mesh.v1.Clocks
 	3,  // 1: isobar.mesh.v1.StreamCommand.create:type_name -> isobar.mesh.v1.StreamCreate
 	4,  // 2: isobar.mesh.v1.StreamCommand.delete:type_name -> isobar.mesh.v1.StreamDelete
 	5,  // 3: isobar.mesh.v1.StreamCommand.sweep:type_name -> isobar.mesh.v1.StreamSweep
@@ -2155,14 +2114,14 @@ var file_isobar_mesh_v1_stream_proto_depIdxs = []int32{
 	11, // 21: isobar.mesh.v1.GroupRenew.sessions:type_name -> isobar.mesh.v1.GroupSession
 	2,  // 22: isobar.mesh.v1.GroupSession.name:type_name -> isobar.mesh.v1.GroupName
 	2,  // 23: isobar.mesh.v1.GroupDeliver.name:type_name -> isobar.mesh.v1.GroupName
-	13, // 24: isobar.mesh.v1.GroupDeliver.read:type_name -> isobar.mesh.v1.StreamRead
+	13, // 24: isobar.mesh.v1.GroupDeliver.read:type_name -> isobar.mesh.v1.StreamReads
 	2,  // 25: isobar.mesh.v1.GroupAck.name:type_name -> isobar.mesh.v1.GroupName
 	15, // 26: isobar.mesh.v1.GroupAck.items:type_name -> isobar.mesh.v1.GroupAckItem
 	2,  // 27: isobar.mesh.v1.GroupSeek.name:type_name -> isobar.mesh.v1.GroupName
 	17, // 28: isobar.mesh.v1.GroupSeek.to:type_name -> isobar.mesh.v1.GroupSeekTo
 	1,  // 29: isobar.mesh.v1.StreamTrimmed.name:type_name -> isobar.mesh.v1.StreamName
 	22, // 30: isobar.mesh.v1.GroupRecord.members:type_name -> isobar.mesh.v1.MemberRecord
-	24, // 31: isobar.mesh.v1.CursorRecord.pending:type_name -> isobar.mesh.v1.PendingRecord
+	13, // 31: isobar.mesh.v1.CursorRecord.pending:type_name -> isobar.mesh.v1.StreamReads
 	32, // [32:32] is the sub-list for method output_type
 	32, // [32:32] is the sub-list for method input_type
 	32, // [32:32] is the sub-list for extension type_name
@@ -2197,7 +2156,7 @@ func file_isobar_mesh_v1_stream_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isobar_mesh_v1_stream_proto_rawDesc), len(file_isobar_mesh_v1_stream_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   26,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
