@@ -1,6 +1,7 @@
 package pulsar
 
 import (
+	"slices"
 	"sort"
 
 	"github.com/isobar-mesh/isobar/broker"
@@ -80,7 +81,7 @@ func (r *recent) since(from broker.Position) (messages [][]broker.StreamStored, 
 		return in[len(in)-1].Position >= from
 	})
 	for i, b := range r.blocks[n:] {
-		in := b.messages[:len(b.messages):len(b.messages)]
+		in := slices.Clip(b.messages)
 		if i == 0 {
 			in = in[sort.Search(len(in), func(i int) bool { return in[i].Position >= from }):]
 		}
