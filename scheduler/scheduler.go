@@ -51,8 +51,9 @@ type Options struct {
 	// none.
 	PayloadCache int
 	// BrokerShared are the other regions, with their jurisdictions, whose cells
-	// keep payloads in the same broker, as far as it is known now.
-	BrokerShared func() []mesh.Cell
+	// keep payloads in the same broker. While not all are known, what has a
+	// residency is refused for now.
+	BrokerShared func() (cells []mesh.Cell, known bool)
 	// Functions and tenants.
 	Registry Registry
 	// Neighbours are the other cells as gossip and certificates show them.
@@ -217,7 +218,7 @@ func New(o Options) *Scheduler {
 		o.Tracer = noTracer{}
 	}
 	if o.BrokerShared == nil {
-		o.BrokerShared = func() []mesh.Cell { return nil }
+		o.BrokerShared = func() ([]mesh.Cell, bool) { return nil, true }
 	}
 	return &Scheduler{Options: o, changed: make(chan struct{}), learned: newLearned()}
 }

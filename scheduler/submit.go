@@ -460,15 +460,23 @@ func (s *Scheduler) elsewhere(res mesh.Residency) *Refusal {
 }
 
 // brokerWithin refuses what would lie in a broker that a region outside its
-// residency uses too.
+// residency uses too, or may use.
 func (s *Scheduler) brokerWithin(res mesh.Residency) error {
-	for _, other := range s.BrokerShared() {
+	others, known := s.BrokerShared()
+	for _, other := range others {
 		if !other.Within(res) {
 			return &Refusal{
 				Reason: BrokerShared, Field: "residency",
 				Message: fmt.Sprintf("%s shares its broker with %s, which lies in %v, and the residency leaves that out", s.Cell.ID, other.Region, other.Jurisdictions),
 				Hint:    "use a cell whose broker is its own, or give this region one",
 			}
+		}
+	}
+	if !known && res.Bound() {
+		return &Refusal{
+			Reason: Unavailable, Field: "residency", RetryAfter: time.Second,
+			Message: fmt.Sprintf("which other regions use the broker of %s is not known yet, and the residency bounds them", s.Cell.ID),
+			Hint:    "try again; it is known once the broker has answered, or where broker.shared_with names them",
 		}
 	}
 	return nil

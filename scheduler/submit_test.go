@@ -29,8 +29,11 @@ func TestWhatSubmitRefuses(t *testing.T) {
 	inWorld(t, func(w *world) {
 		c := w.cell("eu-1")
 		c.worker("w1", offering(1, "wasm"), nil)
+		var unknown atomic.Bool // whether another region may use the broker too
 		w.cell("us-1", func(o *Options) {
-			o.BrokerShared = func() []mesh.Cell { return []mesh.Cell{{Region: "ap", Jurisdictions: []string{"in"}}} }
+			o.BrokerShared = func() ([]mesh.Cell, bool) {
+				return []mesh.Cell{{Region: "ap", Jurisdictions: []string{"in"}}}, !unknown.Load()
+			}
 		}).worker("w2", offering(1, "wasm"), nil)
 		w.meet()
 		w.registry.tenant("bound", mesh.Residency{Allowed: []string{"us"}})
@@ -73,10 +76,26 @@ func TestWhatSubmitRefuses(t *testing.T) {
 		if _, err := us.trySubmit("poor", func(s *isobarv1.TaskSpec) { s.Residency = &isobarv1.Residency{Allowed: []string{"us", "in"}} }); err != nil {
 			t.Errorf("a residency that allows all who share: %v", err)
 		}
+		// Until all who share it are known, only what is not bound is taken.
+		unknown.Store(true)
+		allowed := mesh.Residency{Allowed: []string{"in", "us"}}
+		_, err := us.trySubmit("poor", func(s *isobarv1.TaskSpec) { s.Residency = &isobarv1.Residency{Allowed: allowed.Allowed} })
+		if r := wantRefusal(t, "who shares is unknown", err, Unavailable); r.Field != "residency" || r.RetryAfter <= 0 {
+			t.Errorf("who shares is unknown: %+v", r)
+		}
+		wantRefusal(t, "stream, who shares is unknown", us.Admit(allowed), Unavailable)
+		wantRefusal(t, "a sharer outside is known", us.Admit(mesh.Residency{Allowed: []string{"us"}}), BrokerShared)
+		if _, err := us.trySubmit("poor"); err != nil {
+			t.Errorf("not bound, while who shares is unknown: %v", err)
+		}
+		unknown.Store(false)
+		if err := us.Admit(allowed); err != nil {
+			t.Errorf("known again: %v", err)
+		}
 		if _, err := c.trySubmit("none"); !errors.Is(err, errNoFunction) {
 			t.Errorf("unknown function: %v", err)
 		}
-		_, err := c.Submit(w.ctx, Submission{Spec: &isobarv1.TaskSpec{Tenant: "default", Function: "work"}, Payload: make([]byte, mesh.MaxPayload+1)})
+		_, err = c.Submit(w.ctx, Submission{Spec: &isobarv1.TaskSpec{Tenant: "default", Function: "work"}, Payload: make([]byte, mesh.MaxPayload+1)})
 		wantRefusal(t, "payload", err, PayloadTooLarge)
 		_, err = c.Invocation(Submission{Spec: &isobarv1.TaskSpec{Tenant: "default", Function: "work"}, Payload: make([]byte, mesh.MaxPayload+1)})
 		wantRefusal(t, "payload of an invoke", err, PayloadTooLarge)

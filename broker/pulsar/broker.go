@@ -42,9 +42,10 @@ type Broker struct {
 	foreign    foreign
 	alarms     map[namespace][]string
 	sharers    map[string][]string
-	strange    string // why the cluster is not ours; "" while it is, or is not known
-	lostRanges uint64 // of streams
-	denied     string // why we may not in; "" while we may, or it is not known
+	looked     time.Time // when all sharers were found; zero while some may not be known
+	strange    string    // why the cluster is not ours; "" while it is, or is not known
+	lostRanges uint64    // of streams
+	denied     string    // why we may not in; "" while we may, or it is not known
 }
 
 var _ broker.Broker = (*Broker)(nil)
@@ -90,6 +91,9 @@ func (b *Broker) Lead(term uint64) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.leading, b.term = true, term
+	if time.Since(b.looked) > seenWithin {
+		b.looked = time.Time{} // another led meanwhile, and looked
+	}
 	select {
 	case b.led <- struct{}{}:
 	default:

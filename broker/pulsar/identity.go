@@ -102,24 +102,30 @@ func (b *Broker) accept() {
 	}
 }
 
-// recognise looks whether the cluster is ours while this server leads. What it
-// finds is noted; without an answer nothing is known.
-func (b *Broker) recognise() {
+// recognise looks whether the cluster is ours while this server leads, and who
+// else uses it. What it finds is noted; without an answer nothing is known. It
+// returns false when it is to be asked again soon.
+func (b *Broker) recognise() bool {
 	b.mu.Lock()
 	leading := b.leading
 	b.mu.Unlock()
 	if !leading {
-		return
+		return true
 	}
 	ctx, cancel := b.call(b.ctx)
-	defer cancel()
-	// What is wrong is noted, and found again by who needs it.
 	_, err := b.epoch(ctx, false)
-	if marked := err == nil; marked || errors.Is(err, errNoEpoch) {
-		if err := b.lookAround(ctx, marked); err != nil {
-			b.options.Logger.Warn("who else uses this Pulsar is not known", "error", err)
-		}
+	cancel()
+	marked := err == nil
+	if !marked && !errors.Is(err, errNoEpoch) {
+		_, known := b.Sharers()
+		return known // what is wrong is noted, and found again by who needs it
 	}
+	if err := b.lookAround(marked); err != nil {
+		_, known := b.Sharers()
+		b.options.Logger.Warn("not all who use this Pulsar are known", "error", err, "residency_refused", !known)
+		return known
+	}
+	return true
 }
 
 // noTopic is why a topic that is not in the cluster is not there: errNoTopic if

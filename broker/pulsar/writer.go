@@ -184,19 +184,27 @@ func (b *Broker) closeIdle() {
 }
 
 // watch looks, with each term and now and then, whether the cluster is the one
-// that holds the payloads, and at the policies of the namespaces in use.
+// that holds the payloads, and at the policies of the namespaces in use. While
+// it is not known who shares the cluster, it looks more often.
 func (b *Broker) watch() {
 	ticker := time.NewTicker(b.options.CheckEvery)
 	defer ticker.Stop()
+	pause := lookAgainFirst
+	again := time.NewTimer(b.options.CheckEvery)
+	defer again.Stop()
 	for {
 		select {
 		case <-b.ctx.Done():
 			return
 		case <-b.led:
-			b.recognise()
+			pause = lookAgainFirst
+		case <-again.C:
 		case <-ticker.C:
-			b.recognise()
 			b.checkPolicies()
+		}
+		if again.Stop(); !b.recognise() {
+			again.Reset(min(pause, b.options.CheckEvery))
+			pause = min(2*pause, lookAgainMost)
 		}
 	}
 }

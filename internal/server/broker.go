@@ -88,11 +88,15 @@ func (l payloadLog) Needed(low, high broker.Reference) string {
 }
 
 // sharers are the regions that use the same cluster: those the configuration
-// names, and those whose marks are found in it.
-func (s *Server) sharers() []mesh.Cell {
+// names, and those whose marks are found in it. They are not known while marks
+// could not be read and none are named.
+func (s *Server) sharers() (out []mesh.Cell, known bool) {
 	regions := maps.Clone(s.cfg.Broker.SharedWith)
+	known = true
 	if p, ok := s.broker.(*pulsar.Broker); ok {
-		for region, jurisdictions := range p.Sharers() {
+		var found map[string][]string
+		found, known = p.Sharers()
+		for region, jurisdictions := range found {
 			if _, declared := regions[region]; !declared {
 				if regions == nil {
 					regions = map[string][]string{}
@@ -101,9 +105,8 @@ func (s *Server) sharers() []mesh.Cell {
 			}
 		}
 	}
-	var out []mesh.Cell
 	for _, name := range slices.Sorted(maps.Keys(regions)) {
 		out = append(out, mesh.Cell{Region: name, Jurisdictions: regions[name]})
 	}
-	return out
+	return out, known
 }
