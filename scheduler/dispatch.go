@@ -83,10 +83,12 @@ func (l *leader) dispatch(now time.Time, fresh bool) (more bool) {
 		switch l.placeHead(q, now) {
 		case taken, nowhere: // one that fits nowhere is charged for too, or a lane of such would hold up the others
 			q.items, q.why = q.items[1:], ""
+			q.goesOn(l.clock.wall(now))
 			l.waiting.order.Served(now)
 		case gone: // a window may name a task twice
 			q.items = q.items[1:]
 		case noRoom:
+			q.holdUp(q.why, l.clock.wall(now))
 			l.waiting.order.Stuck()
 		}
 	}
@@ -140,8 +142,11 @@ func (l *leader) place(key queueKey, r ref, now time.Time) outcome {
 	if !ok || rec.State != uint32(isobarv1.TaskState_TASK_STATE_READY) || l.granting[r.task] {
 		return gone // an effect brings it back if it is ready again
 	}
-	if now.Before(l.withheld) || l.expecting(now) {
-		return noRoom
+	switch {
+	case now.Before(l.withheld):
+		return l.waitsFor(key, "broker: payloads can't be read now")
+	case l.expecting(now):
+		return l.waitsFor(key, "leader: it has just begun, and no worker has come back yet")
 	}
 	fn, err := l.Registry.Version(rec.Version)
 	if err != nil {
@@ -172,20 +177,25 @@ func (l *leader) place(key queueKey, r ref, now time.Time) outcome {
 		latest = nil // deleted: only the tenant's bound is left
 	}
 	if why := l.cappedBy(key.Queue, latest, takes); why != "" {
-		l.waiting.queue(key).why = why
-		return noRoom
+		return l.waitsFor(key, why)
 	}
 	delete(l.parked, r.task)
-	attempt := ref{r.task, rec.Attempt + 1}
+	attempt, held := ref{r.task, rec.Attempt + 1}, l.heldUp(rec, now)
 	if d.Chosen.Cell == l.Cell.ID {
-		return l.grantLocal(attempt, rec, fn, &d)
+		return l.grantLocal(attempt, rec, fn, &d, held)
 	}
 	if d.Chosen.Free <= 0 {
 		return noRoom
 	}
-	l.grantCell(attempt, rec, &d)
+	l.grantCell(attempt, rec, &d, held)
 	l.started(rec.Tenant, rec.Function)
 	return taken
+}
+
+// waitsFor says what the head of a queue finds no room for.
+func (l *leader) waitsFor(key queueKey, why string) outcome {
+	l.waiting.queue(key).why = why
+	return noRoom
 }
 
 // expecting reports whether this leader has just begun and no worker has come
@@ -241,29 +251,29 @@ func demand(v *isobarv1.Variant) mesh.Demand {
 }
 
 // grantLocal leases the attempt to a worker of this cell.
-func (l *leader) grantLocal(r ref, rec *meshv1.TaskRecord, fn *isobarv1.Function, d *placement.Decision) outcome {
+func (l *leader) grantLocal(r ref, rec *meshv1.TaskRecord, fn *isobarv1.Function, d *placement.Decision, held []*isobarv1.Held) outcome {
 	v := variantOf(fn, d.Chosen.Variant)
 	takes := demandFor(v, rec)
 	s := l.pickSession(rec.Function, v, takes, false)
 	if s == nil {
 		if takes.Cost != (mesh.Cost{}) && l.pickSession(rec.Function, v, demand(v), false) != nil {
-			l.waiting.queue(queueKey{Queue: fsm.QueueOf(rec)}).why = "cost: no worker of " + string(l.Cell.ID) + " has room for " + takes.Cost.String() + " beside what it holds"
+			return l.waitsFor(queueKey{Queue: fsm.QueueOf(rec)}, "cost: no worker of "+string(l.Cell.ID)+" has room for "+takes.Cost.String()+" beside what it holds")
 		}
 		return noRoom
 	}
 	run := l.occupy(s, r, rec.Function, v, takes)
 	l.hold(r, rec.Tenant, rec.Function, run.demand, true)
 	l.started(rec.Tenant, rec.Function)
-	grant := l.grantCommand(r, &meshv1.Holder{Worker: s.worker, Session: s.id, RequestId: run.request}, l.WorkerLease, d)
+	grant := l.grantCommand(r, &meshv1.Holder{Worker: s.worker, Session: s.id, RequestId: run.request}, l.WorkerLease, d, held)
 	grant.Started = run.request == "" // a poller confirms the start with its first extend
 	l.granting[r.task] = true
-	go l.commitLocal(run, rec, grant, fn, v, d)
+	go l.commitLocal(run, rec, grant, fn, v, d, held)
 	return taken
 }
 
-func (l *leader) grantCommand(r ref, h *meshv1.Holder, ttl time.Duration, d *placement.Decision) *meshv1.Grant {
+func (l *leader) grantCommand(r ref, h *meshv1.Holder, ttl time.Duration, d *placement.Decision, held []*isobarv1.Held) *meshv1.Grant {
 	msg := DecisionMessage(d)
-	msg.Attempt = r.attempt
+	msg.Attempt, msg.Held = r.attempt, held
 	b, err := proto.Marshal(msg)
 	if err != nil {
 		l.Logger.Error("decision does not encode", "task", r.task, "error", err)
@@ -276,7 +286,7 @@ func (l *leader) grantCommand(r ref, h *meshv1.Holder, ttl time.Duration, d *pla
 
 // commitLocal commits the grant, then hands the attempt to the worker. The bytes
 // are read before: a broker that does not answer must not use attempts up.
-func (l *leader) commitLocal(run *running, rec *meshv1.TaskRecord, grant *meshv1.Grant, fn *isobarv1.Function, v *isobarv1.Variant, d *placement.Decision) {
+func (l *leader) commitLocal(run *running, rec *meshv1.TaskRecord, grant *meshv1.Grant, fn *isobarv1.Function, v *isobarv1.Variant, d *placement.Decision, held []*isobarv1.Held) {
 	payload, unread := l.payload(l.ctx, rec)
 	if unread != nil && !isLost(unread) {
 		l.mu.Lock()
@@ -298,7 +308,7 @@ func (l *leader) commitLocal(run *running, rec *meshv1.TaskRecord, grant *meshv1
 	run.granted = time.Now()
 	l.mu.Unlock()
 	trace := l.openSpan(run.ref, LeaseInfo{
-		Name: "isobar.lease", Record: res.Task, Attempt: run.attempt, Cell: l.Cell.ID, Worker: run.session.worker, Variant: v.Name, Decision: d,
+		Name: "isobar.lease", Record: res.Task, Attempt: run.attempt, Cell: l.Cell.ID, Worker: run.session.worker, Variant: v.Name, Decision: d, Held: held,
 	}, func() bool { return l.running[run.ref] == run })
 	if unread != nil {
 		l.payloadFailed(run.ref, res.Task, unread)

@@ -106,7 +106,7 @@ type testCell struct {
 // cell starts a cell. Options may be changed before.
 func (w *world) cell(id mesh.CellID, change ...func(*Options)) *testCell {
 	w.t.Helper()
-	c := &testCell{w: w, neighbours: &testNeighbours{changed: make(chan struct{}, 1)}, spans: &testTracer{open: map[string]int{}}}
+	c := &testCell{w: w, neighbours: &testNeighbours{changed: make(chan struct{}, 1)}, spans: &testTracer{open: map[string]int{}, held: map[string][]*isobarv1.Held{}}}
 	var err error
 	c.replica, err = state.NewReplica(state.NewMemory(), map[state.MachineID]state.Machine{
 		state.SchedulerMachine: fsm.Machine{}, state.BrokerMachine: embedded.Machine{},
@@ -406,6 +406,7 @@ func (c *testCell) wantIdle() {
 type testTracer struct {
 	mu      sync.Mutex
 	open    map[string]int
+	held    map[string][]*isobarv1.Held // of each task's newest lease
 	planned int
 }
 
@@ -413,6 +414,9 @@ func (t *testTracer) Lease(parent string, l LeaseInfo) (string, func(string)) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.open[l.Name]++
+	if l.Record != nil {
+		t.held[l.Record.Id] = l.Held
+	}
 	return parent + "-" + l.Name, func(string) {
 		t.mu.Lock()
 		defer t.mu.Unlock()

@@ -12,6 +12,7 @@ import (
 	"github.com/isobar-mesh/isobar/internal/mesh"
 	"github.com/isobar-mesh/isobar/placement"
 	meshv1 "github.com/isobar-mesh/isobar/proto/isobar/mesh/v1"
+	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
 	"github.com/isobar-mesh/isobar/scheduler/fsm"
 )
 
@@ -31,17 +32,17 @@ type placed struct {
 }
 
 // grantCell commits the lease to another cell and leaves the offer to its outbox.
-func (l *leader) grantCell(r ref, rec *meshv1.TaskRecord, d *placement.Decision) {
+func (l *leader) grantCell(r ref, rec *meshv1.TaskRecord, d *placement.Decision, held []*isobarv1.Held) {
 	p := &placed{cell: d.Chosen.Cell, demand: l.demandOf(rec.Version, d.Chosen.Variant, rec)}
 	l.placed[r] = p
 	l.granting[r.task] = true
 	l.hold(r, rec.Tenant, rec.Function, p.demand, true)
 	l.view.took(p.cell, r, p.demand, time.Now())
-	go l.commitCell(r, p, rec, l.grantCommand(r, &meshv1.Holder{Cell: string(p.cell)}, l.CellLease, d), d)
+	go l.commitCell(r, p, rec, l.grantCommand(r, &meshv1.Holder{Cell: string(p.cell)}, l.CellLease, d, held), d, held)
 }
 
 // commitCell reads the bytes first, as commitLocal does.
-func (l *leader) commitCell(r ref, p *placed, rec *meshv1.TaskRecord, grant *meshv1.Grant, d *placement.Decision) {
+func (l *leader) commitCell(r ref, p *placed, rec *meshv1.TaskRecord, grant *meshv1.Grant, d *placement.Decision, held []*isobarv1.Held) {
 	payload, unread := l.payload(l.ctx, rec)
 	if unread != nil && !isLost(unread) {
 		l.mu.Lock()
@@ -62,7 +63,7 @@ func (l *leader) commitCell(r ref, p *placed, rec *meshv1.TaskRecord, grant *mes
 	}
 	l.mu.Unlock()
 	trace := l.openSpan(r, LeaseInfo{
-		Name: "isobar.lease", Record: res.Task, Attempt: r.attempt, Cell: p.cell, Variant: d.Chosen.Variant, Decision: d,
+		Name: "isobar.lease", Record: res.Task, Attempt: r.attempt, Cell: p.cell, Variant: d.Chosen.Variant, Decision: d, Held: held,
 	}, func() bool { return l.placed[r] == p })
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -28,6 +28,7 @@ type queue struct {
 	more  bool   // the state's index holds tasks behind the window
 	step  int    // how many the last refill was for
 	why   string // what its head waits for, when it found no room
+	spans []span // what held it up, the oldest first
 }
 
 // firstStep is how many tasks the first refill reads; each later one reads twice

@@ -180,6 +180,7 @@ type LeaseInfo struct {
 	Worker   string
 	Variant  string
 	Decision *placement.Decision
+	Held     []*isobarv1.Held // what held a task up before
 }
 
 // ErrNotLeader: another server of the cell leads, or none does.

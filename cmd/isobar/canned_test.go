@@ -296,6 +296,10 @@ func (cannedPlacement) Explain(_ context.Context, req *isobarv1.ExplainRequest) 
 		Flips:    []*isobarv1.Flip{{Weight: "carbon_price", Now: 190, At: 214.5, Cell: "eu-north-1", Variant: "small"}},
 		Notes:    []string{"carbon of us-east unknown, mean used"},
 		Counts:   []*isobarv1.ConstraintCount{{Constraint: "residency", Count: 3}},
+		Held: []*isobarv1.Held{
+			{Cause: "paced", Why: "paced: function classify starts 0.5 a second", Since: at(1), Lasted: durationpb.New(4200 * time.Millisecond)},
+			{Cause: "concurrency", Why: "concurrency: tenant acme is at its bound of 5000 tokens", Since: at(5), Lasted: durationpb.New(800 * time.Millisecond)},
+		},
 	}
 	res := &isobarv1.ExplainResponse{Decisions: []*isobarv1.Decision{d}}
 	if req.GetTask() != nil || req.CarbonPrice != nil || req.LatencyPrice != nil || len(req.GetWithoutRegions()) > 0 {

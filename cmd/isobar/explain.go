@@ -136,6 +136,9 @@ func printDecision(w io.Writer, title string, d *isobarv1.Decision) {
 			fmt.Fprintln(w, line)
 		}
 	}
+	for _, h := range d.GetHeld() {
+		fmt.Fprintf(w, "held up for %s: %s\n", duration(h.GetLasted()), h.GetWhy())
+	}
 	if len(d.GetCandidates()) == 0 {
 		fmt.Fprintln(w, "nothing is possible")
 	} else {

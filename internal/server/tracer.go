@@ -11,6 +11,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/isobar-mesh/isobar/internal/mesh"
+	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
 	"github.com/isobar-mesh/isobar/scheduler"
 )
 
@@ -54,6 +55,9 @@ func (t leaseTracer) Lease(parent string, l scheduler.LeaseInfo) (string, func(s
 	if d := l.Decision; d != nil {
 		span.AddEvent("isobar.decision", trace.WithAttributes(decisionAttributes(l)...))
 	}
+	for _, h := range l.Held {
+		span.AddEvent("isobar.held", trace.WithAttributes(heldAttributes(h)...))
+	}
 	carrier := propagation.MapCarrier{}
 	propagator.Inject(ctx, carrier)
 	out := carrier["traceparent"]
@@ -83,6 +87,18 @@ func (t leaseTracer) Planned(parent string, p scheduler.PlanInfo) {
 		attribute.String("isobar.cell", string(c.Cell)), attribute.String("isobar.variant", c.Variant), attribute.Int("isobar.plan.number", int(p.Record.Plans)),
 	))
 	span.End()
+}
+
+// heldAttributes says which bound held the task up and how long. The words of a pace
+// and of a pause hold what a person wrote, which is not for a trace.
+func heldAttributes(h *isobarv1.Held) []attribute.KeyValue {
+	attrs := []attribute.KeyValue{
+		attribute.String("isobar.held.cause", h.Cause), attribute.Int64("isobar.held.ms", h.Lasted.AsDuration().Milliseconds()),
+	}
+	if h.Cause != "paced" && h.Cause != "paused" {
+		attrs = append(attrs, attribute.String("isobar.held.why", h.Why))
+	}
+	return attrs
 }
 
 func decisionAttributes(l scheduler.LeaseInfo) []attribute.KeyValue {

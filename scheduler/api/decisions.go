@@ -79,5 +79,8 @@ func (h *decisions) explainHere(ctx context.Context, r *isobarv1.ExplainRequest)
 		return nil, h.withAddress(err)
 	}
 	out.Now = scheduler.DecisionMessage(d)
+	if q.Record != nil {
+		out.Now.Held = h.Scheduler.HeldUp(q.Record)
+	}
 	return out, nil
 }

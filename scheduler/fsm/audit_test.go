@@ -148,6 +148,12 @@ func auditTask(rec *meshv1.TaskRecord, want map[string][]byte, queues map[Queue]
 	if (rec.Lease != nil) != (State(rec) == leased) {
 		return fmt.Errorf("state %s with lease %v", State(rec), rec.Lease)
 	}
+	if (rec.BlockedMs != 0) != (rec.Blocked != "") || rec.Blocked != "" && State(rec) != ready {
+		return fmt.Errorf("state %s, blocked by %q since %d", State(rec), rec.Blocked, rec.BlockedMs)
+	}
+	if State(rec) == ready && rec.ReadyMs < rec.SubmittedMs {
+		return fmt.Errorf("ready at %d, submitted at %d", rec.ReadyMs, rec.SubmittedMs)
+	}
 	if (rec.FinalAttempt != 0) != (State(rec) == completed) {
 		return fmt.Errorf("state %s with final attempt %d", State(rec), rec.FinalAttempt)
 	}

@@ -232,7 +232,7 @@ func anyPayloadCommand(t *rapid.T, b *bench, id string, attempt uint64) proto.Me
 	case 1:
 		return &meshv1.Moved{TaskId: id, OldRef: old, NewRef: anyRef(t)}
 	default:
-		return &meshv1.Block{TaskId: id, Attempt: attempt, Constraint: "residency"}
+		return &meshv1.Block{TaskId: id, Attempt: attempt, Constraint: rapid.SampledFrom([]string{"residency", "residency", ""}).Draw(t, "constraint")}
 	}
 }
 
@@ -302,7 +302,7 @@ func anySubmit(t *rapid.T, b *bench, id string) *meshv1.Accept {
 		r.MaxAttempts = uint32(pick("attempts", 0, 1, 3))
 		r.Lane = uint32(pick("lane", 2, 2, 2, 0, 3, 4, 300))
 		// What only the machine may say.
-		r.State, r.Counted, r.FinalAttempt, r.PutOff, r.Plans, r.PlanMs = 3, 9, 9, true, 9, 9
+		r.State, r.Counted, r.FinalAttempt, r.PutOff, r.Plans, r.PlanMs, r.ReadyMs, r.BlockedMs = 3, 9, 9, true, 9, 9, 9, 9
 		r.Attempts = []*meshv1.AttemptRecord{{Number: 9}}
 	})
 	if rapid.Bool().Draw(t, "ordered") {

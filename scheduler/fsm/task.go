@@ -90,8 +90,8 @@ func acceptable(rec *meshv1.TaskRecord) bool {
 func (a *apply) fresh(rec *meshv1.TaskRecord) {
 	rec.SubmittedMs, rec.AppendedMs = a.clocks.WallMs, a.clocks.WallMs
 	rec.State, rec.Attempt, rec.Counted, rec.Lease, rec.Attempts = 0, 0, 0, nil, nil
-	rec.NextMs, rec.EndedMs, rec.Reason, rec.FinalAttempt, rec.Blocked = 0, 0, "", 0, ""
-	rec.ResultBytes, rec.ResultSha256 = 0, nil
+	rec.NextMs, rec.EndedMs, rec.Reason, rec.FinalAttempt, rec.Blocked, rec.BlockedMs = 0, 0, "", 0, "", 0
+	rec.ResultBytes, rec.ResultSha256, rec.ReadyMs = 0, nil, 0
 	rec.PutOff, rec.Plans, rec.Plan, rec.PlanMs = false, 0, nil, 0
 	rec.OrderSeq, rec.Held = 0, false
 	rec.OrderBlocks = rec.OrderBlocks && !rec.OrderRelaxed
@@ -165,7 +165,7 @@ func (a *apply) leave(rec *meshv1.TaskRecord) {
 	case ready:
 		a.Delete(readyKey(q, rec.Id))
 		a.queueAdd(q, func(r *meshv1.QueueRecord) { r.Ready-- })
-		rec.Blocked = ""
+		rec.Blocked, rec.BlockedMs = "", 0
 	case leased:
 		a.Delete(leaseKey(rec.Lease.UntilLeaseMs, rec.Id))
 		a.queueAdd(q, func(r *meshv1.QueueRecord) { r.Leased-- })
@@ -190,7 +190,7 @@ func (a *apply) toReady(rec *meshv1.TaskRecord) {
 		return
 	}
 	a.leave(rec)
-	rec.State = uint32(ready)
+	rec.State, rec.ReadyMs = uint32(ready), a.clocks.WallMs
 	q := QueueOf(rec)
 	a.Set(readyKey(q, rec.Id), nil)
 	a.queueAdd(q, func(r *meshv1.QueueRecord) { r.Ready++ })
@@ -291,6 +291,12 @@ func (a *apply) block(c *meshv1.Block) error {
 	}
 	if State(rec) != ready || rec.Attempt != c.Attempt {
 		return fmt.Errorf("fsm: block task %s: %w", rec.Id, ErrStale)
+	}
+	switch {
+	case c.Constraint == "":
+		rec.BlockedMs = 0
+	case rec.Blocked == "":
+		rec.BlockedMs = a.clocks.WallMs
 	}
 	rec.Blocked = c.Constraint
 	a.store(rec)

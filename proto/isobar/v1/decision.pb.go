@@ -49,8 +49,11 @@ type Decision struct {
 	// cell and variant, the earliest first.
 	Starts []*Start `protobuf:"bytes,14,rep,name=starts,proto3" json:"starts,omitempty"`
 	// One sentence on when, where and why then; "" when it starts as soon as it can.
-	Later         string  `protobuf:"bytes,15,opt,name=later,proto3" json:"later,omitempty"`
-	DelayPrice    float64 `protobuf:"fixed64,16,opt,name=delay_price,json=delayPrice,proto3" json:"delay_price,omitempty"` // USD per second put off by choice
+	Later      string  `protobuf:"bytes,15,opt,name=later,proto3" json:"later,omitempty"`
+	DelayPrice float64 `protobuf:"fixed64,16,opt,name=delay_price,json=delayPrice,proto3" json:"delay_price,omitempty"` // USD per second put off by choice
+	// What held the task up from when it was ready to the decision, each cause once,
+	// in the order in which they began. Empty when it waited for its turn only.
+	Held          []*Held `protobuf:"bytes,17,rep,name=held,proto3" json:"held,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -197,6 +200,88 @@ func (x *Decision) GetDelayPrice() float64 {
 	return 0
 }
 
+func (x *Decision) GetHeld() []*Held {
+	if x != nil {
+		return x.Held
+	}
+	return nil
+}
+
+// Held is one bound that tasks ready in a queue waited for, as the home's leader
+// saw it: of another leader's time it knows nothing.
+type Held struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// paced, concurrency, cost, room, paused, broker, leader, or the constraint that
+	// ruled every place out.
+	Cause string `protobuf:"bytes,1,opt,name=cause,proto3" json:"cause,omitempty"`
+	// The bound in words, as it was last: "concurrency: function f is at its bound of
+	// 5000 tokens".
+	Why   string                 `protobuf:"bytes,2,opt,name=why,proto3" json:"why,omitempty"`
+	Since *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
+	// In all: it may have come and gone.
+	Lasted        *durationpb.Duration `protobuf:"bytes,4,opt,name=lasted,proto3" json:"lasted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Held) Reset() {
+	*x = Held{}
+	mi := &file_isobar_v1_decision_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Held) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Held) ProtoMessage() {}
+
+func (x *Held) ProtoReflect() protoreflect.Message {
+	mi := &file_isobar_v1_decision_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Held.ProtoReflect.Descriptor instead.
+func (*Held) Descriptor() ([]byte, []int) {
+	return file_isobar_v1_decision_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Held) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
+}
+
+func (x *Held) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *Held) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *Held) GetLasted() *durationpb.Duration {
+	if x != nil {
+		return x.Lasted
+	}
+	return nil
+}
+
 // Start is one start of the chosen cell and variant, with its price in USD.
 type Start struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -221,7 +306,7 @@ type Start struct {
 
 func (x *Start) Reset() {
 	*x = Start{}
-	mi := &file_isobar_v1_decision_proto_msgTypes[1]
+	mi := &file_isobar_v1_decision_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -233,7 +318,7 @@ func (x *Start) String() string {
 func (*Start) ProtoMessage() {}
 
 func (x *Start) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_decision_proto_msgTypes[1]
+	mi := &file_isobar_v1_decision_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -246,7 +331,7 @@ func (x *Start) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Start.ProtoReflect.Descriptor instead.
 func (*Start) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_decision_proto_rawDescGZIP(), []int{1}
+	return file_isobar_v1_decision_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Start) GetAt() *timestamppb.Timestamp {
@@ -350,7 +435,7 @@ type ConstraintCount struct {
 
 func (x *ConstraintCount) Reset() {
 	*x = ConstraintCount{}
-	mi := &file_isobar_v1_decision_proto_msgTypes[2]
+	mi := &file_isobar_v1_decision_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -362,7 +447,7 @@ func (x *ConstraintCount) String() string {
 func (*ConstraintCount) ProtoMessage() {}
 
 func (x *ConstraintCount) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_decision_proto_msgTypes[2]
+	mi := &file_isobar_v1_decision_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -375,7 +460,7 @@ func (x *ConstraintCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConstraintCount.ProtoReflect.Descriptor instead.
 func (*ConstraintCount) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_decision_proto_rawDescGZIP(), []int{2}
+	return file_isobar_v1_decision_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *ConstraintCount) GetConstraint() string {
@@ -446,7 +531,7 @@ type Candidate struct {
 
 func (x *Candidate) Reset() {
 	*x = Candidate{}
-	mi := &file_isobar_v1_decision_proto_msgTypes[3]
+	mi := &file_isobar_v1_decision_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -458,7 +543,7 @@ func (x *Candidate) String() string {
 func (*Candidate) ProtoMessage() {}
 
 func (x *Candidate) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_decision_proto_msgTypes[3]
+	mi := &file_isobar_v1_decision_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -471,7 +556,7 @@ func (x *Candidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Candidate.ProtoReflect.Descriptor instead.
 func (*Candidate) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_decision_proto_rawDescGZIP(), []int{3}
+	return file_isobar_v1_decision_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Candidate) GetCell() string {
@@ -718,7 +803,7 @@ type RuledOut struct {
 
 func (x *RuledOut) Reset() {
 	*x = RuledOut{}
-	mi := &file_isobar_v1_decision_proto_msgTypes[4]
+	mi := &file_isobar_v1_decision_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -730,7 +815,7 @@ func (x *RuledOut) String() string {
 func (*RuledOut) ProtoMessage() {}
 
 func (x *RuledOut) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_decision_proto_msgTypes[4]
+	mi := &file_isobar_v1_decision_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -743,7 +828,7 @@ func (x *RuledOut) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuledOut.ProtoReflect.Descriptor instead.
 func (*RuledOut) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_decision_proto_rawDescGZIP(), []int{4}
+	return file_isobar_v1_decision_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *RuledOut) GetCell() string {
@@ -795,7 +880,7 @@ type Flip struct {
 
 func (x *Flip) Reset() {
 	*x = Flip{}
-	mi := &file_isobar_v1_decision_proto_msgTypes[5]
+	mi := &file_isobar_v1_decision_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -807,7 +892,7 @@ func (x *Flip) String() string {
 func (*Flip) ProtoMessage() {}
 
 func (x *Flip) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_v1_decision_proto_msgTypes[5]
+	mi := &file_isobar_v1_decision_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -820,7 +905,7 @@ func (x *Flip) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flip.ProtoReflect.Descriptor instead.
 func (*Flip) Descriptor() ([]byte, []int) {
-	return file_isobar_v1_decision_proto_rawDescGZIP(), []int{5}
+	return file_isobar_v1_decision_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Flip) GetWeight() string {
@@ -862,7 +947,7 @@ var File_isobar_v1_decision_proto protoreflect.FileDescriptor
 
 const file_isobar_v1_decision_proto_rawDesc = "" +
 	"\n" +
-	"\x18isobar/v1/decision.proto\x12\tisobar.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb9\x04\n" +
+	"\x18isobar/v1/decision.proto\x12\tisobar.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xde\x04\n" +
 	"\bDecision\x12*\n" +
 	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x12\n" +
 	"\x04home\x18\x02 \x01(\tR\x04home\x12!\n" +
@@ -883,7 +968,13 @@ const file_isobar_v1_decision_proto_rawDesc = "" +
 	"\x06starts\x18\x0e \x03(\v2\x10.isobar.v1.StartR\x06starts\x12\x14\n" +
 	"\x05later\x18\x0f \x01(\tR\x05later\x12\x1f\n" +
 	"\vdelay_price\x18\x10 \x01(\x01R\n" +
-	"delayPrice\"\x82\x03\n" +
+	"delayPrice\x12#\n" +
+	"\x04held\x18\x11 \x03(\v2\x0f.isobar.v1.HeldR\x04held\"\x93\x01\n" +
+	"\x04Held\x12\x14\n" +
+	"\x05cause\x18\x01 \x01(\tR\x05cause\x12\x10\n" +
+	"\x03why\x18\x02 \x01(\tR\x03why\x120\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x121\n" +
+	"\x06lasted\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x06lasted\"\x82\x03\n" +
 	"\x05Start\x12*\n" +
 	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12+\n" +
 	"\x03put\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03put\x12\x14\n" +
@@ -970,40 +1061,44 @@ func file_isobar_v1_decision_proto_rawDescGZIP() []byte {
 	return file_isobar_v1_decision_proto_rawDescData
 }
 
-var file_isobar_v1_decision_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_isobar_v1_decision_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_isobar_v1_decision_proto_goTypes = []any{
 	(*Decision)(nil),              // 0: isobar.v1.Decision
-	(*Start)(nil),                 // 1: isobar.v1.Start
-	(*ConstraintCount)(nil),       // 2: isobar.v1.ConstraintCount
-	(*Candidate)(nil),             // 3: isobar.v1.Candidate
-	(*RuledOut)(nil),              // 4: isobar.v1.RuledOut
-	(*Flip)(nil),                  // 5: isobar.v1.Flip
-	(*timestamppb.Timestamp)(nil), // 6: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 7: google.protobuf.Duration
+	(*Held)(nil),                  // 1: isobar.v1.Held
+	(*Start)(nil),                 // 2: isobar.v1.Start
+	(*ConstraintCount)(nil),       // 3: isobar.v1.ConstraintCount
+	(*Candidate)(nil),             // 4: isobar.v1.Candidate
+	(*RuledOut)(nil),              // 5: isobar.v1.RuledOut
+	(*Flip)(nil),                  // 6: isobar.v1.Flip
+	(*timestamppb.Timestamp)(nil), // 7: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 8: google.protobuf.Duration
 }
 var file_isobar_v1_decision_proto_depIdxs = []int32{
-	6,  // 0: isobar.v1.Decision.at:type_name -> google.protobuf.Timestamp
-	3,  // 1: isobar.v1.Decision.candidates:type_name -> isobar.v1.Candidate
-	4,  // 2: isobar.v1.Decision.ruled_out:type_name -> isobar.v1.RuledOut
-	5,  // 3: isobar.v1.Decision.flips:type_name -> isobar.v1.Flip
-	2,  // 4: isobar.v1.Decision.counts:type_name -> isobar.v1.ConstraintCount
-	1,  // 5: isobar.v1.Decision.starts:type_name -> isobar.v1.Start
-	6,  // 6: isobar.v1.Start.at:type_name -> google.protobuf.Timestamp
-	7,  // 7: isobar.v1.Start.put:type_name -> google.protobuf.Duration
-	6,  // 8: isobar.v1.Candidate.start:type_name -> google.protobuf.Timestamp
-	6,  // 9: isobar.v1.Candidate.finish:type_name -> google.protobuf.Timestamp
-	7,  // 10: isobar.v1.Candidate.wait:type_name -> google.protobuf.Duration
-	7,  // 11: isobar.v1.Candidate.cold:type_name -> google.protobuf.Duration
-	7,  // 12: isobar.v1.Candidate.run:type_name -> google.protobuf.Duration
-	7,  // 13: isobar.v1.Candidate.rtt:type_name -> google.protobuf.Duration
-	7,  // 14: isobar.v1.Candidate.digest_age:type_name -> google.protobuf.Duration
-	7,  // 15: isobar.v1.Candidate.put:type_name -> google.protobuf.Duration
-	7,  // 16: isobar.v1.Candidate.fetch:type_name -> google.protobuf.Duration
-	17, // [17:17] is the sub-list for method output_type
-	17, // [17:17] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	7,  // 0: isobar.v1.Decision.at:type_name -> google.protobuf.Timestamp
+	4,  // 1: isobar.v1.Decision.candidates:type_name -> isobar.v1.Candidate
+	5,  // 2: isobar.v1.Decision.ruled_out:type_name -> isobar.v1.RuledOut
+	6,  // 3: isobar.v1.Decision.flips:type_name -> isobar.v1.Flip
+	3,  // 4: isobar.v1.Decision.counts:type_name -> isobar.v1.ConstraintCount
+	2,  // 5: isobar.v1.Decision.starts:type_name -> isobar.v1.Start
+	1,  // 6: isobar.v1.Decision.held:type_name -> isobar.v1.Held
+	7,  // 7: isobar.v1.Held.since:type_name -> google.protobuf.Timestamp
+	8,  // 8: isobar.v1.Held.lasted:type_name -> google.protobuf.Duration
+	7,  // 9: isobar.v1.Start.at:type_name -> google.protobuf.Timestamp
+	8,  // 10: isobar.v1.Start.put:type_name -> google.protobuf.Duration
+	7,  // 11: isobar.v1.Candidate.start:type_name -> google.protobuf.Timestamp
+	7,  // 12: isobar.v1.Candidate.finish:type_name -> google.protobuf.Timestamp
+	8,  // 13: isobar.v1.Candidate.wait:type_name -> google.protobuf.Duration
+	8,  // 14: isobar.v1.Candidate.cold:type_name -> google.protobuf.Duration
+	8,  // 15: isobar.v1.Candidate.run:type_name -> google.protobuf.Duration
+	8,  // 16: isobar.v1.Candidate.rtt:type_name -> google.protobuf.Duration
+	8,  // 17: isobar.v1.Candidate.digest_age:type_name -> google.protobuf.Duration
+	8,  // 18: isobar.v1.Candidate.put:type_name -> google.protobuf.Duration
+	8,  // 19: isobar.v1.Candidate.fetch:type_name -> google.protobuf.Duration
+	20, // [20:20] is the sub-list for method output_type
+	20, // [20:20] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_isobar_v1_decision_proto_init() }
@@ -1017,7 +1112,7 @@ func file_isobar_v1_decision_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isobar_v1_decision_proto_rawDesc), len(file_isobar_v1_decision_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   6,
+			NumMessages:   7,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -2352,6 +2352,8 @@ type TaskRecord struct {
 	OrderSeq        uint64   `protobuf:"varint,64,opt,name=order_seq,json=orderSeq,proto3" json:"order_seq,omitempty"`                      // its place in its key's line; 0 none, or no longer
 	Held            bool     `protobuf:"varint,65,opt,name=held,proto3" json:"held,omitempty"`                                              // deferred until those before it in the line have gone
 	OrderWas        uint64   `protobuf:"varint,66,opt,name=order_was,json=orderWas,proto3" json:"order_was,omitempty"`                      // the place it had last
+	ReadyMs         int64    `protobuf:"varint,67,opt,name=ready_ms,json=readyMs,proto3" json:"ready_ms,omitempty"`                         // when it last became ready
+	BlockedMs       int64    `protobuf:"varint,68,opt,name=blocked_ms,json=blockedMs,proto3" json:"blocked_ms,omitempty"`                   // since when nothing can run it, while blocked
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -2788,6 +2790,20 @@ func (x *TaskRecord) GetHeld() bool {
 func (x *TaskRecord) GetOrderWas() uint64 {
 	if x != nil {
 		return x.OrderWas
+	}
+	return 0
+}
+
+func (x *TaskRecord) GetReadyMs() int64 {
+	if x != nil {
+		return x.ReadyMs
+	}
+	return 0
+}
+
+func (x *TaskRecord) GetBlockedMs() int64 {
+	if x != nil {
+		return x.BlockedMs
 	}
 	return 0
 }
@@ -3701,7 +3717,7 @@ const file_isobar_mesh_v1_log_proto_rawDesc = "" +
 	"\x06errors\x18\x04 \x01(\x04R\x06errors\x12\x14\n" +
 	"\x05drift\x18\x05 \x01(\x04R\x05drift\x12\x16\n" +
 	"\x06safety\x18\x06 \x01(\x04R\x06safety\x12\x18\n" +
-	"\areports\x18\a \x03(\tR\areports\"\xd1\x0e\n" +
+	"\areports\x18\a \x03(\tR\areports\"\x8b\x0f\n" +
 	"\n" +
 	"TaskRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
@@ -3772,7 +3788,10 @@ const file_isobar_mesh_v1_log_proto_rawDesc = "" +
 	"\fpayload_lost\x18? \x01(\bR\vpayloadLost\x12\x1b\n" +
 	"\torder_seq\x18@ \x01(\x04R\borderSeq\x12\x12\n" +
 	"\x04held\x18A \x01(\bR\x04held\x12\x1b\n" +
-	"\torder_was\x18B \x01(\x04R\borderWas\"\xa5\x01\n" +
+	"\torder_was\x18B \x01(\x04R\borderWas\x12\x19\n" +
+	"\bready_ms\x18C \x01(\x03R\areadyMs\x12\x1d\n" +
+	"\n" +
+	"blocked_ms\x18D \x01(\x03R\tblockedMs\"\xa5\x01\n" +
 	"\x05Death\x12\x19\n" +
 	"\bended_ms\x18\x01 \x01(\x03R\aendedMs\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x14\n" +
