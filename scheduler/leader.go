@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -74,6 +75,8 @@ type leader struct {
 	}
 	inflight *inflightRefs
 	payloads *payloads
+	// brokerOut is since when nothing could be stored in the broker.
+	brokerOut atomic.Pointer[time.Time]
 }
 
 func newLeader(ctx context.Context, s *Scheduler, term uint64, incarnation string) *leader {

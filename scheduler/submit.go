@@ -343,19 +343,19 @@ func (l *leader) accept(ctx context.Context, rec *meshv1.TaskRecord, payload []b
 	q := fsm.QueueOf(rec)
 	under := l.inflight.begin(q.String())
 	defer under.end()
-	prepared, err := l.Broker.Prepare(ctx, []broker.Message{message(q, rec, payload)})
+	prepared, err := l.prepare(ctx, q, rec, payload)
 	if err != nil {
 		return nil, notStored(err)
 	}
-	rec.PayloadRef = prepared[0].Ref
-	under.prepared(prepared[0].Ref)
+	rec.PayloadRef = prepared.Ref
+	under.prepared(prepared.Ref)
 	cmd := &meshv1.SchedulerCommand{
 		Clocks:  l.clock.read(time.Now()),
 		Command: &meshv1.SchedulerCommand_Accept{Accept: &meshv1.Accept{Task: rec, Cap: l.QueueCap}},
 	}
 	var before []state.Command
-	if prepared[0].Command != nil {
-		before = append(before, state.Command{Machine: state.BrokerMachine, Body: prepared[0].Command})
+	if prepared.Command != nil {
+		before = append(before, state.Command{Machine: state.BrokerMachine, Body: prepared.Command})
 	}
 	// Before the record: its lease may be on its way before the answer is.
 	l.payloads.keep(rec.Id, rec.PayloadRef, rec.PayloadSha256, payload)
