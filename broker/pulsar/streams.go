@@ -17,9 +17,9 @@ import (
 // topic a stream, which Pulsar's own producers and consumers may share. A message
 // is durable when Append returns; there is nothing for the cell's log.
 //
-// Append works between Lead and Resign of its Broker. What a partition holds is
-// read once in a term, and followed from then on. Its methods are safe for
-// concurrent use.
+// Append, and all that reads a partition, works between Lead and Resign of its
+// Broker. What a partition holds is read once in a term, and followed from then
+// on. Its methods are safe for concurrent use.
 type Streams struct {
 	b       *Broker
 	opening singleflight.Group // tails and writers, by partition
@@ -135,23 +135,24 @@ func (s *Streams) tail(ctx context.Context, p broker.Partition) (*tail, error) {
 		return nil, err
 	}
 	s.mu.Lock()
-	t := s.tails[p]
+	t, leading, term := s.tails[p], s.leading, s.term
 	s.mu.Unlock()
+	if !leading {
+		return nil, errResigned
+	}
 	if t != nil && !t.ended() {
 		return t, nil
 	}
-	opened := s.opening.DoChan("read "+p.String(), func() (any, error) {
+	opened := s.opening.DoChan(fmt.Sprintf("read %s in term %d", p, term), func() (any, error) {
 		// It is read to its end, which may take longer than a call.
 		ctx, cancel := context.WithTimeout(s.b.ctx, openWithin)
 		defer cancel()
 		t, err := s.openTail(ctx, p)
-		if err != nil {
-			return nil, err
+		if err == nil && !s.follow(t, term) {
+			t.close(errResigned)
+			err = errResigned
 		}
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.tails[p] = t
-		return t, nil
+		return t, err
 	})
 	ctx, cancel := s.b.call(ctx)
 	defer cancel()
@@ -167,6 +168,18 @@ func (s *Streams) tail(ctx context.Context, p broker.Partition) (*tail, error) {
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+}
+
+// follow takes a tail in that was opened in the term, unless that has ended: what
+// it read then, another leader may have trimmed since.
+func (s *Streams) follow(t *tail, term uint64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.leading || s.term != term {
+		return false
+	}
+	s.tails[t.of] = t
+	return true
 }
 
 // openWithin bounds reading what a partition holds.
