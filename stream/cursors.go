@@ -4,12 +4,14 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/isobar-mesh/isobar/broker"
 	"github.com/isobar-mesh/isobar/state"
 	"github.com/isobar-mesh/isobar/stream/groups"
 )
 
-// cursors keeps the groups' cursors as the last command left them: everyone who waits for a stream looks at all of them whenever anything
-// moves. It is safe for concurrent use.
+// cursors keeps the groups' cursors as the last command left them: everyone who
+// waits for a stream looks at all of them whenever anything moves. It is safe for
+// concurrent use.
 type cursors struct {
 	mu     sync.Mutex
 	serial uint64
@@ -45,12 +47,17 @@ func newView(cur *groups.Cursor) *view {
 	return v
 }
 
-// ready is how many pending messages may be delivered now.
-func (v *view) ready(relaxed bool, leaseMs int64) (n int) {
-	for range groups.Deliverable(v.Cursor, relaxed, leaseMs) {
-		n++
+// ready are the pending messages that may be delivered now, the first of them that
+// fit; all is false when there are more. One always fits.
+func (v *view) ready(relaxed bool, leaseMs int64, room int, bytes uint64) (positions []broker.Position, size uint64, all bool) {
+	for i := range groups.Deliverable(v.Cursor, relaxed, leaseMs) {
+		p := &v.Pending[i]
+		if len(positions) == room || len(positions) > 0 && size+p.Size > bytes {
+			return positions, size, false
+		}
+		positions, size = append(positions, p.Position), size+p.Size
 	}
-	return n
+	return positions, size, true
 }
 
 // draining: another session has some of the partition in hand.

@@ -1,11 +1,9 @@
 package stream
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -199,16 +197,24 @@ func (l *leader) take(ctx context.Context, m Member, rec *meshv1.StreamRecord, p
 	if cur.draining(m.Session) {
 		return nil, nil
 	}
-	ready := cur.ready(rec.Relaxed, l.clock.LeaseMs(time.Now()))
-	read, fresh, err := l.read(ctx, m.Group.Name, p, cur, rec.Relaxed, room-ready, bytes)
-	if err != nil {
+	// What waits is read before it is given out: a delivery that can't be handed
+	// over would count all the same.
+	waiting, size, all := cur.ready(rec.Relaxed, l.clock.LeaseMs(time.Now()), room, bytes)
+	again, n, err := l.fetch(ctx, partition(m.Group.Name, p), waiting)
+	waiting = waiting[:n]
+	var read []broker.StreamStored
+	fresh := 0
+	if err == nil && all && size < bytes {
+		read, fresh, err = l.read(ctx, m.Group.Name, p, cur, rec.Relaxed, room-n, bytes-size)
+	}
+	if err != nil && n == 0 {
 		return nil, fmt.Errorf("stream: deliver from %s/%d: %w", m.Group, p, err)
 	}
-	if ready+fresh == 0 {
+	if n+fresh == 0 {
 		return nil, nil
 	}
 	cmd := &meshv1.GroupDeliver{
-		Name: m.Group.Message(), Session: m.Session, Partition: p, From: cur.Next, Max: uint32(room), MaxBytes: bytes,
+		Name: m.Group.Message(), Session: m.Session, Partition: p, From: cur.Next, Max: uint32(room), MaxBytes: bytes, Again: groups.Ascending(waiting),
 	}
 	told := make([]groups.Read, len(read))
 	for i := range read {
@@ -222,7 +228,7 @@ func (l *leader) take(ctx context.Context, m Member, rec *meshv1.StreamRecord, p
 	case err != nil:
 		return nil, fmt.Errorf("stream: deliver from %s/%d: %w", m.Group, p, err)
 	}
-	return l.fill(ctx, partition(m.Group.Name, p), res.Deliveries, read), nil
+	return fill(res.Deliveries, append(again, read...)), nil
 }
 
 // read looks for as many messages that may be delivered as are wanted; fresh is
@@ -264,25 +270,16 @@ func (l *leader) read(ctx context.Context, n groups.Name, p uint32, cur *view, r
 	return read, fresh, nil
 }
 
-// fill joins deliveries with their messages. One whose message was trimmed
-// meanwhile is left out: the trim has taken it out of the group's hands.
-func (l *leader) fill(ctx context.Context, p broker.Partition, given []groups.Delivery, read []broker.StreamStored) []Delivery {
-	known := len(given) // from there on they were read just now; all others lie before
-	if len(read) > 0 {
-		known, _ = slices.BinarySearchFunc(given, read[0].Position, func(d groups.Delivery, at broker.Position) int { return cmp.Compare(d.Position, at) })
-	}
+// fill joins deliveries with their messages, both by position. One whose message
+// is gone is left out: the trim has taken it out of the group's hands, or will.
+func fill(given []groups.Delivery, read []broker.StreamStored) []Delivery {
 	out := make([]Delivery, 0, len(given))
-	for before := given[:known]; len(before) > 0; {
-		n, err := l.fetch(ctx, p, before, &out)
-		if err != nil {
-			l.Logger.Warn("messages not read; they are delivered again later", "partition", p.String(), "position", before[n].Position, "error", err)
-			break
+	for _, d := range given {
+		for len(read) > 0 && read[0].Position < d.Position {
+			read = read[1:]
 		}
-		before = before[n:]
-	}
-	for _, d := range given[known:] {
-		if i, found := slices.BinarySearchFunc(read, d.Position, func(m broker.StreamStored, at broker.Position) int { return cmp.Compare(m.Position, at) }); found {
-			out = append(out, Delivery{d, read[i]})
+		if len(read) > 0 && read[0].Position == d.Position {
+			out = append(out, Delivery{d, read[0]})
 		}
 	}
 	return out
@@ -292,24 +289,35 @@ func (l *leader) fill(ctx context.Context, p broker.Partition, given []groups.De
 // next one, rather than begin to read again.
 const passOver = 16
 
-// fetch reads the messages of the first n deliveries, in one go. n is less than
+// fetch reads the messages at the positions, but for those that are gone. With an
+// error it got no further than the first n.
+func (l *leader) fetch(ctx context.Context, p broker.Partition, positions []broker.Position) (got []broker.StreamStored, n int, err error) {
+	for n < len(positions) && err == nil {
+		var more int
+		more, err = l.fetchOn(ctx, p, positions[n:], &got)
+		n += more
+	}
+	return got, n, err
+}
+
+// fetchOn reads the messages at the first n positions, in one go. n is less than
 // all when the next lies far behind them, or with an error.
-func (l *leader) fetch(ctx context.Context, p broker.Partition, given []groups.Delivery, out *[]Delivery) (n int, err error) {
+func (l *leader) fetchOn(ctx context.Context, p broker.Partition, positions []broker.Position, got *[]broker.StreamStored) (n int, err error) {
 	passed := 0
-	for msg, err := range l.Messages.Read(ctx, p, given[0].Position) {
+	for msg, err := range l.Messages.Read(ctx, p, positions[0]) {
 		if err != nil {
 			return n, err
 		}
-		for n < len(given) && given[n].Position < msg.Position {
+		for n < len(positions) && positions[n] < msg.Position {
 			n++ // trimmed
 		}
 		switch {
-		case n == len(given):
+		case n == len(positions):
 			return n, nil
-		case given[n].Position == msg.Position:
-			*out = append(*out, Delivery{given[n], msg})
+		case positions[n] == msg.Position:
+			*got = append(*got, msg)
 			n, passed = n+1, 0
-			if n == len(given) {
+			if n == len(positions) {
 				return n, nil
 			}
 		case passed == passOver && n > 0:
@@ -318,7 +326,7 @@ func (l *leader) fetch(ctx context.Context, p broker.Partition, given []groups.D
 			passed++
 		}
 	}
-	return len(given), nil // what lacks lies behind the end: trimmed
+	return len(positions), nil // what lacks lies behind the end: trimmed
 }
 
 func partition(n groups.Name, p uint32) broker.Partition {

@@ -64,6 +64,30 @@ func Columns(reads []Read) *meshv1.StreamReads {
 	return out
 }
 
+// Ascending writes positions, lowest first, as a command has them.
+func Ascending(positions []uint64) []uint64 {
+	out := make([]uint64, len(positions))
+	before := uint64(0)
+	for i, at := range positions {
+		out[i], before = at-before, at
+	}
+	return out
+}
+
+// ascending is the inverse of Ascending; ok is false for what it has not written.
+func ascending(deltas []uint64) (positions []uint64, ok bool) {
+	positions = make([]uint64, len(deltas))
+	at := uint64(0)
+	for i, d := range deltas {
+		if i > 0 && (d == 0 || at+d < at) {
+			return nil, false
+		}
+		at += d
+		positions[i] = at
+	}
+	return positions, true
+}
+
 // rows is the inverse of Columns; ok is false for what it has not written.
 func rows(c *meshv1.StreamReads) (reads []Read, ok bool) {
 	n, keys := len(c.GetPositions()), c.GetKeys()

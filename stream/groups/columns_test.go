@@ -2,6 +2,7 @@ package groups
 
 import (
 	"reflect"
+	"slices"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
@@ -72,6 +73,23 @@ func TestBadColumns(t *testing.T) {
 		spoil(rec)
 		if cur, ok := cursorOf(rec); ok {
 			t.Errorf("%s: taken as %+v", name, cur)
+		}
+	}
+}
+
+// Positions come back as they were written, and what is not ascending is refused.
+func TestAscending(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		want := rapid.SliceOfDistinct(rapid.Uint64(), rapid.ID).Draw(t, "positions")
+		slices.Sort(want)
+		if got, ok := ascending(Ascending(want)); !ok || !slices.Equal(got, want) {
+			t.Fatalf("%v comes back as %v, %t", want, got, ok)
+		}
+	})
+	for _, bad := range [][]uint64{{3, 0}, {3, 1<<64 - 3}} {
+		if got, ok := ascending(bad); ok {
+			t.Errorf("%v is taken as %v", bad, got)
 		}
 	}
 }

@@ -59,8 +59,9 @@ func (a *apply) deliver(c *meshv1.GroupDeliver) error {
 	if c.From != cur.Next {
 		return fmt.Errorf("streams: deliver from %s/%d: read at %d, next is %d: %w", g, c.Partition, c.From, cur.Next, ErrStale)
 	}
+	again, known := ascending(c.Again)
 	read, ok := rows(c.Read)
-	if !ok || len(cur.Pending)+len(read) > MaxPending {
+	if !known || !ok || len(cur.Pending)+len(read) > MaxPending {
 		return fmt.Errorf("streams: deliver from %s/%d: %d read beside %d: %w", g, c.Partition, len(read), len(cur.Pending), ErrBadCommand)
 	}
 	cur.Pending = slices.Grow(cur.Pending, len(read))
@@ -74,6 +75,9 @@ func (a *apply) deliver(c *meshv1.GroupDeliver) error {
 	var bytes uint64
 	for i := range Deliverable(cur, rec.Relaxed, a.clocks.LeaseMs) {
 		p := &cur.Pending[i]
+		if _, found := slices.BinarySearch(again, p.Position); !found && p.Position < c.From {
+			continue // the leader has not got it, and can't hand it over
+		}
 		if len(a.result.Deliveries) == int(c.Max) || bytes > 0 && bytes+p.Size > c.MaxBytes {
 			break
 		}

@@ -24,6 +24,7 @@ type cell struct {
 	replica *state.Replica
 	log     [][]byte // every group committed
 	lease   time.Duration
+	unread  int                 // so many of the waiting messages, the last, can't be read
 	keys    map[uint32][]string // by partition: the key of each position
 	first   map[uint32]uint64   // oldest position kept
 }
@@ -139,15 +140,23 @@ func (c *cell) renew(name string, sessions ...string) (*groups.Result, error) {
 	return c.apply(&meshv1.StreamCommand{Command: &meshv1.StreamCommand_Renew{Renew: r}})
 }
 
-// deliver does what a leader does: it reads behind the cursor and commits.
+// deliver does what a leader does: it reads what waits, then behind the cursor, and
+// commits.
 func (c *cell) deliver(name, session string, p uint32, limit int) ([]groups.Delivery, error) {
 	cur := groups.ReadCursor(c.state(), group(name), p)
+	var again []uint64
+	rec, _ := groups.Stream(c.state(), orders)
+	for i := range groups.Deliverable(cur, rec.Relaxed, c.lease.Milliseconds()) {
+		again = append(again, cur.Pending[i].Position)
+	}
+	again = again[:max(0, len(again)-c.unread)]
 	var read []groups.Read
 	for at := max(cur.Next, c.first[p]); at < uint64(len(c.keys[p])) && len(read) < groups.MaxPending-len(cur.Pending); at++ {
 		read = append(read, groups.Read{Position: at, Key: c.keys[p][at], Size: 10})
 	}
 	cmd := &meshv1.GroupDeliver{
 		Name: group(name).Message(), Session: session, Partition: p, From: cur.Next, Max: uint32(limit), MaxBytes: 1 << 20, Read: groups.Columns(read),
+		Again: groups.Ascending(again),
 	}
 	res, err := c.apply(&meshv1.StreamCommand{Command: &meshv1.StreamCommand_Deliver{Deliver: cmd}})
 	if err != nil {

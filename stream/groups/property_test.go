@@ -142,7 +142,9 @@ func (w *world) step(t *rapid.T) {
 		}
 	case "deliver":
 		if len(w.sessions) > 0 {
+			w.unread = max(0, rapid.IntRange(-3, 3).Draw(t, "unread"))
 			w.take(rapid.SampledFrom(w.sessions).Draw(t, "session"), p, rapid.IntRange(1, 5).Draw(t, "max"))
+			w.unread = 0
 		}
 	case "ack", "cumulative", "retry", "extend":
 		if len(w.given) > 0 {

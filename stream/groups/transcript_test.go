@@ -19,7 +19,7 @@ import (
 //
 //	create partitions=2 [relaxed] [max=3]     publish 0 a b a
 //	join g s1 [start …]   leave g s1          renew g s1
-//	deliver g s1 0 MAX                        at 30s (lease time), with a tick
+//	deliver g s1 0 MAX [away]                 at 30s (lease time), with a tick
 //	ack|cumulative|retry|extend g s1 0:POSITION:NUMBER …
 //	seek g 0 POSITION     trim 0 FIRST        delete  sweep  show g
 func TestTranscripts(t *testing.T) {
@@ -95,6 +95,10 @@ func (c *cell) play(verb string, args []string) (string, error) {
 		}
 		return "", err
 	case "deliver":
+		c.unread = 0
+		if len(args) > 4 { // nothing that waits can be read
+			c.unread = groups.MaxPending
+		}
 		list, err := c.deliver(args[0], args[1], uint32(number(args[2])), int(number(args[3])))
 		return deliveries(c, uint32(number(args[2])), list), err
 	case "at":

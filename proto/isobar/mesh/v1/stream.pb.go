@@ -886,7 +886,7 @@ func (x *GroupSession) GetSession() string {
 }
 
 // GroupDeliver tells the group of messages read from the log, and gives a
-// session as many of those that wait as it may have.
+// session as many of them and of those that wait as it may have.
 type GroupDeliver struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Name      *GroupName             `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -895,9 +895,12 @@ type GroupDeliver struct {
 	// The cursor's next position that read begins at.
 	From uint64 `protobuf:"varint,4,opt,name=from,proto3" json:"from,omitempty"`
 	// In order, without a message between them that is left out.
-	Read          *StreamReads `protobuf:"bytes,5,opt,name=read,proto3" json:"read,omitempty"`
-	Max           uint32       `protobuf:"varint,6,opt,name=max,proto3" json:"max,omitempty"`
-	MaxBytes      uint64       `protobuf:"varint,7,opt,name=max_bytes,json=maxBytes,proto3" json:"max_bytes,omitempty"`
+	Read     *StreamReads `protobuf:"bytes,5,opt,name=read,proto3" json:"read,omitempty"`
+	Max      uint32       `protobuf:"varint,6,opt,name=max,proto3" json:"max,omitempty"`
+	MaxBytes uint64       `protobuf:"varint,7,opt,name=max_bytes,json=maxBytes,proto3" json:"max_bytes,omitempty"`
+	// Positions below from of waiting messages that were read for this: no other is
+	// given out. Each without the one before.
+	Again         []uint64 `protobuf:"varint,8,rep,packed,name=again,proto3" json:"again,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -979,6 +982,13 @@ func (x *GroupDeliver) GetMaxBytes() uint64 {
 		return x.MaxBytes
 	}
 	return 0
+}
+
+func (x *GroupDeliver) GetAgain() []uint64 {
+	if x != nil {
+		return x.Again
+	}
+	return nil
 }
 
 // StreamReads are messages that were read, in columns: a record a message costs
@@ -1952,7 +1962,7 @@ const file_isobar_mesh_v1_stream_proto_rawDesc = "" +
 	"\x06ttl_ms\x18\x02 \x01(\x03R\x05ttlMs\"W\n" +
 	"\fGroupSession\x12-\n" +
 	"\x04name\x18\x01 \x01(\v2\x19.isobar.mesh.v1.GroupNameR\x04name\x12\x18\n" +
-	"\asession\x18\x02 \x01(\tR\asession\"\xe9\x01\n" +
+	"\asession\x18\x02 \x01(\tR\asession\"\xff\x01\n" +
 	"\fGroupDeliver\x12-\n" +
 	"\x04name\x18\x01 \x01(\v2\x19.isobar.mesh.v1.GroupNameR\x04name\x12\x18\n" +
 	"\asession\x18\x02 \x01(\tR\asession\x12\x1c\n" +
@@ -1960,7 +1970,8 @@ const file_isobar_mesh_v1_stream_proto_rawDesc = "" +
 	"\x04from\x18\x04 \x01(\x04R\x04from\x12/\n" +
 	"\x04read\x18\x05 \x01(\v2\x1b.isobar.mesh.v1.StreamReadsR\x04read\x12\x10\n" +
 	"\x03max\x18\x06 \x01(\rR\x03max\x12\x1b\n" +
-	"\tmax_bytes\x18\a \x01(\x04R\bmaxBytes\"v\n" +
+	"\tmax_bytes\x18\a \x01(\x04R\bmaxBytes\x12\x14\n" +
+	"\x05again\x18\b \x03(\x04R\x05again\"v\n" +
 	"\vStreamReads\x12\x1c\n" +
 	"\tpositions\x18\x01 \x03(\x04R\tpositions\x12\x14\n" +
 	"\x05sizes\x18\x02 \x03(\x04R\x05sizes\x12\x12\n" +
