@@ -37,9 +37,14 @@ func (c *Client) Consume(ctx context.Context, req *isobarv1.ConsumeRequest, f fu
 	return listen(ctx, c, "consume", (*server).streamCalls, isobarv1.StreamServiceClient.Consume, req, f)
 }
 
-// Fetch waits for messages once.
+// Fetch waits for messages once. When it is to wait for 5 s at most, a server that
+// says nothing for 15 s is left for the next.
 func (c *Client) Fetch(ctx context.Context, req *isobarv1.FetchRequest) (*isobarv1.FetchResponse, error) {
-	return call(ctx, c, "fetch", anytime, (*server).streamCalls, isobarv1.StreamServiceClient.Fetch, req)
+	s := anytime
+	if req.GetWait().AsDuration() <= longestPoll/2 { // its messages take their time
+		s = poll
+	}
+	return call(ctx, c, "fetch", s, (*server).streamCalls, isobarv1.StreamServiceClient.Fetch, req)
 }
 
 // Ack says what became of deliveries. A repeat finds what was done done.

@@ -34,7 +34,7 @@ func cannedCell() http.Handler {
 	isobarv1.RegisterFunctionServiceHandler(server, cannedFunctions{})
 	isobarv1.RegisterPlacementServiceHandler(server, cannedPlacement{})
 	isobarv1.RegisterMeshServiceHandler(server, cannedMesh{})
-	isobarv1.RegisterStreamServiceHandler(server, cannedStreams{})
+	isobarv1.RegisterStreamServiceHandler(server, &cannedStreams{held: map[string]int{}})
 	isobarv1.RegisterQueueServiceHandler(server, cannedQueues{})
 	isobarv1.RegisterDeadLetterServiceHandler(server, cannedLetters{})
 	connecthttp.Mount(mux, server)

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"sync"
 
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -14,6 +15,8 @@ import (
 // places that the command line shows.
 type cannedStreams struct {
 	isobarv1.UnimplementedStreamServiceHandler
+	mu   sync.Mutex
+	held map[string]int // what each session was given by Fetch and has not acknowledged
 }
 
 func cannedStream(name string) *isobarv1.StreamInfo {
@@ -22,14 +25,14 @@ func cannedStream(name string) *isobarv1.StreamInfo {
 	}}
 }
 
-func (cannedStreams) Create(_ context.Context, r *isobarv1.StreamServiceCreateRequest) (*isobarv1.StreamServiceCreateResponse, error) {
+func (*cannedStreams) Create(_ context.Context, r *isobarv1.StreamServiceCreateRequest) (*isobarv1.StreamServiceCreateResponse, error) {
 	if r.GetSpec().GetName() == "taken" {
 		return nil, refuse(connect.CodeAlreadyExists, &isobarv1.TaskError{Reason: "stream_exists", Message: "stream taken exists with other settings"})
 	}
 	return &isobarv1.StreamServiceCreateResponse{Stream: &isobarv1.StreamInfo{Spec: r.GetSpec(), Home: "eu-north-1"}, Existed: r.GetSpec().GetName() == "old"}, nil
 }
 
-func (cannedStreams) Publish(_ context.Context, r *isobarv1.PublishRequest) (*isobarv1.PublishResponse, error) {
+func (*cannedStreams) Publish(_ context.Context, r *isobarv1.PublishRequest) (*isobarv1.PublishResponse, error) {
 	res := &isobarv1.PublishResponse{}
 	for i, m := range r.GetMessages() {
 		out := &isobarv1.PublishResult{Partition: m.GetPartition(), Position: uint64(i), Duplicate: r.GetRequestId() == "again"}
@@ -44,16 +47,14 @@ func (cannedStreams) Publish(_ context.Context, r *isobarv1.PublishRequest) (*is
 	return res, nil
 }
 
-func (cannedStreams) Consume(ctx context.Context, r *isobarv1.ConsumeRequest, out isobarv1.StreamServiceConsumeServerStream) error {
+func (*cannedStreams) Consume(ctx context.Context, r *isobarv1.ConsumeRequest, out isobarv1.StreamServiceConsumeServerStream) error {
 	asg := &isobarv1.StreamAssignment{Session: r.GetSession(), Generation: 3, Members: 3, Waiting: r.GetGroup() == "crowd"}
 	if err := out.Send(&isobarv1.ConsumeResponse{Assignment: asg}); err != nil {
 		return err
 	}
 	if r.GetGroup() != "crowd" {
 		for i := range uint64(3) {
-			text := fmt.Sprint("message ", i, " to ", r.GetConsumer())
-			m := &isobarv1.StreamDelivery{Position: i, Delivery: i + 1, Attempt: 1, Payload: []byte(text), Text: text, Published: at(6)}
-			if err := out.Send(&isobarv1.ConsumeResponse{Messages: []*isobarv1.StreamDelivery{m}}); err != nil {
+			if err := out.Send(&isobarv1.ConsumeResponse{Messages: []*isobarv1.StreamDelivery{cannedDelivery(i, r.GetConsumer())}}); err != nil {
 				return err
 			}
 		}
@@ -62,7 +63,27 @@ func (cannedStreams) Consume(ctx context.Context, r *isobarv1.ConsumeRequest, ou
 	return nil
 }
 
-func (cannedStreams) Ack(_ context.Context, r *isobarv1.AckRequest) (*isobarv1.AckResponse, error) {
+func cannedDelivery(i uint64, consumer string) *isobarv1.StreamDelivery {
+	text := fmt.Sprint("message ", i, " to ", consumer)
+	return &isobarv1.StreamDelivery{Position: i, Delivery: i + 1, Attempt: 1, Payload: []byte(text), Text: text, Published: at(6)}
+}
+
+// Fetch gives as many as are asked for, up to two.
+func (c *cannedStreams) Fetch(_ context.Context, r *isobarv1.FetchRequest) (*isobarv1.FetchResponse, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	res := &isobarv1.FetchResponse{Assignment: &isobarv1.StreamAssignment{Session: r.GetSession(), Generation: 3, Members: 3, Waiting: r.GetGroup() == "crowd"}}
+	for i := range min(uint64(r.GetMax()), 2) {
+		res.Messages = append(res.Messages, cannedDelivery(i, r.GetConsumer()))
+		c.held[r.GetSession()]++
+	}
+	return res, nil
+}
+
+func (c *cannedStreams) Ack(_ context.Context, r *isobarv1.AckRequest) (*isobarv1.AckResponse, error) {
+	c.mu.Lock()
+	c.held[r.GetSession()] -= len(r.GetItems())
+	c.mu.Unlock()
 	res := &isobarv1.AckResponse{}
 	for _, it := range r.GetItems() {
 		out := &isobarv1.AckResult{Partition: it.GetPartition(), Position: it.GetPosition(), Verdict: "accepted"}
@@ -81,11 +102,18 @@ func (cannedStreams) Ack(_ context.Context, r *isobarv1.AckRequest) (*isobarv1.A
 	return res, nil
 }
 
-func (cannedStreams) Leave(context.Context, *isobarv1.LeaveRequest) (*isobarv1.LeaveResponse, error) {
+// Leave fails when there is something in the session's hands: it would come again
+// with one delivery less to go.
+func (c *cannedStreams) Leave(_ context.Context, r *isobarv1.LeaveRequest) (*isobarv1.LeaveResponse, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if n := c.held[r.GetSession()]; n > 0 {
+		return nil, refuse(connect.CodeFailedPrecondition, &isobarv1.TaskError{Reason: "held", Message: fmt.Sprint(n, " messages are not acknowledged")})
+	}
 	return &isobarv1.LeaveResponse{}, nil
 }
 
-func (cannedStreams) Seek(_ context.Context, r *isobarv1.SeekRequest) (*isobarv1.SeekResponse, error) {
+func (*cannedStreams) Seek(_ context.Context, r *isobarv1.SeekRequest) (*isobarv1.SeekResponse, error) {
 	if r.GetPosition() == 1 {
 		return nil, refuse(connect.CodeOutOfRange, &isobarv1.TaskError{Reason: "before_retention", Message: "the earliest position of partition 0 is 7", Hint: "seek to position 7, or to the start"})
 	}
@@ -96,11 +124,11 @@ func (cannedStreams) Seek(_ context.Context, r *isobarv1.SeekRequest) (*isobarv1
 	return res, nil
 }
 
-func (cannedStreams) List(context.Context, *isobarv1.StreamServiceListRequest) (*isobarv1.StreamServiceListResponse, error) {
+func (*cannedStreams) List(context.Context, *isobarv1.StreamServiceListRequest) (*isobarv1.StreamServiceListResponse, error) {
 	return &isobarv1.StreamServiceListResponse{Streams: []*isobarv1.StreamInfo{cannedStream("orders")}, Cell: "eu-north-1"}, nil
 }
 
-func (cannedStreams) Describe(_ context.Context, r *isobarv1.StreamServiceDescribeRequest) (*isobarv1.StreamServiceDescribeResponse, error) {
+func (*cannedStreams) Describe(_ context.Context, r *isobarv1.StreamServiceDescribeRequest) (*isobarv1.StreamServiceDescribeResponse, error) {
 	return &isobarv1.StreamServiceDescribeResponse{
 		Stream: cannedStream(r.GetStream()),
 		Partitions: []*isobarv1.StreamPartition{
@@ -114,6 +142,6 @@ func (cannedStreams) Describe(_ context.Context, r *isobarv1.StreamServiceDescri
 	}, nil
 }
 
-func (cannedStreams) Delete(context.Context, *isobarv1.StreamServiceDeleteRequest) (*isobarv1.StreamServiceDeleteResponse, error) {
+func (*cannedStreams) Delete(context.Context, *isobarv1.StreamServiceDeleteRequest) (*isobarv1.StreamServiceDeleteResponse, error) {
 	return &isobarv1.StreamServiceDeleteResponse{}, nil
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/isobar-mesh/isobar/client"
 	isobarv1 "github.com/isobar-mesh/isobar/proto/isobar/v1"
@@ -43,9 +44,6 @@ Several consumers of a group share its partitions.`,
 		if req.Group == "" {
 			return usage("consume needs a group", "isobar stream consume "+args[0]+" --group GROUP")
 		}
-		if limit > 0 {
-			req.MaxInFlight = min(req.MaxInFlight, uint32(min(limit, 1000)))
-		}
 		if req.Session == "" {
 			req.Session = uuid.NewString()
 		}
@@ -68,10 +66,8 @@ type consumer struct {
 	request     *isobarv1.ConsumeRequest
 	limit, seen int
 	keep        bool
+	generation  uint64 // of the share that was shown
 }
-
-// errEnough ends a consumer that has what it was asked for.
-var errEnough = errors.New("enough")
 
 func (c *consumer) run(ctx context.Context, idle time.Duration) error {
 	ctx, cancel := context.WithCancel(ctx)
@@ -81,22 +77,57 @@ func (c *consumer) run(ctx context.Context, idle time.Duration) error {
 		quiet = time.AfterFunc(idle, cancel)
 		defer quiet.Stop()
 	}
-	err := c.client.Consume(ctx, c.request, func(res *isobarv1.ConsumeResponse) error {
-		if asg := res.GetAssignment(); asg.GetWaiting() {
-			fmt.Fprintf(c.stderr, "waiting: the group has %d members and no partition left for this one\n", asg.GetMembers())
-		}
-		if len(res.GetMessages()) == 0 {
+	given := func(share *isobarv1.StreamAssignment, list []*isobarv1.StreamDelivery) error {
+		c.showShare(share)
+		if len(list) == 0 {
 			return nil
 		}
 		if quiet != nil {
 			quiet.Reset(idle)
 		}
-		return c.take(ctx, res.GetMessages())
-	})
-	if errors.Is(err, errEnough) {
-		return nil
+		return c.take(ctx, list)
 	}
-	return err
+	if c.limit > 0 {
+		return c.fetch(ctx, given)
+	}
+	return c.client.Consume(ctx, c.request, func(res *isobarv1.ConsumeResponse) error { return given(res.GetAssignment(), res.GetMessages()) })
+}
+
+// fetchWait is how long one Fetch waits.
+const fetchWait = 5 * time.Second
+
+// fetch asks for as many messages as it will show: what else it was given would
+// come again with one delivery less to go.
+func (c *consumer) fetch(ctx context.Context, given func(*isobarv1.StreamAssignment, []*isobarv1.StreamDelivery) error) error {
+	r := c.request
+	req := &isobarv1.FetchRequest{
+		Tenant: r.Tenant, Stream: r.Stream, Cell: r.Cell, Group: r.Group, Session: r.Session, Consumer: r.Consumer, MaxInFlight: r.MaxInFlight, Start: r.Start,
+	}
+	for c.seen < c.limit {
+		req.Max = uint32(min(c.limit-c.seen, 1000))
+		res, err := c.client.Fetch(ctx, req)
+		if ctx.Err() != nil {
+			return nil //nolint:nilerr // it was stopped, or is idle
+		}
+		if err == nil {
+			err = given(res.GetAssignment(), res.GetMessages())
+		}
+		if err != nil {
+			return err
+		}
+		req.Wait = durationpb.New(fetchWait)
+	}
+	return nil
+}
+
+// showShare says when a new share is nothing.
+func (c *consumer) showShare(share *isobarv1.StreamAssignment) {
+	if share.GetWaiting() && share.GetGeneration() != c.generation {
+		fmt.Fprintf(c.stderr, "waiting: the group has %d members and no partition left for this one\n", share.GetMembers())
+	}
+	if share != nil {
+		c.generation = share.GetGeneration()
+	}
 }
 
 // take prints messages and acknowledges them, in that order: what is not shown
@@ -106,9 +137,6 @@ func (c *consumer) take(ctx context.Context, list []*isobarv1.StreamDelivery) er
 		Tenant: c.request.Tenant, Stream: c.request.Stream, Cell: c.request.Cell, Group: c.request.Group, Session: c.request.Session,
 	}
 	for _, m := range list {
-		if c.limit > 0 && c.seen == c.limit {
-			break
-		}
 		if err := c.show(m); err != nil {
 			return err
 		}
@@ -125,9 +153,6 @@ func (c *consumer) take(ctx context.Context, list []*isobarv1.StreamDelivery) er
 				fmt.Fprintf(c.stderr, "%d:%d: %s\n", r.GetPartition(), r.GetPosition(), r.GetError().GetMessage())
 			}
 		}
-	}
-	if c.limit > 0 && c.seen == c.limit {
-		return errEnough
 	}
 	return nil
 }
