@@ -105,8 +105,8 @@ type Streams interface {
 	// with nothing stored, ErrUnavailable with some of it perhaps.
 	Append(ctx context.Context, msgs []StreamMessage) ([]PreparedAppend, error)
 	// Read yields the messages at the position and behind it, in order, and ends
-	// at the present end.
-	Read(ctx context.Context, p Partition, from Position) iter.Seq2[StreamStored, error]
+	// at the present end. Messages are others' too, and must not be changed.
+	Read(ctx context.Context, p Partition, from Position) iter.Seq2[*StreamStored, error]
 	// Extent says what the partition holds at the position and behind it; 0 is for
 	// all that is kept.
 	Extent(ctx context.Context, p Partition, from Position) (Extent, error)

@@ -54,7 +54,7 @@ type Assignment struct {
 // Delivery is a message in the hands of one session.
 type Delivery struct {
 	groups.Delivery
-	broker.StreamStored
+	*broker.StreamStored
 }
 
 // Batch is what a session gets.
@@ -134,7 +134,11 @@ func (l *leader) look(ctx context.Context, m Member, w Want, one sync.Locker) (*
 			}
 			return nil, err
 		}
-		b.Deliveries = append(b.Deliveries, got...)
+		if b.Deliveries == nil {
+			b.Deliveries = got
+		} else {
+			b.Deliveries = append(b.Deliveries, got...)
+		}
 		room -= len(got)
 		for _, d := range got {
 			bytes -= min(bytes, uint64(len(d.Payload)))
@@ -202,7 +206,7 @@ func (l *leader) take(ctx context.Context, m Member, rec *meshv1.StreamRecord, p
 	waiting, size, all := cur.ready(rec.Relaxed, l.clock.LeaseMs(time.Now()), room, bytes)
 	again, n, err := l.fetch(ctx, partition(m.Group.Name, p), waiting)
 	waiting = waiting[:n]
-	var read []broker.StreamStored
+	var read []*broker.StreamStored
 	fresh := 0
 	if err == nil && all && size < bytes {
 		read, fresh, err = l.read(ctx, m.Group.Name, p, cur, rec.Relaxed, room-n, bytes-size)
@@ -234,7 +238,7 @@ func (l *leader) take(ctx context.Context, m Member, rec *meshv1.StreamRecord, p
 // read looks for as many messages that may be delivered as are wanted; fresh is
 // how many of those read they are. In a strict stream the rest wait behind
 // others of their key.
-func (l *leader) read(ctx context.Context, n groups.Name, p uint32, cur *view, relaxed bool, want int, bytes uint64) (read []broker.StreamStored, fresh int, err error) {
+func (l *leader) read(ctx context.Context, n groups.Name, p uint32, cur *view, relaxed bool, want int, bytes uint64) (read []*broker.StreamStored, fresh int, err error) {
 	limit := groups.MaxPending - len(cur.Pending)
 	blocked := cur.blocked
 	if want <= 0 || limit <= 0 || !relaxed && (blocked >= maxBlocked || cur.stuck.Load()) {
@@ -272,7 +276,7 @@ func (l *leader) read(ctx context.Context, n groups.Name, p uint32, cur *view, r
 
 // fill joins deliveries with their messages, both by position. One whose message
 // is gone is left out: the trim has taken it out of the group's hands, or will.
-func fill(given []groups.Delivery, read []broker.StreamStored) []Delivery {
+func fill(given []groups.Delivery, read []*broker.StreamStored) []Delivery {
 	out := make([]Delivery, 0, len(given))
 	for _, d := range given {
 		for len(read) > 0 && read[0].Position < d.Position {
@@ -291,7 +295,7 @@ const passOver = 16
 
 // fetch reads the messages at the positions, but for those that are gone. With an
 // error it got no further than the first n.
-func (l *leader) fetch(ctx context.Context, p broker.Partition, positions []broker.Position) (got []broker.StreamStored, n int, err error) {
+func (l *leader) fetch(ctx context.Context, p broker.Partition, positions []broker.Position) (got []*broker.StreamStored, n int, err error) {
 	for n < len(positions) && err == nil {
 		var more int
 		more, err = l.fetchOn(ctx, p, positions[n:], &got)
@@ -302,7 +306,7 @@ func (l *leader) fetch(ctx context.Context, p broker.Partition, positions []brok
 
 // fetchOn reads the messages at the first n positions, in one go. n is less than
 // all when the next lies far behind them, or with an error.
-func (l *leader) fetchOn(ctx context.Context, p broker.Partition, positions []broker.Position, got *[]broker.StreamStored) (n int, err error) {
+func (l *leader) fetchOn(ctx context.Context, p broker.Partition, positions []broker.Position, got *[]*broker.StreamStored) (n int, err error) {
 	passed := 0
 	for msg, err := range l.Messages.Read(ctx, p, positions[0]) {
 		if err != nil {

@@ -22,9 +22,9 @@ type unreadable struct {
 	reads atomic.Int64
 }
 
-func (u *unreadable) Read(ctx context.Context, p broker.Partition, at broker.Position) iter.Seq2[broker.StreamStored, error] {
+func (u *unreadable) Read(ctx context.Context, p broker.Partition, at broker.Position) iter.Seq2[*broker.StreamStored, error] {
 	u.reads.Add(1)
-	return func(yield func(broker.StreamStored, error) bool) {
+	return func(yield func(*broker.StreamStored, error) bool) {
 		from := u.from.Load()
 		for msg, err := range u.Streams.Read(ctx, p, at) {
 			if err == nil && from >= 0 && msg.Position >= broker.Position(from) {

@@ -182,7 +182,7 @@ func (s *streamSuite) read(p broker.Partition, from broker.Position) []broker.St
 		if n := len(out); n > 0 && out[n-1].Position >= m.Position {
 			s.Errorf("position %d comes after %d", m.Position, out[n-1].Position)
 		}
-		out = append(out, m)
+		out = append(out, *m)
 	}
 	return out
 }

@@ -152,7 +152,7 @@ func (s *streamSuite) fault(f Fault) {
 			if err != nil {
 				return err
 			}
-			got = append(got, m)
+			got = append(got, *m)
 		}
 		return nil
 	})

@@ -80,9 +80,9 @@ func (s *Streams) Append(ctx context.Context, msgs []broker.StreamMessage) ([]br
 
 // Read yields the messages from the position on, as of the time iteration
 // starts.
-func (s *Streams) Read(ctx context.Context, p broker.Partition, from broker.Position) iter.Seq2[broker.StreamStored, error] {
-	return func(yield func(broker.StreamStored, error) bool) {
-		fail := func(err error) { yield(broker.StreamStored{}, fmt.Errorf("embedded: read stream %s: %w", p, err)) }
+func (s *Streams) Read(ctx context.Context, p broker.Partition, from broker.Position) iter.Seq2[*broker.StreamStored, error] {
+	return func(yield func(*broker.StreamStored, error) bool) {
+		fail := func(err error) { yield(nil, fmt.Errorf("embedded: read stream %s: %w", p, err)) }
 		rec, err := s.load(ctx, p)
 		if err != nil {
 			fail(err)
@@ -105,7 +105,7 @@ func (s *Streams) Read(ctx context.Context, p broker.Partition, from broker.Posi
 				fail(fmt.Errorf("message %d: %w", at, broker.ErrDamaged))
 				return
 			}
-			if !yield(broker.StreamStored{StreamMessage: m, Position: at}, nil) {
+			if !yield(&broker.StreamStored{StreamMessage: m, Position: at}, nil) {
 				return
 			}
 			at++

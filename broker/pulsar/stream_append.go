@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -28,13 +29,9 @@ type streamWriter struct {
 
 // Append sends the messages and waits until Pulsar has acknowledged them.
 func (s *Streams) Append(ctx context.Context, msgs []broker.StreamMessage) ([]broker.PreparedAppend, error) {
-	for i, m := range msgs {
-		err := checkStream(m.Partition)
-		if n := len(m.Payload); n > mesh.MaxPayload {
-			err = fmt.Errorf("%d bytes, at most %d: %w", n, mesh.MaxPayload, broker.ErrTooLarge)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("pulsar: append message %d to a stream: %w", i, err)
+	for i := range msgs {
+		if n := len(msgs[i].Payload); n > mesh.MaxPayload {
+			return nil, fmt.Errorf("pulsar: append message %d to a stream: %d bytes, at most %d: %w", i, n, mesh.MaxPayload, broker.ErrTooLarge)
 		}
 	}
 	began := time.Now() // before its deadline is set
@@ -51,28 +48,18 @@ func (s *Streams) append(ctx context.Context, began time.Time, msgs []broker.Str
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	shares := map[broker.Partition]*share{}
-	for i, m := range msgs {
-		sh := shares[m.Partition]
-		if sh == nil {
-			w, err := s.writer(ctx, m.Partition)
-			if err != nil {
-				return nil, err
-			}
-			sh = &share{w: w}
-			shares[m.Partition] = sh
-		}
-		sh.at = append(sh.at, i)
-		sh.ids = append(sh.ids, sh.w.t.window.hash.id(m.ID))
+	shares, err := s.shares(ctx, msgs)
+	if err != nil {
+		return nil, err
 	}
-	for _, sh := range shares { // any order: nothing is stored yet
+	for _, sh := range shares {
 		if err := sh.admit(ctx, msgs, s.b.options.Quota); err != nil {
 			return nil, err
 		}
 	}
 	sent := make([]*known, len(msgs))
 	out := make([]broker.PreparedAppend, len(msgs))
-	for _, sh := range shares { // any order: partitions are apart
+	for _, sh := range shares {
 		sh.send(ctx, msgs, sent, out)
 	}
 	for i, k := range sent {
@@ -94,6 +81,35 @@ type share struct {
 	w   *streamWriter
 	at  []int // their places
 	ids []id
+}
+
+// shares sorts the messages by partition, with a producer for each.
+func (s *Streams) shares(ctx context.Context, msgs []broker.StreamMessage) ([]*share, error) {
+	var out []*share
+	for i := range msgs {
+		m := &msgs[i]
+		n := slices.IndexFunc(out, func(sh *share) bool { return sh.w.t.of.Number == m.Partition.Number && sh.w.t.of == m.Partition })
+		if n < 0 {
+			if err := checkStream(m.Partition); err != nil {
+				return nil, fmt.Errorf("message %d: %w", i, err)
+			}
+			w, err := s.writer(ctx, m.Partition)
+			if err != nil {
+				return nil, err
+			}
+			n, out = len(out), append(out, &share{w: w})
+		}
+		out[n].at = append(out[n].at, i)
+		out[n].ids = append(out[n].ids, out[n].w.t.window.hash.id(m.ID))
+	}
+	return out, nil
+}
+
+// claim is a message on its way.
+type claim struct {
+	broker.StreamMessage
+	name id
+	*known
 }
 
 // sending are the messages that one Append sent to one partition.
@@ -147,12 +163,13 @@ func (sh *share) send(ctx context.Context, msgs []broker.StreamMessage, sent []*
 	w.order.Lock()
 	defer w.order.Unlock()
 	together := &sending{w: w, settled: make(chan struct{})}
-	times := make([]int64, len(sh.at))
+	claimed, wire := make([]claim, len(sh.at)), make([]pulsar.ProducerMessage, len(sh.at))
 	t.mu.Lock()
 	for j, i := range sh.at {
-		var fresh bool
-		sent[i], times[j], fresh = t.claim(msgs[i], sh.ids[j], together)
-		out[i].Duplicate = !fresh
+		c := &claimed[j]
+		c.StreamMessage, c.name = msgs[i], sh.ids[j]
+		out[i].Duplicate = !t.claim(c, together)
+		sent[i] = c.known
 	}
 	if together.left == 0 {
 		close(together.settled)
@@ -162,14 +179,12 @@ func (sh *share) send(ctx context.Context, msgs []broker.StreamMessage, sent []*
 		if out[i].Duplicate {
 			continue
 		}
-		m, k, name := msgs[i], sent[i], sh.ids[j]
-		payload := m.Payload
-		if payload == nil {
-			payload = []byte{} // nil is a message without a value
+		c := &claimed[j]
+		if c.Payload == nil {
+			c.Payload = []byte{} // nil is a message without a value
 		}
-		message := &pulsar.ProducerMessage{Payload: payload, Key: m.Key, Properties: properties(m), EventTime: time.UnixMilli(times[j])}
-		m.Payload, m.Published = payload, time.UnixMilli(times[j])
-		w.producer.send(ctx, message, func(receipt pulsar.MessageID, err error) { t.settle(m, name, k, receipt, err) })
+		wire[j] = pulsar.ProducerMessage{Payload: c.Payload, Key: c.Key, Properties: properties(c.StreamMessage), EventTime: c.Published}
+		w.producer.send(ctx, &wire[j], func(receipt pulsar.MessageID, err error) { t.settle(c, receipt, err) })
 	}
 }
 

@@ -48,12 +48,12 @@ func TestEchoesAndReads(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		x := &tail{s: &Streams{}, window: newWindow(), gap: make(chan struct{}, 1)}
 		log, entries := drawLog(t)
-		sent := map[string]*known{}
+		sent := map[string]*claim{}
 		for _, e := range entries {
 			for _, m := range e {
 				if m.name != "" {
-					k, _, _ := x.claim(stored(m), x.window.hash.id(m.name), &sending{settled: make(chan struct{})})
-					sent[m.name] = k
+					sent[m.name] = &claim{StreamMessage: stored(m), name: x.window.hash.id(m.name)}
+					x.claim(sent[m.name], &sending{settled: make(chan struct{})})
 				}
 			}
 		}
@@ -69,7 +69,7 @@ func TestEchoesAndReads(t *testing.T) {
 				err = errors.New("lost")
 			}
 			for _, m := range e {
-				x.settle(stored(m), x.window.hash.id(m.name), sent[m.name], m.id, err)
+				x.settle(sent[m.name], m.id, err)
 			}
 		}
 		for told < len(entries) || reader < len(log) {

@@ -21,10 +21,10 @@ const (
 // Read yields what the partition holds from the position on: from memory where
 // that reaches back so far, else through a reader that is kept for the next Read
 // from where this one stopped.
-func (s *Streams) Read(ctx context.Context, p broker.Partition, from broker.Position) iter.Seq2[broker.StreamStored, error] {
-	return func(yield func(broker.StreamStored, error) bool) {
+func (s *Streams) Read(ctx context.Context, p broker.Partition, from broker.Position) iter.Seq2[*broker.StreamStored, error] {
+	return func(yield func(*broker.StreamStored, error) bool) {
 		fail := func(err error) {
-			yield(broker.StreamStored{}, fmt.Errorf("pulsar: read stream %s: %w", p, s.b.cause(err)))
+			yield(nil, fmt.Errorf("pulsar: read stream %s: %w", p, s.b.cause(err)))
 		}
 		t, err := s.tail(ctx, p)
 		if t == nil && err == nil {
@@ -54,13 +54,13 @@ func (s *Streams) Read(ctx context.Context, p broker.Partition, from broker.Posi
 
 // messages yields what was read of the partition when it began, from the position
 // on, trimmed or not.
-func (t *tail) messages(ctx context.Context, from broker.Position) iter.Seq2[broker.StreamStored, error] {
-	return func(yield func(broker.StreamStored, error) bool) {
+func (t *tail) messages(ctx context.Context, from broker.Position) iter.Seq2[*broker.StreamStored, error] {
+	return func(yield func(*broker.StreamStored, error) bool) {
 		recent, start, complete := t.snapshot(from)
 		if !complete {
 			next, stopped, err := t.walk(ctx, from, start, yield)
 			if err != nil {
-				yield(broker.StreamStored{}, err)
+				yield(nil, err)
 			}
 			if err != nil || stopped {
 				return
@@ -69,11 +69,11 @@ func (t *tail) messages(ctx context.Context, from broker.Position) iter.Seq2[bro
 		}
 		for _, block := range recent {
 			if err := ctx.Err(); err != nil {
-				yield(broker.StreamStored{}, err)
+				yield(nil, err)
 				return
 			}
-			for _, m := range block {
-				if m.Position >= from && !yield(m, nil) {
+			for i := range block {
+				if block[i].Position >= from && !yield(&block[i], nil) {
 					return
 				}
 			}
@@ -84,9 +84,8 @@ func (t *tail) messages(ctx context.Context, from broker.Position) iter.Seq2[bro
 // walk is a reader that stands somewhere in a partition. It is for one goroutine.
 type walk struct {
 	reader pulsar.Reader
-	before broker.Position // of the message before msg
-	msg    broker.StreamStored
-	has    bool // msg was read, and may not have been taken
+	before broker.Position      // of the message before msg
+	msg    *broker.StreamStored // was read, and may not have been taken; nil before the first
 	used   time.Time
 }
 
@@ -96,17 +95,17 @@ func (w *walk) close() { go w.reader.Close() }
 // fits reports whether the next message at the position or behind it is msg, or
 // the next to be read.
 func (w *walk) fits(from broker.Position) bool {
-	return w.has && from > w.before && from <= w.msg.Position+1
+	return w.msg != nil && from > w.before && from <= w.msg.Position+1
 }
 
 // walk yields the messages in [from, end) by a reader. next is where to go on.
-func (t *tail) walk(ctx context.Context, from, end broker.Position, yield func(broker.StreamStored, error) bool) (next broker.Position, stopped bool, err error) {
+func (t *tail) walk(ctx context.Context, from, end broker.Position, yield func(*broker.StreamStored, error) bool) (next broker.Position, stopped bool, err error) {
 	w, err := t.pick(ctx, from)
 	if err != nil {
 		return from, false, err
 	}
 	for {
-		if !w.has || w.msg.Position < from {
+		if w.msg == nil || w.msg.Position < from {
 			if err := t.step(ctx, w); err != nil {
 				w.close()
 				return from, false, err
@@ -137,7 +136,7 @@ func (t *tail) step(ctx context.Context, w *walk) error {
 	if err != nil {
 		return err
 	}
-	if w.has {
+	if w.msg != nil {
 		if msg.Position <= w.msg.Position {
 			return nil // sent again after a reconnect
 		}
@@ -146,7 +145,7 @@ func (t *tail) step(ctx context.Context, w *walk) error {
 			msg.Published = w.msg.Published
 		}
 	}
-	w.msg, w.has = msg, true
+	w.msg = &msg
 	return nil
 }
 

@@ -373,35 +373,47 @@ func (t *tail) shown() (first, end mark, state streamState) {
 	return first, end, t.state
 }
 
-// claim notes that a message is about to be sent, and when it counts as
-// published. fresh is false for a repeat. t.mu is held.
-func (t *tail) claim(m broker.StreamMessage, name id, with *sending) (k *known, ms int64, fresh bool) {
-	if k := t.window.ids[name]; k != nil {
-		return k, 0, false
+// claim notes that a message is about to be sent, and gives it the time that it
+// counts as published at. It is false for a repeat. t.mu is held.
+func (t *tail) claim(c *claim, with *sending) bool {
+	if k := t.window.ids[c.name]; k != nil {
+		c.known = k
+		return false
 	}
-	k = &known{of: with, sent: true, size: uint64(len(m.Payload))}
+	c.known = &known{of: with, sent: true, size: uint64(len(c.Payload))}
 	with.left++
-	t.window.ids[name] = k
-	t.unread += k.size
-	t.sentMs = max(t.sentMs, m.Published.UnixMilli(), t.index.end.ms)
-	return k, t.sentMs, true
+	t.window.ids[c.name] = c.known
+	t.unread += c.size
+	t.sentMs = max(t.sentMs, c.Published.UnixMilli(), t.index.end.ms)
+	c.Published = time.UnixMilli(t.sentMs)
+	return true
 }
 
 // settle notes what became of a message that was sent.
-func (t *tail) settle(m broker.StreamMessage, name id, k *known, receipt pulsar.MessageID, err error) {
+func (t *tail) settle(c *claim, receipt pulsar.MessageID, err error) {
 	var at broker.Position
 	if err == nil {
 		at, err = t.base.position(placeOf(0, receipt))
 	}
+	k := c.known
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err == nil {
 		t.acked = max(t.acked, at)
 	}
-	k.at, k.err = at, err
 	switch {
-	case err == nil && t.err == nil:
-		if t.echoes.add(receipt, broker.StreamStored{Position: at, StreamMessage: m}) {
+	case err != nil && !k.sent:
+		err = nil // it was read before its receipt was lost; k.at is known
+	case err != nil:
+		if t.window.ids[c.name] == k {
+			// It may be stored all the same, and is known again when it is read.
+			delete(t.window.ids, c.name)
+		}
+		k.sent = false
+		t.unread -= k.size
+	default:
+		k.at = at
+		if t.err == nil && t.echoes.add(receipt, broker.StreamStored{Position: at, StreamMessage: c.StreamMessage}) {
 			t.drain()
 			t.changed()
 			if t.echoes.waits() {
@@ -411,17 +423,8 @@ func (t *tail) settle(m broker.StreamMessage, name id, k *known, receipt pulsar.
 				}
 			}
 		}
-	case err == nil:
-	case !k.sent:
-		k.err = nil // it was read before its receipt was lost
-	default:
-		if t.window.ids[name] == k {
-			// It may be stored all the same, and is known again when it is read.
-			delete(t.window.ids, name)
-		}
-		k.sent = false
-		t.unread -= k.size
 	}
+	k.err = err
 	if k.of.left--; k.of.left == 0 {
 		close(k.of.settled)
 	}

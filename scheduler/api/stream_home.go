@@ -321,6 +321,9 @@ func checkPublish(r *isobarv1.PublishRequest) error {
 	bad := func(field, message, hint string) error {
 		return &scheduler.Refusal{Reason: scheduler.BadRequest, Field: field, Message: message, Hint: hint}
 	}
+	in := func(i int, field, message, hint string) error {
+		return bad(fmt.Sprintf("messages[%d].%s", i, field), message, hint)
+	}
 	if n := len(r.Messages); n == 0 || n > maxBatch {
 		return bad("messages", fmt.Sprintf("%d messages; one call takes 1 to %d", n, maxBatch), `send {"stream":"…","messages":[{"key":"…","text":"…"}]}`)
 	}
@@ -328,18 +331,17 @@ func checkPublish(r *isobarv1.PublishRequest) error {
 		return bad("requestId", "ids are at most 256 bytes", "hash longer ones")
 	}
 	for i, m := range r.Messages {
-		at := fmt.Sprintf("messages[%d].", i)
 		size := 0
 		for k, v := range m.GetAttributes() { // any order: a sum
 			size += len(k) + len(v)
 		}
 		switch {
 		case m == nil:
-			return bad(at+"text", "an empty message", "at least {}")
+			return in(i, "text", "an empty message", "at least {}")
 		case len(m.Key) > 256:
-			return bad(at+"key", "keys are at most 256 bytes", "hash longer ones")
+			return in(i, "key", "keys are at most 256 bytes", "hash longer ones")
 		case len(m.Attributes) > 32 || size > 16<<10:
-			return bad(at+"attributes", "at most 32 attributes, together at most 16 KiB", "put more into the payload")
+			return in(i, "attributes", "at most 32 attributes, together at most 16 KiB", "put more into the payload")
 		}
 	}
 	return nil

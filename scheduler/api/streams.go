@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -79,16 +80,15 @@ func (h *streams) publishHere(ctx context.Context, n groups.Name, r *isobarv1.Pu
 	if err != nil {
 		return nil, err
 	}
-	out := &isobarv1.PublishResponse{}
-	for _, p := range stored {
+	out := &isobarv1.PublishResponse{Results: make([]*isobarv1.PublishResult, len(stored))}
+	for i, p := range stored {
 		if p.Err != nil && len(stored) == 1 {
 			return nil, p.Err
 		}
-		res := &isobarv1.PublishResult{Partition: p.Partition, Position: p.Position, Duplicate: p.Duplicate}
+		out.Results[i] = &isobarv1.PublishResult{Partition: p.Partition, Position: p.Position, Duplicate: p.Duplicate}
 		if p.Err != nil {
-			res.Error = Describe(p.Err, func() string { return "" })
+			out.Results[i].Error = Describe(p.Err, func() string { return "" })
 		}
-		out.Results = append(out.Results, res)
 	}
 	return out, nil
 }
@@ -124,9 +124,13 @@ func (h *streams) Consume(ctx context.Context, r *isobarv1.ConsumeRequest, out i
 		return err
 	}
 	sent := false
+	send := func(res *isobarv1.ConsumeResponse) error {
+		readable(ctx, res.Messages)
+		return out.Send(res)
+	}
 	_, err = atHome(ctx, h, r, func(ctx context.Context, n groups.Name, _ *isobarv1.ConsumeRequest) (*isobarv1.ConsumeResponse, error) {
 		m.Group.Name = n
-		err := h.consumeHere(ctx, m, want, func(res *isobarv1.ConsumeResponse) error { sent = true; return out.Send(res) })
+		err := h.consumeHere(ctx, m, want, func(res *isobarv1.ConsumeResponse) error { sent = true; return send(res) })
 		if sent && notLeading(err) {
 			// Forwarding now could not tell the caller what it has missed.
 			err = h.movedOn(err)
@@ -143,7 +147,7 @@ func (h *streams) Consume(ctx context.Context, r *isobarv1.ConsumeRequest, out i
 			if err != nil {
 				return nil, ended(err)
 			}
-			if err := out.Send(res); err != nil {
+			if err := send(res); err != nil {
 				return nil, err
 			}
 		}
@@ -247,7 +251,7 @@ func (h *streams) Fetch(ctx context.Context, r *isobarv1.FetchRequest) (*isobarv
 		want.Max = defaultInFlight
 	}
 	want.Wait = min(max(r.GetWait().AsDuration(), 0), maxFetchWait)
-	return atHome(ctx, h, r, func(ctx context.Context, n groups.Name, _ *isobarv1.FetchRequest) (*isobarv1.FetchResponse, error) {
+	res, err := atHome(ctx, h, r, func(ctx context.Context, n groups.Name, _ *isobarv1.FetchRequest) (*isobarv1.FetchResponse, error) {
 		m.Group.Name = n
 		b, err := h.Streams.Next(ctx, m, want)
 		if err != nil {
@@ -257,6 +261,8 @@ func (h *streams) Fetch(ctx context.Context, r *isobarv1.FetchRequest) (*isobarv
 			Assignment: assignment(m.Session, b.Assignment), Messages: deliveries(b.Deliveries), Lease: durationpb.New(h.Streams.Lease),
 		}, nil
 	}, isobarv1.StreamServiceClient.Fetch)
+	readable(ctx, res.GetMessages())
+	return res, err
 }
 
 // maxAcks bounds one Ack.
@@ -393,16 +399,27 @@ func assignment(session string, a stream.Assignment) *isobarv1.StreamAssignment 
 }
 
 func deliveries(list []stream.Delivery) []*isobarv1.StreamDelivery {
-	var out []*isobarv1.StreamDelivery
-	for _, d := range list {
-		m := &isobarv1.StreamDelivery{
+	out := make([]*isobarv1.StreamDelivery, len(list))
+	for i := range list {
+		d := &list[i]
+		out[i] = &isobarv1.StreamDelivery{
 			Partition: d.Partition.Number, Position: d.StreamStored.Position, Delivery: d.Number, Attempt: d.Attempt, Key: d.Key,
 			Payload: d.Payload, Attributes: d.Attributes, Published: timestamppb.New(d.Published),
 		}
-		if utf8.Valid(d.Payload) {
-			m.Text = string(d.Payload)
-		}
-		out = append(out, m)
 	}
 	return out
+}
+
+// readable adds the text of payloads for a caller that speaks JSON, where bytes are
+// base64. Others would be sent each payload twice.
+func readable(ctx context.Context, list []*isobarv1.StreamDelivery) {
+	info, ok := connect.CallInfoForServerContext(ctx)
+	if !ok || !strings.Contains(info.RequestHeader().Get("Content-Type"), "json") {
+		return
+	}
+	for _, m := range list {
+		if utf8.Valid(m.Payload) {
+			m.Text = string(m.Payload)
+		}
+	}
 }

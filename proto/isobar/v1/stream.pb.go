@@ -892,7 +892,8 @@ type StreamDelivery struct {
 	Attempt uint32 `protobuf:"varint,4,opt,name=attempt,proto3" json:"attempt,omitempty"`
 	Key     string `protobuf:"bytes,5,opt,name=key,proto3" json:"key,omitempty"`
 	Payload []byte `protobuf:"bytes,6,opt,name=payload,proto3" json:"payload,omitempty"`
-	// The payload, when it is text.
+	// The payload, when it is text, for callers that speak JSON, where bytes are
+	// base64. Others are not sent it twice.
 	Text          string                 `protobuf:"bytes,7,opt,name=text,proto3" json:"text,omitempty"`
 	Attributes    map[string]string      `protobuf:"bytes,8,rep,name=attributes,proto3" json:"attributes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Published     *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=published,proto3" json:"published,omitempty"`
