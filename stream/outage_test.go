@@ -28,7 +28,7 @@ func (u *unreadable) Read(ctx context.Context, p broker.Partition, at broker.Pos
 		from := u.from.Load()
 		for msg, err := range u.Streams.Read(ctx, p, at) {
 			if err == nil && from >= 0 && msg.Position >= broker.Position(from) {
-				msg, err = broker.StreamStored{}, fmt.Errorf("read %s: %w", p, broker.ErrUnavailable)
+				msg, err = nil, fmt.Errorf("read %s: %w", p, broker.ErrUnavailable)
 			}
 			if !yield(msg, err) || err != nil {
 				return
