@@ -35,6 +35,8 @@ type fake struct {
 	invoke  func() error
 	invokes int
 	cells   *isobarv1.CellsResponse
+	// operated, when not nil, are its queues and dead letters.
+	operated *operated
 }
 
 func (f *fake) Submit(ctx context.Context, r *isobarv1.SubmitRequest) (*isobarv1.SubmitResponse, error) {
@@ -137,6 +139,10 @@ func newClient(t *testing.T, known []string, fakes map[string]*fake, opts ...Opt
 		srv := connect.NewServer()
 		isobarv1.RegisterTaskServiceHandler(srv, f)
 		isobarv1.RegisterMeshServiceHandler(srv, f)
+		if f.operated != nil {
+			isobarv1.RegisterQueueServiceHandler(srv, operatedQueues{operated: f.operated})
+			isobarv1.RegisterDeadLetterServiceHandler(srv, operatedLetters{operated: f.operated})
+		}
 		wires["http://"+name] = wire{f, connectinprocess.New(srv)}
 	}
 	opts = append([]Option{WithTransport(func(a string) connect.Transport { return wires[a] })}, opts...)
