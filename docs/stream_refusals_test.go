@@ -76,6 +76,15 @@ func badStreams(m *devMesh) []refused {
 			field: "residency", cell: "us-east-1", address: m.servers["us-east"].url(),
 		},
 		{
+			name: "created with a residency that names no jurisdiction", call: "StreamService/Create", body: `{"spec": {"name": "worse", "residency": {"denied": ["US "]}}}`,
+			code: "invalid_argument", reason: "bad_request", message: `"US " does not name a jurisdiction`, hint: "letters, digits and dashes, one jurisdiction a name: eu", field: "residency.denied",
+		},
+		{
+			name: "created outside its residency in capitals", call: "StreamService/Create", body: `{"spec": {"name": "worse", "residency": {"denied": ["EU"]}}}`,
+			code: "failed_precondition", reason: "residency", message: "eu-north-1 lies in [eu se], which the residency leaves out", hint: "submit it to us-east-1",
+			field: "residency", cell: "us-east-1", address: m.servers["us-east"].url(),
+		},
+		{
 			name: "published outside its residency", call: "StreamService/Publish", body: `{"stream": "american", "messages": [{"text": "a"}]}`,
 			code: "failed_precondition", reason: "residency", message: "the stream's messages may not be in [eu se], where eu-north-1 lies", hint: "ask us-east-1",
 			field: "stream", cell: "us-east-1", address: m.servers["us-east"].url(),

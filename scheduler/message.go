@@ -107,9 +107,7 @@ func TaskMessage(rec *meshv1.TaskRecord) *isobarv1.Task {
 			MaxBackoff: durationpb.New(time.Duration(rec.MaxBackoffMs) * time.Millisecond),
 		},
 	}
-	if len(rec.Allowed)+len(rec.Denied) > 0 {
-		t.Residency = &isobarv1.Residency{Allowed: rec.Allowed, Denied: rec.Denied}
-	}
+	t.Residency = residencyMessage(mesh.Residency{Allowed: rec.Allowed, Denied: rec.Denied})
 	if rec.MaxDelayMs > 0 {
 		t.MaxDelay = durationpb.New(time.Duration(rec.MaxDelayMs) * time.Millisecond)
 	}
@@ -183,4 +181,12 @@ func traceID(traceparent string) string {
 		return ""
 	}
 	return parts[1]
+}
+
+// residencyMessage writes a residency; nil for one that bounds nothing.
+func residencyMessage(r mesh.Residency) *isobarv1.Residency {
+	if !r.Bound() {
+		return nil
+	}
+	return &isobarv1.Residency{Allowed: r.Allowed, Denied: r.Denied}
 }

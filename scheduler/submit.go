@@ -306,9 +306,10 @@ func sameness(rec *meshv1.TaskRecord, spec *isobarv1.TaskSpec) []byte {
 	}
 	field([]byte(spec.Function))
 	field(rec.PayloadSha256)
+	own, _ := residencyOf(spec.Residency) // one that is refused has no record
 	scheduling := &isobarv1.TaskSpec{
 		ContentType: rec.ContentType, Lane: mesh.Lane(rec.Lane).String(), Deadline: spec.Deadline, NotBefore: spec.NotBefore,
-		Residency: spec.Residency, MinQuality: spec.MinQuality, Retry: spec.Retry,
+		Residency: residencyMessage(own), MinQuality: spec.MinQuality, Retry: spec.Retry,
 		MaxDelay: spec.MaxDelay, MaxRtt: spec.MaxRtt, Inputs: rec.Inputs, OrderingKey: spec.OrderingKey, Cost: rec.Cost,
 	}
 	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(scheduling)
@@ -483,20 +484,41 @@ func (s *Scheduler) brokerWithin(res mesh.Residency) error {
 }
 
 // Residency is what bounds a task: its own residency and its tenant's, the
-// stricter of the two. The error is the registry's for an unknown tenant.
+// stricter of the two. The error is the registry's for an unknown tenant, or a
+// *Refusal of a residency that no certificate could match.
 func (s *Scheduler) Residency(spec *isobarv1.TaskSpec) (mesh.Residency, error) {
 	tenant, err := s.Registry.Tenant(spec.Tenant)
 	if err != nil {
 		return mesh.Residency{}, err
 	}
-	return stricter(residencyOf(spec.Residency), mesh.Residency{Allowed: tenant.Allowed, Denied: tenant.Denied}), nil
+	own, err := residencyOf(spec.Residency)
+	if err != nil {
+		return mesh.Residency{}, err
+	}
+	return stricter(own, mesh.Residency{Allowed: tenant.Allowed, Denied: tenant.Denied}), nil
 }
 
-func residencyOf(r *isobarv1.Residency) mesh.Residency {
-	out := mesh.Residency{Allowed: slices.Clone(r.GetAllowed()), Denied: slices.Clone(r.GetDenied())}
-	slices.Sort(out.Allowed)
-	slices.Sort(out.Denied)
-	return out
+// residencyOf reads a residency. Capitals are lower case, as in the document of a
+// tenant; what cannot stand in a certificate is refused: taken as it is, it would
+// deny nothing.
+func residencyOf(r *isobarv1.Residency) (mesh.Residency, error) {
+	var err error
+	read := func(field string, list []string) []string {
+		var out []string
+		for _, j := range list {
+			name := strings.ToLower(j)
+			if !mesh.ValidName(name) {
+				err = &Refusal{
+					Reason: BadRequest, Field: "residency." + field, Message: fmt.Sprintf("%.80q does not name a jurisdiction", j),
+					Hint: "letters, digits and dashes, one jurisdiction a name: eu",
+				}
+			}
+			out = append(out, name)
+		}
+		slices.Sort(out)
+		return slices.Compact(out)
+	}
+	return mesh.Residency{Allowed: read("allowed", r.GetAllowed()), Denied: read("denied", r.GetDenied())}, err
 }
 
 // stricter joins two residencies: what both allow, less what either denies.

@@ -610,3 +610,40 @@ func TestSubmitWaits(t *testing.T) {
 		c.wantIdle()
 	})
 }
+
+// A residency holds whatever the case of its names, and what could name no
+// jurisdiction is refused: it would bound nothing.
+func TestResidencyHoldsInCapitals(t *testing.T) {
+	t.Parallel()
+	inWorld(t, func(w *world) {
+		c := w.cell("eu-1")
+		key := func(res *isobarv1.Residency) func(*isobarv1.TaskSpec) {
+			return func(s *isobarv1.TaskSpec) { s.Residency, s.IdempotencyKey = res, "one" }
+		}
+		first, err := c.trySubmit("work", key(&isobarv1.Residency{Allowed: []string{"EU", "us", "eu"}, Denied: []string{"US"}}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if rec := c.record(first.TaskID); fmt.Sprint(rec.Allowed, rec.Denied) != "[eu us] [us]" {
+			t.Errorf("kept as %v, denied %v", rec.Allowed, rec.Denied)
+		}
+		again, err := c.trySubmit("work", key(&isobarv1.Residency{Allowed: []string{"us", "Eu"}, Denied: []string{"us"}}))
+		if err != nil || !again.Duplicate {
+			t.Errorf("the same residency in other words is another task: %+v, %v", again, err)
+		}
+		for denied, want := range map[string]Reason{"eu": ResidencyForbids, "EU": ResidencyForbids, " eu": BadRequest, "eu,us": BadRequest, "e\u00fc": BadRequest, "": BadRequest} {
+			field := "residency.denied"
+			if want == ResidencyForbids {
+				field = "residency"
+			}
+			spec := &isobarv1.TaskSpec{Tenant: "default", Function: "work", Residency: &isobarv1.Residency{Denied: []string{denied}}}
+			_, submit := c.Submit(w.ctx, Submission{Spec: spec})
+			_, invoke := c.Invocation(Submission{Spec: spec})
+			for what, err := range map[string]error{"submit": submit, "invoke": invoke} {
+				if r := wantRefusal(t, fmt.Sprintf("%s denied in %q", what, denied), err, want); r.Field != field || r.Hint == "" {
+					t.Errorf("%s denied in %q: field %q, hint %q", what, denied, r.Field, r.Hint)
+				}
+			}
+		}
+	})
+}

@@ -497,7 +497,8 @@ func (x *Input) GetPlaces() []string {
 	return nil
 }
 
-// Residency bounds where a task's bytes may be, by jurisdiction.
+// Residency bounds where a task's bytes may be, by jurisdiction: names of
+// letters, digits and dashes, as in a certificate. Capitals count as lower case.
 type Residency struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// One of these, when not empty: "eu", "us".
