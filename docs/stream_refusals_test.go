@@ -80,7 +80,7 @@ func badStreams(m *devMesh) []refused {
 			code: "invalid_argument", reason: "bad_request", message: `"US " does not name a jurisdiction`, hint: "letters, digits and dashes, one jurisdiction a name: eu", field: "residency.denied",
 		},
 		{
-			name: "created outside its residency in capitals", call: "StreamService/Create", body: `{"spec": {"name": "worse", "residency": {"denied": ["EU"]}}}`,
+			name: "created outside its residency in capitals", call: "StreamService/Create", body: `{"spec": {"name": "worse", "residency": {"allowed": ["US"]}}}`,
 			code: "failed_precondition", reason: "residency", message: "eu-north-1 lies in [eu se], which the residency leaves out", hint: "submit it to us-east-1",
 			field: "residency", cell: "us-east-1", address: m.servers["us-east"].url(),
 		},

@@ -32,7 +32,7 @@ func (l *leader) weigh(now time.Time) {
 	}
 	var tasks []placement.Task
 	var searched bool
-	if !l.expecting(now) && !now.Before(l.withheld) {
+	if !l.expecting(now) && !l.withheld.cell.holds(now) {
 		tasks, searched = l.nextTasks()
 	}
 	if len(tasks) < 2 {

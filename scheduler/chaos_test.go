@@ -270,7 +270,7 @@ func (c *testCell) memory() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s: term %d, granting %v, parked %d, placed %d, avoid %v, withheld %t\n", c.Cell.ID, l.term, l.granting, len(l.parked), len(l.placed), l.avoid, time.Now().Before(l.withheld))
+	fmt.Fprintf(&b, "%s: term %d, granting %v, parked %d, placed %d, avoid %v, withheld %+v\n", c.Cell.ID, l.term, l.granting, len(l.parked), len(l.placed), l.avoid, l.withheld)
 	for k, q := range l.waiting.queues {
 		fmt.Fprintf(&b, "  queue %v guest %t: %v, more %t, waits for %q\n", k.Queue, k.guest, q.items, q.more, q.why)
 	}

@@ -110,6 +110,9 @@ func (l *leader) placeHead(q *queue, now time.Time) outcome {
 	if q.why, _ = l.paced(q.key.Tenant, q.key.Function, now); q.why != "" {
 		return noRoom
 	}
+	if q.why = l.withheld.why(q.key.Queue, now); q.why != "" {
+		return noRoom
+	}
 	did := l.place(q.key, q.items[0], now)
 	if did == noRoom && q.why == "" {
 		q.why = "room: every place that may run it is taken"
@@ -142,10 +145,7 @@ func (l *leader) place(key queueKey, r ref, now time.Time) outcome {
 	if !ok || rec.State != uint32(isobarv1.TaskState_TASK_STATE_READY) || l.granting[r.task] {
 		return gone // an effect brings it back if it is ready again
 	}
-	switch {
-	case now.Before(l.withheld):
-		return l.waitsFor(key, "broker: payloads can't be read now")
-	case l.expecting(now):
+	if l.expecting(now) {
 		return l.waitsFor(key, "leader: it has just begun, and no worker has come back yet")
 	}
 	fn, err := l.Registry.Version(rec.Version)
@@ -267,6 +267,7 @@ func (l *leader) grantLocal(r ref, rec *meshv1.TaskRecord, fn *isobarv1.Function
 	grant := l.grantCommand(r, &meshv1.Holder{Worker: s.worker, Session: s.id, RequestId: run.request}, l.WorkerLease, d, held)
 	grant.Started = run.request == "" // a poller confirms the start with its first extend
 	l.granting[r.task] = true
+	l.withheld.try(fsm.QueueOf(rec), r.task)
 	go l.commitLocal(run, rec, grant, fn, v, d, held)
 	return taken
 }
@@ -287,13 +288,11 @@ func (l *leader) grantCommand(r ref, h *meshv1.Holder, ttl time.Duration, d *pla
 // commitLocal commits the grant, then hands the attempt to the worker. The bytes
 // are read before: a broker that does not answer must not use attempts up.
 func (l *leader) commitLocal(run *running, rec *meshv1.TaskRecord, grant *meshv1.Grant, fn *isobarv1.Function, v *isobarv1.Variant, d *placement.Decision, held []*isobarv1.Held) {
-	payload, unread := l.payload(l.ctx, rec)
-	if unread != nil && !isLost(unread) {
-		l.mu.Lock()
+	payload, ok, lost := l.payloadToGrant(rec, func() {
 		l.release(run)
 		l.letGoOf(run.ref)
-		l.mu.Unlock()
-		l.withhold(rec, unread)
+	})
+	if !ok {
 		return
 	}
 	res, err := l.command(l.ctx, &meshv1.SchedulerCommand{Command: &meshv1.SchedulerCommand_Grant{Grant: grant}})
@@ -310,8 +309,8 @@ func (l *leader) commitLocal(run *running, rec *meshv1.TaskRecord, grant *meshv1
 	trace := l.openSpan(run.ref, LeaseInfo{
 		Name: "isobar.lease", Record: res.Task, Attempt: run.attempt, Cell: l.Cell.ID, Worker: run.session.worker, Variant: v.Name, Decision: d, Held: held,
 	}, func() bool { return l.running[run.ref] == run })
-	if unread != nil {
-		l.payloadFailed(run.ref, res.Task, unread)
+	if lost != nil {
+		l.payloadFailed(run.ref, res.Task, lost)
 		return
 	}
 	l.deliver(run, &isobarv1.Assignment{
@@ -327,20 +326,6 @@ func (l *leader) commitLocal(run *running, rec *meshv1.TaskRecord, grant *meshv1
 // it is over.
 func (l *leader) leaseLeft(rec *meshv1.TaskRecord) time.Duration {
 	return time.Duration(rec.GetLease().GetUntilLeaseMs()-l.clock.read(time.Now()).LeaseMs) * time.Millisecond
-}
-
-// withholdFor is how long nothing is dispatched after a broker did not answer.
-const withholdFor = time.Second
-
-// withhold puts a task back whose bytes can't be read now, and lets all others
-// wait too: theirs lie in the same broker.
-func (l *leader) withhold(rec *meshv1.TaskRecord, err error) {
-	l.Logger.Warn("payload not read; nothing is dispatched for a moment", "task", rec.Id, "error", err)
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	delete(l.granting, rec.Id)
-	l.withheld = time.Now().Add(withholdFor)
-	l.waiting.queue(queueKey{Queue: fsm.QueueOf(rec)}).add(ref{task: rec.Id})
 }
 
 // grantFailed brings a task back whose grant was not committed. A stale grant

@@ -62,14 +62,13 @@ type leader struct {
 	parked   map[string]*parked // tasks nothing can run now
 	// unparkDue: some of them are to be decided again by the next dispatch.
 	unparkDue bool
-	// withheld is until when no task is dispatched: payloads can't be read.
-	withheld time.Time
-	waiters  map[string][]*waiter
-	spans    map[ref]func(string)
-	avoid    map[string][]mesh.CellID // cells that refused or lost a task
-	view     *view
-	review   review   // of the tasks that are put off
-	waited   struct { // what waits answered last, and when
+	withheld  withheld // while payloads can't be read
+	waiters   map[string][]*waiter
+	spans     map[ref]func(string)
+	avoid     map[string][]mesh.CellID // cells that refused or lost a task
+	view      *view
+	review    review   // of the tasks that are put off
+	waited    struct { // what waits answered last, and when
 		at    time.Time
 		lanes [4]time.Duration
 	}
@@ -100,6 +99,7 @@ func newLeader(ctx context.Context, s *Scheduler, term uint64, incarnation strin
 		running:  map[ref]*running{},
 		invokes:  map[string]*invocation{},
 		parked:   map[string]*parked{},
+		withheld: newWithheld(),
 		waiters:  map[string][]*waiter{},
 		spans:    map[ref]func(string){},
 		view:     newView(s),
@@ -302,6 +302,7 @@ func (l *leader) effect(e fsm.Effect) {
 	case fsm.TaskEnded:
 		l.payloads.forget(e.TaskID)
 		delete(l.avoid, e.TaskID)
+		delete(l.withheld.tasks, e.TaskID)
 		for _, w := range l.waiters[e.TaskID] {
 			w.task = e.Task
 			close(w.done)

@@ -36,6 +36,7 @@ func (l *leader) grantCell(r ref, rec *meshv1.TaskRecord, d *placement.Decision,
 	p := &placed{cell: d.Chosen.Cell, demand: l.demandOf(rec.Version, d.Chosen.Variant, rec)}
 	l.placed[r] = p
 	l.granting[r.task] = true
+	l.withheld.try(fsm.QueueOf(rec), r.task)
 	l.hold(r, rec.Tenant, rec.Function, p.demand, true)
 	l.view.took(p.cell, r, p.demand, time.Now())
 	go l.commitCell(r, p, rec, l.grantCommand(r, &meshv1.Holder{Cell: string(p.cell)}, l.CellLease, d, held), d, held)
@@ -43,13 +44,11 @@ func (l *leader) grantCell(r ref, rec *meshv1.TaskRecord, d *placement.Decision,
 
 // commitCell reads the bytes first, as commitLocal does.
 func (l *leader) commitCell(r ref, p *placed, rec *meshv1.TaskRecord, grant *meshv1.Grant, d *placement.Decision, held []*isobarv1.Held) {
-	payload, unread := l.payload(l.ctx, rec)
-	if unread != nil && !isLost(unread) {
-		l.mu.Lock()
+	payload, ok, _ := l.payloadToGrant(rec, func() {
 		l.unplace(r, p)
 		l.letGoOf(r)
-		l.mu.Unlock()
-		l.withhold(rec, unread)
+	})
+	if !ok {
 		return
 	}
 	res, err := l.command(l.ctx, &meshv1.SchedulerCommand{Command: &meshv1.SchedulerCommand_Grant{Grant: grant}})

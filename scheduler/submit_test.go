@@ -631,7 +631,7 @@ func TestResidencyHoldsInCapitals(t *testing.T) {
 		if err != nil || !again.Duplicate {
 			t.Errorf("the same residency in other words is another task: %+v, %v", again, err)
 		}
-		for denied, want := range map[string]Reason{"eu": ResidencyForbids, "EU": ResidencyForbids, " eu": BadRequest, "eu,us": BadRequest, "e\u00fc": BadRequest, "": BadRequest} {
+		for denied, want := range map[string]Reason{"eu": ResidencyForbids, "EU": ResidencyForbids, "-eu": BadRequest, "eu us": BadRequest, "eu,us": BadRequest, "e\u00fc": BadRequest, "": BadRequest} {
 			field := "residency.denied"
 			if want == ResidencyForbids {
 				field = "residency"
