@@ -479,6 +479,12 @@ func (r *testRegistry) Version(digest string) (*isobarv1.Function, error) {
 	return nil, fmt.Errorf("%s: %w", digest, errNoFunction)
 }
 
+func (r *testRegistry) Gone(_, name string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.functions[name] == nil
+}
+
 func (r *testRegistry) remove(name string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -138,6 +138,25 @@ func (l *leader) slower(ctx context.Context, fn *isobarv1.Function, p fairness.P
 	return res, err
 }
 
+// forgetPaces drops what is kept of functions that were deleted: one that is deployed
+// under the name later begins anew.
+func (l *leader) forgetPaces(ctx context.Context) {
+	for tenant, function := range fsm.Paced(l.State) {
+		if !l.Registry.Gone(tenant, function) {
+			continue
+		}
+		_, err := l.command(ctx, &meshv1.SchedulerCommand{Command: &meshv1.SchedulerCommand_ForgetPace{ForgetPace: &meshv1.ForgetPace{
+			Tenant: tenant, Function: function, Seen: fsm.Pace(l.State, tenant, function),
+		}}})
+		if err != nil {
+			continue // it is looked at again
+		}
+		l.mu.Lock()
+		delete(l.paces, owner{tenant, function})
+		l.mu.Unlock()
+	}
+}
+
 // MaxIncidents bounds the count of one report.
 const MaxIncidents = 1_000_000
 

@@ -92,6 +92,39 @@ func TestAPaceBoundsStarts(t *testing.T) {
 	})
 }
 
+// TestAPaceGoesWithItsFunction: what is kept of it, here and under the next leader;
+// another's stays, and one deployed under the name later begins anew.
+func TestAPaceGoesWithItsFunction(t *testing.T) {
+	t.Parallel()
+	inWorld(t, func(w *world) {
+		c := w.cell("eu-1")
+		w.registry.paced("work")
+		other := w.registry.paced("other")
+		c.report(&isobarv1.ReportRequest{Kind: "safety", Count: 2})
+		if _, err := c.Report(w.ctx, &isobarv1.ReportRequest{Tenant: "default", Function: "other", Kind: "drift"}); err != nil {
+			t.Fatal(err)
+		}
+		c.changeLeader()
+		time.Sleep(2 * trimEvery)
+		if rec := fsm.Pace(c.State, "default", "work"); rec.Safety != 2 {
+			t.Fatalf("the pace is %v while its function is there", rec)
+		}
+		w.registry.remove("work")
+		time.Sleep(2 * trimEvery)
+		for tenant, function := range fsm.Paced(c.State) {
+			if function != "other" {
+				t.Errorf("the pace of %s/%s is kept", tenant, function)
+			}
+		}
+		if p := c.Pace(other); p.Rate >= 10 || p.Drift != 1 {
+			t.Errorf("the other's pace is %v", p)
+		}
+		if p := c.Pace(w.registry.paced("work")); p.Rate != 10 || p.Safety != 0 {
+			t.Errorf("deployed again its pace is %v", p)
+		}
+	})
+}
+
 // TestReportsLowerThePace: each incident halves it, once for each id; a high one
 // lets it fall to the least; errors that are reported count with those seen.
 func TestReportsLowerThePace(t *testing.T) {

@@ -116,6 +116,8 @@ type Link struct {
 type Registry interface {
 	// Function returns the version the name points at now.
 	Function(tenant, name string) (*isobarv1.Function, error)
+	// Gone reports whether no function has the name: it was deleted.
+	Gone(tenant, name string) bool
 	// Version returns a version by digest.
 	Version(digest string) (*isobarv1.Function, error)
 	// Tenant returns the tenant's document: its residency, weight and bounds.

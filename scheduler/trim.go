@@ -21,7 +21,8 @@ const trimEvery = 5 * time.Second
 // that one slow task does not keep a topic's whole tail.
 const moveAfter = time.Hour
 
-// trimLoop trims what ended and moves what stays long.
+// trimLoop trims what ended, moves what stays long and forgets paces of functions
+// that were deleted.
 func (l *leader) trimLoop(ctx context.Context) error {
 	ticker := time.NewTicker(trimEvery)
 	defer ticker.Stop()
@@ -37,6 +38,7 @@ func (l *leader) trimLoop(ctx context.Context) error {
 			}
 		}
 		l.tellTrims(ctx)
+		l.forgetPaces(ctx)
 	}
 }
 

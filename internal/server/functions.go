@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"sync"
 
 	meshv1 "github.com/isobar-mesh/isobar/proto/isobar/mesh/v1"
@@ -78,6 +79,12 @@ func (f *functionsOf) Function(tenant, name string) (*isobarv1.Function, error) 
 	return answer(f, answerKey{byName, tenant, name}, func() (*isobarv1.Function, error) {
 		return f.registry.Function(tenant, name)
 	})
+}
+
+// Gone is false for a function whose version has not come yet.
+func (f *functionsOf) Gone(tenant, name string) bool {
+	_, err := f.Function(tenant, name)
+	return errors.Is(err, registry.ErrUnknownFunction)
 }
 
 func (f *functionsOf) Version(digest string) (*isobarv1.Function, error) {

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"fmt"
 	"math/rand/v2"
 
 	meshv1 "github.com/isobar-mesh/isobar/proto/isobar/mesh/v1"
@@ -14,6 +15,10 @@ func (w *world) startOperator(seed uint64) {
 		return
 	}
 	rng := rand.New(rand.NewPCG(seed, 3))
+	w.every(1_500, func() bool {
+		w.pace(w.cells[rng.IntN(len(w.cells))], rng)
+		return !w.healed
+	})
 	w.every(2_000, func() bool {
 		c := w.cells[rng.IntN(len(w.cells))]
 		var ids []string
@@ -39,6 +44,23 @@ func (w *world) redrive(c *cell, id string, attempt uint64) {
 			c.leader.propose(&meshv1.SchedulerCommand{Command: &meshv1.SchedulerCommand_Redrive{
 				Redrive: &meshv1.Redrive{TaskId: id, Attempt: attempt, Cap: queueCap()},
 			}}, nil)
+		}
+	})
+}
+
+// pace lowers a function's pace, or forgets it as if the function were gone.
+func (w *world) pace(c *cell, rng *rand.Rand) {
+	function := fmt.Sprintf("f%d", rng.IntN(3))
+	slow := &meshv1.Slow{Tenant: "default", Function: function, RateMilli: between(rng, 1, 9), Drift: 1}
+	forget := &meshv1.ForgetPace{Tenant: "default", Function: function, Seen: fsm.Pace(c.reader(), "default", function)}
+	forgets := chance(rng, 0.4)
+	w.near(c, func() {
+		switch {
+		case c.leader == nil:
+		case forgets:
+			c.leader.propose(&meshv1.SchedulerCommand{Command: &meshv1.SchedulerCommand_ForgetPace{ForgetPace: forget}}, nil)
+		default:
+			c.leader.propose(&meshv1.SchedulerCommand{Command: &meshv1.SchedulerCommand_Slow{Slow: slow}}, nil)
 		}
 	})
 }

@@ -155,6 +155,8 @@ func (f oneFunction) Version(string) (*isobarv1.Function, error) { return f.Func
 
 func (oneFunction) Tenant(string) (*meshv1.Tenant, error) { return &meshv1.Tenant{}, nil }
 
+func (oneFunction) Gone(string, string) bool { return false }
+
 func (oneFunction) Hash() uint64 { return 1 }
 
 // alone is a mesh of one cell.

@@ -300,6 +300,8 @@ func envelope(command proto.Message) *meshv1.SchedulerCommand {
 		return &meshv1.SchedulerCommand{Command: &meshv1.SchedulerCommand_Purge{Purge: c}}
 	case *meshv1.Slow:
 		return &meshv1.SchedulerCommand{Command: &meshv1.SchedulerCommand_Slow{Slow: c}}
+	case *meshv1.ForgetPace:
+		return &meshv1.SchedulerCommand{Command: &meshv1.SchedulerCommand_ForgetPace{ForgetPace: c}}
 	default:
 		panic(fmt.Sprintf("no envelope for %T", command))
 	}

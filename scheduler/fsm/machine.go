@@ -248,6 +248,8 @@ func (a *apply) command(cmd *meshv1.SchedulerCommand) error {
 		return a.pauseQueue(c.PauseQueue)
 	case *meshv1.SchedulerCommand_Slow:
 		return a.slow(c.Slow)
+	case *meshv1.SchedulerCommand_ForgetPace:
+		return a.forgetPace(c.ForgetPace)
 	case *meshv1.SchedulerCommand_Purge:
 		return a.purge(c.Purge)
 	default:

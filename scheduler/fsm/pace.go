@@ -2,7 +2,11 @@ package fsm
 
 import (
 	"fmt"
+	"iter"
 	"slices"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
 
 	meshv1 "github.com/isobar-mesh/isobar/proto/isobar/mesh/v1"
 	"github.com/isobar-mesh/isobar/state"
@@ -39,6 +43,31 @@ func (a *apply) slow(c *meshv1.Slow) error {
 	a.result.Count = 1
 	put(a, paceKey(c.Tenant, c.Function), rec)
 	return nil
+}
+
+// forgetPace drops the record of a deleted function. A repeat changes nothing.
+func (a *apply) forgetPace(c *meshv1.ForgetPace) error {
+	if !nameable(c.Tenant, c.Function, 0) || c.Function == "" {
+		return fmt.Errorf("fsm: forget pace of %s/%s: %w", c.Tenant, c.Function, ErrBadCommand)
+	}
+	key := paceKey(c.Tenant, c.Function)
+	if _, ok := a.Get(key); ok && !proto.Equal(Pace(a, c.Tenant, c.Function), c.Seen) {
+		return fmt.Errorf("fsm: forget pace of %s/%s: %w", c.Tenant, c.Function, ErrStale)
+	}
+	a.Delete(key)
+	a.result.Verdict = Accepted
+	return nil
+}
+
+// Paced yields the functions whose pace is kept, by tenant and name.
+func Paced(r state.Reader) iter.Seq2[string, string] {
+	return func(yield func(tenant, function string) bool) {
+		for k := range r.Scan([]byte("P"), []byte("Q")) {
+			if tenant, function, ok := strings.Cut(string(k[1:]), "\x00"); ok && !yield(tenant, function) {
+				return
+			}
+		}
+	}
 }
 
 // Pace is what is kept of a function's pace; empty when it never fell.

@@ -193,15 +193,19 @@ func anyCommand(t *rapid.T, b *bench) proto.Message {
 	case 20:
 		return &meshv1.GuestForget{TaskId: id, Attempt: uint64(number("guest", 3))}
 	case 24, 25, 26:
-		return anyQueueCommand(t, id, attempt)
+		return anyQueueCommand(t, b, id, attempt)
 	default:
 		return anyPayloadCommand(t, b, id, attempt)
 	}
 }
 
-func anyQueueCommand(t *rapid.T, id string, attempt uint64) proto.Message {
+func anyQueueCommand(t *rapid.T, b *bench, id string, attempt uint64) proto.Message {
 	number := func(name string, limit int64) uint32 { return uint32(rapid.Int64Range(0, limit).Draw(t, name)) }
-	switch rapid.IntRange(0, 3).Draw(t, "queue verb") {
+	switch rapid.IntRange(0, 4).Draw(t, "queue verb") {
+	case 4:
+		seen := Pace(b.reader(), "acme", "resize")
+		seen.Drift += uint64(number("seen", 1))
+		return &meshv1.ForgetPace{Tenant: "acme", Function: "resize", Seen: seen}
 	case 3:
 		return &meshv1.Slow{
 			Tenant: "acme", Function: "resize", RateMilli: rapid.Int64Range(-1, 3).Draw(t, "rate"), Drift: uint64(number("drift", 2)),

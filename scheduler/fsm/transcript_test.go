@@ -56,7 +56,7 @@ func verbs() map[string]func(*story, args) string {
 		"guest-accept": (*story).guestAccept, "guest-start": (*story).guestStart,
 		"guest-end": (*story).guestEnd, "guest-forget": (*story).guestForget,
 		"dump": (*story).dump, "queues": (*story).queues, "leases": (*story).leases, "guests": (*story).guests,
-		"redrive": (*story).redrive, "slow": (*story).slow, "pause": (*story).pause, "resume": (*story).resume, "purge": (*story).purge, "letters": (*story).letters,
+		"redrive": (*story).redrive, "slow": (*story).slow, "forget-pace": (*story).forgetPace, "pause": (*story).pause, "resume": (*story).resume, "purge": (*story).purge, "letters": (*story).letters,
 		"task": (*story).show, "refuse": (*story).refuse,
 	}
 }

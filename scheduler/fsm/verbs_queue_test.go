@@ -31,6 +31,21 @@ func (s *story) slow(a args) string {
 		res.Verdict, res.Count, p.RateMilli, wallTime(p.SinceMs), p.Reason, p.Errors, p.Drift, p.Safety, p.Reports)
 }
 
+// forget-pace [function=] [seen=]: with seen another record was looked at; what is
+// kept then.
+func (s *story) forgetPace(a args) string {
+	c := &meshv1.ForgetPace{Tenant: "acme", Function: a.str("function", "resize")}
+	c.Seen = Pace(s.reader(), c.Tenant, c.Function)
+	if a.has("seen") {
+		c.Seen.Errors++
+	}
+	out := s.run(c)
+	for tenant, function := range Paced(s.reader()) {
+		out += "kept: " + tenant + "/" + function + "\n"
+	}
+	return out
+}
+
 // pause [function=] [lane=] [reason=]
 func (s *story) pause(a args) string { return s.pauseQueue(a, true) }
 

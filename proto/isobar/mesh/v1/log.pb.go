@@ -50,6 +50,7 @@ type SchedulerCommand struct {
 	//	*SchedulerCommand_PauseQueue
 	//	*SchedulerCommand_Purge
 	//	*SchedulerCommand_Slow
+	//	*SchedulerCommand_ForgetPace
 	Command       isSchedulerCommand_Command `protobuf_oneof:"command"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -288,6 +289,15 @@ func (x *SchedulerCommand) GetSlow() *Slow {
 	return nil
 }
 
+func (x *SchedulerCommand) GetForgetPace() *ForgetPace {
+	if x != nil {
+		if x, ok := x.Command.(*SchedulerCommand_ForgetPace); ok {
+			return x.ForgetPace
+		}
+	}
+	return nil
+}
+
 type isSchedulerCommand_Command interface {
 	isSchedulerCommand_Command()
 }
@@ -376,6 +386,10 @@ type SchedulerCommand_Slow struct {
 	Slow *Slow `protobuf:"bytes,22,opt,name=slow,proto3,oneof"`
 }
 
+type SchedulerCommand_ForgetPace struct {
+	ForgetPace *ForgetPace `protobuf:"bytes,23,opt,name=forget_pace,json=forgetPace,proto3,oneof"`
+}
+
 func (*SchedulerCommand_Accept) isSchedulerCommand_Command() {}
 
 func (*SchedulerCommand_Grant) isSchedulerCommand_Command() {}
@@ -417,6 +431,8 @@ func (*SchedulerCommand_PauseQueue) isSchedulerCommand_Command() {}
 func (*SchedulerCommand_Purge) isSchedulerCommand_Command() {}
 
 func (*SchedulerCommand_Slow) isSchedulerCommand_Command() {}
+
+func (*SchedulerCommand_ForgetPace) isSchedulerCommand_Command() {}
 
 type Clocks struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2192,6 +2208,68 @@ func (x *Slow) GetSafety() uint64 {
 	return 0
 }
 
+// ForgetPace drops what is kept of the pace of a function that was deleted.
+type ForgetPace struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Tenant   string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Function string                 `protobuf:"bytes,2,opt,name=function,proto3" json:"function,omitempty"`
+	// What it was decided on: a fall since then stays.
+	Seen          *PaceRecord `protobuf:"bytes,3,opt,name=seen,proto3" json:"seen,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForgetPace) Reset() {
+	*x = ForgetPace{}
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForgetPace) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForgetPace) ProtoMessage() {}
+
+func (x *ForgetPace) ProtoReflect() protoreflect.Message {
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForgetPace.ProtoReflect.Descriptor instead.
+func (*ForgetPace) Descriptor() ([]byte, []int) {
+	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *ForgetPace) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *ForgetPace) GetFunction() string {
+	if x != nil {
+		return x.Function
+	}
+	return ""
+}
+
+func (x *ForgetPace) GetSeen() *PaceRecord {
+	if x != nil {
+		return x.Seen
+	}
+	return nil
+}
+
 // PaceRecord is what is kept of a function's pace: how far it fell, and when.
 // What it is now follows from that and from the time.
 type PaceRecord struct {
@@ -2209,7 +2287,7 @@ type PaceRecord struct {
 
 func (x *PaceRecord) Reset() {
 	*x = PaceRecord{}
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[27]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2221,7 +2299,7 @@ func (x *PaceRecord) String() string {
 func (*PaceRecord) ProtoMessage() {}
 
 func (x *PaceRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[27]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2234,7 +2312,7 @@ func (x *PaceRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PaceRecord.ProtoReflect.Descriptor instead.
 func (*PaceRecord) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{27}
+	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *PaceRecord) GetRateMilli() int64 {
@@ -2360,7 +2438,7 @@ type TaskRecord struct {
 
 func (x *TaskRecord) Reset() {
 	*x = TaskRecord{}
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[28]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2372,7 +2450,7 @@ func (x *TaskRecord) String() string {
 func (*TaskRecord) ProtoMessage() {}
 
 func (x *TaskRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[28]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2385,7 +2463,7 @@ func (x *TaskRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskRecord.ProtoReflect.Descriptor instead.
 func (*TaskRecord) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{28}
+	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *TaskRecord) GetId() string {
@@ -2823,7 +2901,7 @@ type Death struct {
 
 func (x *Death) Reset() {
 	*x = Death{}
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[29]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2835,7 +2913,7 @@ func (x *Death) String() string {
 func (*Death) ProtoMessage() {}
 
 func (x *Death) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[29]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2848,7 +2926,7 @@ func (x *Death) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Death.ProtoReflect.Descriptor instead.
 func (*Death) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{29}
+	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Death) GetEndedMs() int64 {
@@ -2912,7 +2990,7 @@ type Lease struct {
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[30]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2924,7 +3002,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[30]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2937,7 +3015,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{30}
+	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Lease) GetHolder() *Holder {
@@ -3026,7 +3104,7 @@ type AttemptRecord struct {
 
 func (x *AttemptRecord) Reset() {
 	*x = AttemptRecord{}
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[31]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3038,7 +3116,7 @@ func (x *AttemptRecord) String() string {
 func (*AttemptRecord) ProtoMessage() {}
 
 func (x *AttemptRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[31]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3051,7 +3129,7 @@ func (x *AttemptRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttemptRecord.ProtoReflect.Descriptor instead.
 func (*AttemptRecord) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{31}
+	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *AttemptRecord) GetNumber() uint64 {
@@ -3193,7 +3271,7 @@ type GuestRecord struct {
 
 func (x *GuestRecord) Reset() {
 	*x = GuestRecord{}
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[32]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3205,7 +3283,7 @@ func (x *GuestRecord) String() string {
 func (*GuestRecord) ProtoMessage() {}
 
 func (x *GuestRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[32]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3218,7 +3296,7 @@ func (x *GuestRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestRecord.ProtoReflect.Descriptor instead.
 func (*GuestRecord) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{32}
+	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *GuestRecord) GetTaskId() string {
@@ -3412,7 +3490,7 @@ type QueueRecord struct {
 
 func (x *QueueRecord) Reset() {
 	*x = QueueRecord{}
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[33]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3424,7 +3502,7 @@ func (x *QueueRecord) String() string {
 func (*QueueRecord) ProtoMessage() {}
 
 func (x *QueueRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[33]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3437,7 +3515,7 @@ func (x *QueueRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueueRecord.ProtoReflect.Descriptor instead.
 func (*QueueRecord) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{33}
+	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *QueueRecord) GetReady() uint64 {
@@ -3499,7 +3577,7 @@ type Pause struct {
 
 func (x *Pause) Reset() {
 	*x = Pause{}
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[34]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3511,7 +3589,7 @@ func (x *Pause) String() string {
 func (*Pause) ProtoMessage() {}
 
 func (x *Pause) ProtoReflect() protoreflect.Message {
-	mi := &file_isobar_mesh_v1_log_proto_msgTypes[34]
+	mi := &file_isobar_mesh_v1_log_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3524,7 +3602,7 @@ func (x *Pause) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pause.ProtoReflect.Descriptor instead.
 func (*Pause) Descriptor() ([]byte, []int) {
-	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{34}
+	return file_isobar_mesh_v1_log_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Pause) GetSinceMs() int64 {
@@ -3545,7 +3623,7 @@ var File_isobar_mesh_v1_log_proto protoreflect.FileDescriptor
 
 const file_isobar_mesh_v1_log_proto_rawDesc = "" +
 	"\n" +
-	"\x18isobar/mesh/v1/log.proto\x12\x0eisobar.mesh.v1\x1a\x14isobar/v1/task.proto\"\x9a\t\n" +
+	"\x18isobar/mesh/v1/log.proto\x12\x0eisobar.mesh.v1\x1a\x14isobar/v1/task.proto\"\xd9\t\n" +
 	"\x10SchedulerCommand\x12.\n" +
 	"\x06clocks\x18\x01 \x01(\v2\x16.isobar.mesh.v1.ClocksR\x06clocks\x120\n" +
 	"\x06accept\x18\x02 \x01(\v2\x16.isobar.mesh.v1.AcceptH\x00R\x06accept\x12-\n" +
@@ -3571,7 +3649,9 @@ const file_isobar_mesh_v1_log_proto_rawDesc = "" +
 	"\vpause_queue\x18\x13 \x01(\v2\x1a.isobar.mesh.v1.PauseQueueH\x00R\n" +
 	"pauseQueue\x12-\n" +
 	"\x05purge\x18\x15 \x01(\v2\x15.isobar.mesh.v1.PurgeH\x00R\x05purge\x12*\n" +
-	"\x04slow\x18\x16 \x01(\v2\x14.isobar.mesh.v1.SlowH\x00R\x04slowB\t\n" +
+	"\x04slow\x18\x16 \x01(\v2\x14.isobar.mesh.v1.SlowH\x00R\x04slow\x12=\n" +
+	"\vforget_pace\x18\x17 \x01(\v2\x1a.isobar.mesh.v1.ForgetPaceH\x00R\n" +
+	"forgetPaceB\t\n" +
 	"\acommand\"<\n" +
 	"\x06Clocks\x12\x19\n" +
 	"\blease_ms\x18\x01 \x01(\x03R\aleaseMs\x12\x17\n" +
@@ -3707,7 +3787,12 @@ const file_isobar_mesh_v1_log_proto_rawDesc = "" +
 	"\treport_id\x18\x05 \x01(\tR\breportId\x12\x16\n" +
 	"\x06errors\x18\x06 \x01(\x04R\x06errors\x12\x14\n" +
 	"\x05drift\x18\a \x01(\x04R\x05drift\x12\x16\n" +
-	"\x06safety\x18\b \x01(\x04R\x06safety\"\xbe\x01\n" +
+	"\x06safety\x18\b \x01(\x04R\x06safety\"p\n" +
+	"\n" +
+	"ForgetPace\x12\x16\n" +
+	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x1a\n" +
+	"\bfunction\x18\x02 \x01(\tR\bfunction\x12.\n" +
+	"\x04seen\x18\x03 \x01(\v2\x1a.isobar.mesh.v1.PaceRecordR\x04seen\"\xbe\x01\n" +
 	"\n" +
 	"PaceRecord\x12\x1d\n" +
 	"\n" +
@@ -3884,7 +3969,7 @@ func file_isobar_mesh_v1_log_proto_rawDescGZIP() []byte {
 	return file_isobar_mesh_v1_log_proto_rawDescData
 }
 
-var file_isobar_mesh_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_isobar_mesh_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_isobar_mesh_v1_log_proto_goTypes = []any{
 	(*SchedulerCommand)(nil), // 0: isobar.mesh.v1.SchedulerCommand
 	(*Clocks)(nil),           // 1: isobar.mesh.v1.Clocks
@@ -3913,16 +3998,17 @@ var file_isobar_mesh_v1_log_proto_goTypes = []any{
 	(*PauseQueue)(nil),       // 24: isobar.mesh.v1.PauseQueue
 	(*Purge)(nil),            // 25: isobar.mesh.v1.Purge
 	(*Slow)(nil),             // 26: isobar.mesh.v1.Slow
-	(*PaceRecord)(nil),       // 27: isobar.mesh.v1.PaceRecord
-	(*TaskRecord)(nil),       // 28: isobar.mesh.v1.TaskRecord
-	(*Death)(nil),            // 29: isobar.mesh.v1.Death
-	(*Lease)(nil),            // 30: isobar.mesh.v1.Lease
-	(*AttemptRecord)(nil),    // 31: isobar.mesh.v1.AttemptRecord
-	(*GuestRecord)(nil),      // 32: isobar.mesh.v1.GuestRecord
-	(*QueueRecord)(nil),      // 33: isobar.mesh.v1.QueueRecord
-	(*Pause)(nil),            // 34: isobar.mesh.v1.Pause
-	(*v1.Cost)(nil),          // 35: isobar.v1.Cost
-	(*v1.Input)(nil),         // 36: isobar.v1.Input
+	(*ForgetPace)(nil),       // 27: isobar.mesh.v1.ForgetPace
+	(*PaceRecord)(nil),       // 28: isobar.mesh.v1.PaceRecord
+	(*TaskRecord)(nil),       // 29: isobar.mesh.v1.TaskRecord
+	(*Death)(nil),            // 30: isobar.mesh.v1.Death
+	(*Lease)(nil),            // 31: isobar.mesh.v1.Lease
+	(*AttemptRecord)(nil),    // 32: isobar.mesh.v1.AttemptRecord
+	(*GuestRecord)(nil),      // 33: isobar.mesh.v1.GuestRecord
+	(*QueueRecord)(nil),      // 34: isobar.mesh.v1.QueueRecord
+	(*Pause)(nil),            // 35: isobar.mesh.v1.Pause
+	(*v1.Cost)(nil),          // 36: isobar.v1.Cost
+	(*v1.Input)(nil),         // 37: isobar.v1.Input
 }
 var file_isobar_mesh_v1_log_proto_depIdxs = []int32{
 	1,  // 0: isobar.mesh.v1.SchedulerCommand.clocks:type_name -> isobar.mesh.v1.Clocks
@@ -3947,32 +4033,34 @@ var file_isobar_mesh_v1_log_proto_depIdxs = []int32{
 	24, // 19: isobar.mesh.v1.SchedulerCommand.pause_queue:type_name -> isobar.mesh.v1.PauseQueue
 	25, // 20: isobar.mesh.v1.SchedulerCommand.purge:type_name -> isobar.mesh.v1.Purge
 	26, // 21: isobar.mesh.v1.SchedulerCommand.slow:type_name -> isobar.mesh.v1.Slow
-	28, // 22: isobar.mesh.v1.Accept.task:type_name -> isobar.mesh.v1.TaskRecord
-	4,  // 23: isobar.mesh.v1.Accept.cap:type_name -> isobar.mesh.v1.QueueCap
-	35, // 24: isobar.mesh.v1.QueueCap.cost:type_name -> isobar.v1.Cost
-	6,  // 25: isobar.mesh.v1.Grant.holder:type_name -> isobar.mesh.v1.Holder
-	8,  // 26: isobar.mesh.v1.Extend.items:type_name -> isobar.mesh.v1.ExtendItem
-	6,  // 27: isobar.mesh.v1.ExtendItem.holder:type_name -> isobar.mesh.v1.Holder
-	11, // 28: isobar.mesh.v1.Complete.ended:type_name -> isobar.mesh.v1.Ended
-	11, // 29: isobar.mesh.v1.Fail.ended:type_name -> isobar.mesh.v1.Ended
-	32, // 30: isobar.mesh.v1.GuestAccept.guest:type_name -> isobar.mesh.v1.GuestRecord
-	11, // 31: isobar.mesh.v1.GuestEnd.ended:type_name -> isobar.mesh.v1.Ended
-	4,  // 32: isobar.mesh.v1.Redrive.cap:type_name -> isobar.mesh.v1.QueueCap
-	36, // 33: isobar.mesh.v1.TaskRecord.inputs:type_name -> isobar.v1.Input
-	35, // 34: isobar.mesh.v1.TaskRecord.cost:type_name -> isobar.v1.Cost
-	30, // 35: isobar.mesh.v1.TaskRecord.lease:type_name -> isobar.mesh.v1.Lease
-	31, // 36: isobar.mesh.v1.TaskRecord.attempts:type_name -> isobar.mesh.v1.AttemptRecord
-	29, // 37: isobar.mesh.v1.TaskRecord.deaths:type_name -> isobar.mesh.v1.Death
-	6,  // 38: isobar.mesh.v1.Lease.holder:type_name -> isobar.mesh.v1.Holder
-	35, // 39: isobar.mesh.v1.GuestRecord.cost:type_name -> isobar.v1.Cost
-	11, // 40: isobar.mesh.v1.GuestRecord.ended:type_name -> isobar.mesh.v1.Ended
-	34, // 41: isobar.mesh.v1.QueueRecord.pause:type_name -> isobar.mesh.v1.Pause
-	35, // 42: isobar.mesh.v1.QueueRecord.cost:type_name -> isobar.v1.Cost
-	43, // [43:43] is the sub-list for method output_type
-	43, // [43:43] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	27, // 22: isobar.mesh.v1.SchedulerCommand.forget_pace:type_name -> isobar.mesh.v1.ForgetPace
+	29, // 23: isobar.mesh.v1.Accept.task:type_name -> isobar.mesh.v1.TaskRecord
+	4,  // 24: isobar.mesh.v1.Accept.cap:type_name -> isobar.mesh.v1.QueueCap
+	36, // 25: isobar.mesh.v1.QueueCap.cost:type_name -> isobar.v1.Cost
+	6,  // 26: isobar.mesh.v1.Grant.holder:type_name -> isobar.mesh.v1.Holder
+	8,  // 27: isobar.mesh.v1.Extend.items:type_name -> isobar.mesh.v1.ExtendItem
+	6,  // 28: isobar.mesh.v1.ExtendItem.holder:type_name -> isobar.mesh.v1.Holder
+	11, // 29: isobar.mesh.v1.Complete.ended:type_name -> isobar.mesh.v1.Ended
+	11, // 30: isobar.mesh.v1.Fail.ended:type_name -> isobar.mesh.v1.Ended
+	33, // 31: isobar.mesh.v1.GuestAccept.guest:type_name -> isobar.mesh.v1.GuestRecord
+	11, // 32: isobar.mesh.v1.GuestEnd.ended:type_name -> isobar.mesh.v1.Ended
+	4,  // 33: isobar.mesh.v1.Redrive.cap:type_name -> isobar.mesh.v1.QueueCap
+	28, // 34: isobar.mesh.v1.ForgetPace.seen:type_name -> isobar.mesh.v1.PaceRecord
+	37, // 35: isobar.mesh.v1.TaskRecord.inputs:type_name -> isobar.v1.Input
+	36, // 36: isobar.mesh.v1.TaskRecord.cost:type_name -> isobar.v1.Cost
+	31, // 37: isobar.mesh.v1.TaskRecord.lease:type_name -> isobar.mesh.v1.Lease
+	32, // 38: isobar.mesh.v1.TaskRecord.attempts:type_name -> isobar.mesh.v1.AttemptRecord
+	30, // 39: isobar.mesh.v1.TaskRecord.deaths:type_name -> isobar.mesh.v1.Death
+	6,  // 40: isobar.mesh.v1.Lease.holder:type_name -> isobar.mesh.v1.Holder
+	36, // 41: isobar.mesh.v1.GuestRecord.cost:type_name -> isobar.v1.Cost
+	11, // 42: isobar.mesh.v1.GuestRecord.ended:type_name -> isobar.mesh.v1.Ended
+	35, // 43: isobar.mesh.v1.QueueRecord.pause:type_name -> isobar.mesh.v1.Pause
+	36, // 44: isobar.mesh.v1.QueueRecord.cost:type_name -> isobar.v1.Cost
+	45, // [45:45] is the sub-list for method output_type
+	45, // [45:45] is the sub-list for method input_type
+	45, // [45:45] is the sub-list for extension type_name
+	45, // [45:45] is the sub-list for extension extendee
+	0,  // [0:45] is the sub-list for field type_name
 }
 
 func init() { file_isobar_mesh_v1_log_proto_init() }
@@ -4002,6 +4090,7 @@ func file_isobar_mesh_v1_log_proto_init() {
 		(*SchedulerCommand_PauseQueue)(nil),
 		(*SchedulerCommand_Purge)(nil),
 		(*SchedulerCommand_Slow)(nil),
+		(*SchedulerCommand_ForgetPace)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -4009,7 +4098,7 @@ func file_isobar_mesh_v1_log_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_isobar_mesh_v1_log_proto_rawDesc), len(file_isobar_mesh_v1_log_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   35,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
