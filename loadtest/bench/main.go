@@ -87,6 +87,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	flags.IntVar(&o.rounds, "rounds", 20, "take-overs whose median is told")
 	flags.IntVar(&o.inFlight, "inflight", 256, "tasks in flight in the closed loop")
 	profile := flags.String("cpuprofile", "", "file for a CPU profile of the whole run")
+	allocs := flags.String("memprofile", "", "file for a profile of all that the run allocated")
 	verbose := flags.Bool("v", false, "let the servers log")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -112,6 +113,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 			return err
 		}
 		defer pprof.StopCPUProfile()
+	}
+	if *allocs != "" {
+		f, err := os.Create(*allocs)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, pprof.Lookup("allocs").WriteTo(f, 0), f.Close()) }()
 	}
 	r := newReport()
 	for _, p := range parts() {
