@@ -27,7 +27,15 @@ type entryStore struct {
 	mu     sync.Mutex
 	chunks []chunk // ascending
 	total  int64
+	recent [recentEntries]raft.Log // by index modulo their number; Index 0 is none
 }
+
+// The newest entries are kept in memory, but for large ones: raft reads each from
+// its store to send it to the followers, and there once more to apply it.
+const (
+	recentEntries = 256
+	recentBytes   = 64 << 10 // of one entry at most
+)
 
 // chunk is a run of entries.
 type chunk struct {
@@ -90,7 +98,40 @@ func (s *entryStore) GetLog(index uint64, l *raft.Log) error {
 	if index < first {
 		return raft.ErrLogNotFound
 	}
+	if s.remembers(index, l) {
+		return nil
+	}
 	return s.WAL.GetLog(index, l)
+}
+
+func (s *entryStore) remembers(index uint64, l *raft.Log) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := &s.recent[index%recentEntries]
+	if r.Index != index || index == 0 {
+		return false
+	}
+	*l = *r
+	return true
+}
+
+func (s *entryStore) remember(l *raft.Log) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := &s.recent[l.Index%recentEntries]
+	if *r = *l; len(l.Data)+len(l.Extensions) > recentBytes {
+		*r = raft.Log{}
+	}
+}
+
+func (s *entryStore) forget(lo, hi uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range s.recent {
+		if r := &s.recent[i]; lo <= r.Index && r.Index <= hi {
+			*r = raft.Log{}
+		}
+	}
 }
 
 // StoreLog appends one entry.
@@ -103,12 +144,14 @@ func (s *entryStore) StoreLogs(logs []*raft.Log) error {
 	}
 	for _, l := range logs {
 		s.count(l)
+		s.remember(l)
 	}
 	return nil
 }
 
 // DeleteRange removes the head or the tail of the log.
 func (s *entryStore) DeleteRange(lo, hi uint64) error {
+	s.forget(lo, hi)
 	if err := s.WAL.DeleteRange(lo, hi); err != nil {
 		return err
 	}

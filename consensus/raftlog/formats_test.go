@@ -185,6 +185,52 @@ func TestEntryStoreCountsBytes(t *testing.T) {
 	}
 }
 
+// What is kept of the newest entries is what the disk has: a tail that was dropped
+// and written anew is read as it is now.
+func TestEntryStoreRemembersTheNewest(t *testing.T) {
+	t.Parallel()
+	w, err := wal.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newEntryStore(w)
+	defer func() { _ = s.Close() }()
+	write := func(from, to, term uint64) {
+		t.Helper()
+		for i := from; i <= to; i++ {
+			size := 10
+			if i%50 == 0 {
+				size = recentBytes + 1
+			}
+			if err := s.StoreLog(&raft.Log{Index: i, Term: term, Data: bytes.Repeat([]byte{byte(i), byte(term)}, size)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	const last = 2 * recentEntries
+	write(1, last, 1)
+	if err := s.DeleteRange(last-99, last); err != nil {
+		t.Fatal(err)
+	}
+	var got, disk raft.Log
+	if err := s.GetLog(last-99, &got); !errors.Is(err, raft.ErrLogNotFound) {
+		t.Errorf("a dropped entry: %v, %v", got, err)
+	}
+	write(last-99, last-50, 2)
+	memory := 0
+	for i := uint64(1); i <= last-50; i++ {
+		if s.remembers(i, &got) {
+			memory++
+		}
+		if err := errors.Join(s.GetLog(i, &got), s.WAL.GetLog(i, &disk)); err != nil || got.Index != i || got.Term != disk.Term || !bytes.Equal(got.Data, disk.Data) {
+			t.Fatalf("entry %d is %d of term %d, on disk of term %d, %v", i, got.Index, got.Term, disk.Term, err)
+		}
+	}
+	if want := recentEntries - 50 - 5; memory < want || memory > want+2 { // less the dropped and the large
+		t.Errorf("%d entries are in memory, want about %d", memory, want)
+	}
+}
+
 // TestCrashBetweenSnapshotAndTrim is a follower that has received a snapshot
 // and not yet dropped its log, which ends before it.
 func TestCrashBetweenSnapshotAndTrim(t *testing.T) {

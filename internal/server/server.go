@@ -338,7 +338,7 @@ func (s *Server) openScheduler() error {
 		Policy: placement.Policy{
 			CarbonUSDPerTonne: s.cfg.Policy.CarbonPrice, LatencyUSDPerS: s.cfg.Policy.LatencyPrice, DelayUSDPerS: s.cfg.Policy.DelayPrice, QualityUSD: s.cfg.Policy.QualityPrice,
 		},
-		Links: s.link, Routes: routes(s.cfg.Between), Tracer: leaseTracer{s.tel.TracerProvider().Tracer("isobar/scheduler"), s.cell}, Logger: s.log.With("part", "scheduler"),
+		Links: s.link, Routes: routes(s.cfg.Between), Tracer: s.tracer(), Logger: s.log.With("part", "scheduler"),
 		CellLease: s.cfg.Lease.Cell, WorkerLease: s.cfg.Lease.Worker, Renew: s.cfg.Lease.Renew,
 		Retention: s.cfg.Retention.Task, Lifetime: s.cfg.Lifetime,
 		QueueCap: &meshv1.QueueCap{Count: uint64(s.cfg.Queue.Count), Bytes: uint64(s.cfg.Queue.Bytes), Cost: costMessage(s.cfg.Queue.Cost)},

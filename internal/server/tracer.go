@@ -22,6 +22,15 @@ type leaseTracer struct {
 	cell   mesh.Cell
 }
 
+// tracer is nil when nobody would see the spans: what they say is not put together
+// then, and the context of the submit goes on to workers.
+func (s *Server) tracer() scheduler.Tracer {
+	if !s.tel.Exports() {
+		return nil
+	}
+	return leaseTracer{s.tel.TracerProvider().Tracer("isobar/scheduler"), s.cell}
+}
+
 func (t leaseTracer) Lease(parent string, l scheduler.LeaseInfo) (string, func(string)) {
 	propagator := propagation.TraceContext{}
 	ctx := propagator.Extract(context.Background(), propagation.MapCarrier{"traceparent": parent})

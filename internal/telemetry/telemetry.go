@@ -62,6 +62,7 @@ type Telemetry struct {
 	traces   *sdktrace.TracerProvider
 	metrics  *sdkmetric.MeterProvider
 	registry *prometheus.Registry
+	exports  bool
 }
 
 // New sets the providers up. It opens no connection: an endpoint that does not
@@ -74,14 +75,15 @@ func New(ctx context.Context, opts Options) (*Telemetry, error) {
 	// The sampler is the SDK's default, all traces, or what OTEL_TRACES_SAMPLER
 	// asks for.
 	traceOpts := []sdktrace.TracerProviderOption{sdktrace.WithResource(res)}
-	if opts.Exporter != nil {
+	exports := opts.Exporter != nil
+	if exports {
 		traceOpts = append(traceOpts, sdktrace.WithSyncer(opts.Exporter))
 	} else {
 		exporter, err := newExporter(ctx, opts)
 		if err != nil {
 			return nil, err
 		}
-		if exporter != nil {
+		if exports = exporter != nil; exports {
 			traceOpts = append(traceOpts, sdktrace.WithBatcher(exporter))
 		}
 	}
@@ -95,8 +97,13 @@ func New(ctx context.Context, opts Options) (*Telemetry, error) {
 		traces:   sdktrace.NewTracerProvider(traceOpts...),
 		metrics:  sdkmetric.NewMeterProvider(sdkmetric.WithReader(reader), sdkmetric.WithResource(res)),
 		registry: registry,
+		exports:  exports,
 	}, nil
 }
+
+// Exports reports whether spans go anywhere. Trace contexts are made and passed on
+// all the same.
+func (t *Telemetry) Exports() bool { return t.exports }
 
 func describe(ctx context.Context, opts Options) (*resource.Resource, error) {
 	attrs := []attribute.KeyValue{attribute.String("service.name", opts.Service)}

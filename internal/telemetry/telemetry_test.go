@@ -75,6 +75,9 @@ func TestTraceIDsExistWithoutExport(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if tel.Exports() {
+		t.Error("it says that it exports")
+	}
 	ctx, span := tel.TracerProvider().Tracer("test").Start(t.Context(), "a")
 	defer span.End()
 	if !span.SpanContext().IsValid() {
@@ -100,6 +103,9 @@ func TestEnvironmentChoosesProtocol(t *testing.T) {
 	tel, err := telemetry.New(t.Context(), telemetry.Options{Service: "x"})
 	if err != nil {
 		t.Fatal(err)
+	}
+	if !tel.Exports() {
+		t.Error("it does not say that it exports")
 	}
 	if err := tel.Shutdown(t.Context()); err != nil {
 		t.Error(err)
