@@ -75,29 +75,37 @@ func (s *Streams) Next(ctx context.Context, m Member, w Want) (*Batch, error) {
 	defer release()
 	until := time.Now().Add(w.Wait)
 	for {
-		woken := l.woken(m.Group.Name)
-		b, err := l.look(ctx, m, w, &calls.deliver)
-		if err != nil {
-			return nil, err
-		}
-		left := time.Until(until)
-		if len(b.Deliveries) > 0 || w.Generation != 0 && b.Assignment.Generation != w.Generation || left <= 0 {
-			return b, nil
-		}
-		timer := time.NewTimer(min(left, lookAgain))
-		select {
-		case <-woken:
-		case <-timer.C:
-		case <-ctx.Done():
-			err = ctx.Err()
-		case <-l.ctx.Done():
-			err = fmt.Errorf("stream: wait for %s: %w", m.Group, consensus.ErrNotLeader)
-		}
-		timer.Stop()
-		if err != nil {
-			return nil, err
+		b, err := l.lookAndWait(ctx, m, w, &calls.deliver, until)
+		if b != nil || err != nil {
+			return b, err
 		}
 	}
+}
+
+// lookAndWait gives the session what there is now, or waits for more and returns
+// nothing.
+func (l *leader) lookAndWait(ctx context.Context, m Member, w Want, one sync.Locker, until time.Time) (*Batch, error) {
+	woken, done := l.await(m.Group.Name)
+	defer done()
+	b, err := l.look(ctx, m, w, one)
+	if err != nil {
+		return nil, err
+	}
+	left := time.Until(until)
+	if len(b.Deliveries) > 0 || w.Generation != 0 && b.Assignment.Generation != w.Generation || left <= 0 {
+		return b, nil
+	}
+	timer := time.NewTimer(min(left, lookAgain))
+	defer timer.Stop()
+	select {
+	case <-woken:
+	case <-timer.C:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-l.ctx.Done():
+		return nil, fmt.Errorf("stream: wait for %s: %w", m.Group, consensus.ErrNotLeader)
+	}
+	return nil, nil
 }
 
 // look gives the session what there is now.

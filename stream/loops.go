@@ -2,7 +2,9 @@ package stream
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/isobar-mesh/isobar/broker"
@@ -71,6 +73,25 @@ func (l *leader) renewLoop() {
 	}
 }
 
+// kept is what the retain loop knows of a stream. Only that loop changes it.
+type kept struct {
+	// told is how far the groups were told in this term that a partition is trimmed.
+	told map[uint32]broker.Position
+	// next is the partition to begin with.
+	next uint32
+	// pause is how long the stream is left alone after it failed, until when.
+	pause time.Duration
+	until time.Time
+}
+
+const (
+	// maxRetainPause bounds how long a stream that fails is left alone.
+	maxRetainPause = 5 * time.Minute
+	// maxRetainFailures is after how many partitions that fail a stream is left:
+	// each may take as long as a call of the broker.
+	maxRetainFailures = 3
+)
+
 // retainLoop drops old messages, and finishes what a Delete left.
 func (l *leader) retainLoop() {
 	ticker := time.NewTicker(l.RetainEvery)
@@ -81,56 +102,112 @@ func (l *leader) retainLoop() {
 			return
 		case <-ticker.C:
 		}
-		for _, rec := range l.List("") {
+		list := l.List("")
+		l.keep(list)
+		for _, rec := range list {
 			n := groups.Name{Tenant: rec.Tenant, Stream: rec.Name}
+			k := l.keptOf(n)
+			if time.Now().Before(k.until) || rec.Deleting && l.publishing.over(n) != nil {
+				continue
+			}
 			var err error
 			if rec.Deleting {
 				err = l.drop(l.ctx, n)
 			} else {
-				err = l.retain(l.ctx, n, rec)
+				err = l.retain(l.ctx, n, rec, k)
 			}
 			if l.ctx.Err() != nil {
 				return
 			}
-			if err != nil {
-				l.Logger.Warn("streams: old messages not dropped", "stream", n.String(), "error", err)
+			if err == nil {
+				k.pause = 0
+				continue
 			}
+			k.pause = min(max(2*k.pause, l.RetainEvery), maxRetainPause)
+			k.until = time.Now().Add(k.pause)
+			l.Logger.Warn("streams: old messages not dropped", "stream", n.String(), "again_in", k.pause, "error", err)
 		}
 	}
 }
 
-// retain trims each partition to the stream's age and bytes.
-func (l *leader) retain(ctx context.Context, n groups.Name, rec *meshv1.StreamRecord) error {
-	since := time.UnixMilli(l.clock.WallMs(time.Now()) - rec.MaxAgeMs)
-	for p := range rec.Partitions {
-		part := partition(n, p)
-		ext, err := l.Messages.Extent(ctx, part, 0)
-		if err != nil {
-			return err
-		}
-		keep, err := l.Messages.Find(ctx, part, broker.Search{Since: since, Bytes: rec.MaxBytes})
-		if err != nil {
-			return err
-		}
-		keep = max(keep, ext.First)
-		if keep == l.told[part] {
-			continue
-		}
-		// Also where a former leader trimmed and got no further: the groups still
-		// hold what is gone.
-		for more := true; more; {
-			command, err := l.Messages.Trim(ctx, part, keep)
-			if err != nil {
-				return err
-			}
-			trimmed := &meshv1.StreamTrimmed{Name: n.Message(), Partition: p, First: keep}
-			more, err = l.unfinished(ctx, command, &meshv1.StreamCommand{Command: &meshv1.StreamCommand_Trimmed{Trimmed: trimmed}})
-			if err != nil {
-				return err
-			}
-		}
-		l.told[part] = keep
+func (l *leader) keptOf(n groups.Name) *kept {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	k := l.kept[n]
+	if k == nil {
+		k = &kept{told: map[uint32]broker.Position{}}
+		l.kept[n] = k
 	}
+	return k
+}
+
+// keep lets go of what was known of streams that are not there.
+func (l *leader) keep(list []*meshv1.StreamRecord) {
+	there := make(map[groups.Name]bool, len(list))
+	for _, rec := range list {
+		there[groups.Name{Tenant: rec.Tenant, Stream: rec.Name}] = true
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	maps.DeleteFunc(l.kept, func(n groups.Name, _ *kept) bool { return !there[n] })
+}
+
+// forget lets go of what was known of a stream that is gone: another may get its
+// name, and begin at the same positions.
+func (l *leader) forget(n groups.Name) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.kept, n)
+	delete(l.placed, n)
+}
+
+// retain trims each partition to the stream's age and bytes. One that fails holds up
+// no other; after some, the next call begins behind them.
+func (l *leader) retain(ctx context.Context, n groups.Name, rec *meshv1.StreamRecord, k *kept) error {
+	var failed []error
+	for range rec.Partitions {
+		p := k.next % rec.Partitions
+		k.next = p + 1
+		if err := l.retainIn(ctx, n, rec, p, k); err != nil {
+			failed = append(failed, fmt.Errorf("partition %d: %w", p, err))
+		}
+		if ctx.Err() != nil || len(failed) == maxRetainFailures {
+			break
+		}
+	}
+	return errors.Join(failed...)
+}
+
+// retainIn trims one partition.
+func (l *leader) retainIn(ctx context.Context, n groups.Name, rec *meshv1.StreamRecord, p uint32, k *kept) error {
+	since := time.UnixMilli(l.clock.WallMs(time.Now()) - rec.MaxAgeMs)
+	part := partition(n, p)
+	ext, err := l.Messages.Extent(ctx, part, 0)
+	if err != nil {
+		return err
+	}
+	keep, err := l.Messages.Find(ctx, part, broker.Search{Since: since, Bytes: rec.MaxBytes})
+	if err != nil {
+		return err
+	}
+	keep = max(keep, ext.First)
+	if keep == k.told[p] {
+		return nil
+	}
+	// Also where a former leader trimmed and got no further: the groups still
+	// hold what is gone.
+	for more := true; more; {
+		command, err := l.Messages.Trim(ctx, part, keep)
+		if err != nil {
+			return err
+		}
+		trimmed := &meshv1.StreamTrimmed{Name: n.Message(), Partition: p, First: keep}
+		more, err = l.unfinished(ctx, command, &meshv1.StreamCommand{Command: &meshv1.StreamCommand_Trimmed{Trimmed: trimmed}})
+		if err != nil {
+			return err
+		}
+	}
+	k.told[p] = keep
 	return nil
 }
 
@@ -159,8 +236,13 @@ func (l *leader) drop(ctx context.Context, n groups.Name) error {
 		return nil
 	}
 	// Whoever found the stream before it was marked has appended.
-	l.publishing.Lock()
-	l.publishing.Unlock() //nolint:staticcheck // waits, and guards nothing
+	if over := l.publishing.over(n); over != nil {
+		select {
+		case <-over:
+		case <-ctx.Done():
+			return fmt.Errorf("stream: delete %s, which is published to: %w", n, ctx.Err())
+		}
+	}
 	// A Delete that is there already changes nothing: it goes with the broker's
 	// command, which needs a group.
 	again := &meshv1.StreamCommand{Command: &meshv1.StreamCommand_Delete{Delete: &meshv1.StreamDelete{Name: n.Message()}}}
@@ -184,5 +266,6 @@ func (l *leader) drop(ctx context.Context, n groups.Name) error {
 			return fmt.Errorf("stream: delete %s: %w", n, err)
 		}
 	}
+	l.forget(n)
 	return nil
 }

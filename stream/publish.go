@@ -47,9 +47,14 @@ func (s *Streams) Publish(ctx context.Context, n groups.Name, request string, ms
 	if err != nil {
 		return nil, err
 	}
-	l.publishing.RLock()
-	defer l.publishing.RUnlock()
+	// It is looked up before it counts, so that nobody holds up the drop of a stream
+	// that is gone, and after: from then on the drop waits for it.
 	rec, ok := s.Lookup(n)
+	if ok {
+		leave := l.publishing.enter(n)
+		defer leave()
+		rec, ok = s.Lookup(n)
+	}
 	if !ok {
 		return nil, fmt.Errorf("stream: publish to %s: %w", n, groups.ErrUnknownStream)
 	}

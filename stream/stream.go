@@ -221,15 +221,13 @@ type leader struct {
 	clock meshClock
 	// cursors are those that were looked at.
 	cursors cursors
-	// told is how far the groups were told in this term that a partition is
-	// trimmed. It is the retain loop's.
-	told map[broker.Partition]broker.Position
-	// publishing is held for reading by who looked a stream up and appends to it.
-	publishing sync.RWMutex
+	// publishing are those who looked a stream up and append to it.
+	publishing underway
 
 	mu    sync.Mutex
-	wakes map[groups.Name]chan struct{} // closed when a stream is touched
-	open  map[session]*calls            // sessions with calls under way
+	wakes map[groups.Name]*waiters // of streams that somebody waits for
+	open  map[session]*calls       // sessions with calls under way
+	kept  map[groups.Name]*kept    // of streams that were looked through for old messages
 	// placed are the streams that were opened and get no mark.
 	placed map[groups.Name]bool
 }
@@ -246,7 +244,8 @@ func newLeader(s *Streams) *leader {
 	return &leader{
 		Streams: s, ctx: ctx, end: end, clock: newClock(leaseMs, wallMs, s.Wall(), time.Now()),
 		cursors: cursors{known: map[groups.CursorName]*knownCursor{}}, placed: map[groups.Name]bool{},
-		told: map[broker.Partition]broker.Position{}, wakes: map[groups.Name]chan struct{}{}, open: map[session]*calls{},
+		publishing: underway{of: map[groups.Name]*publishes{}}, kept: map[groups.Name]*kept{},
+		wakes: map[groups.Name]*waiters{}, open: map[session]*calls{},
 	}
 }
 
@@ -305,22 +304,36 @@ func (l *leader) commit(ctx context.Context, cmd *meshv1.StreamCommand, before .
 func (l *leader) wake(n groups.Name) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if ch := l.wakes[n]; ch != nil {
-		close(ch)
+	if w := l.wakes[n]; w != nil {
+		close(w.woken)
 		delete(l.wakes, n)
 	}
 }
 
-// woken is closed by the next wake.
-func (l *leader) woken(n groups.Name) <-chan struct{} {
+// waiters are those who wait for one stream.
+type waiters struct {
+	n     int
+	woken chan struct{}
+}
+
+// await returns what the next wake closes. Its caller calls done when it waits no
+// more: the name may be of no stream.
+func (l *leader) await(n groups.Name) (woken <-chan struct{}, done func()) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	ch := l.wakes[n]
-	if ch == nil {
-		ch = make(chan struct{})
-		l.wakes[n] = ch
+	w := l.wakes[n]
+	if w == nil {
+		w = &waiters{woken: make(chan struct{})}
+		l.wakes[n] = w
 	}
-	return ch
+	w.n++
+	return w.woken, func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if w.n--; w.n == 0 && l.wakes[n] == w {
+			delete(l.wakes, n)
+		}
+	}
 }
 
 // calls are those of one session that are under way. Deliveries are made one
