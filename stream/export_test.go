@@ -10,5 +10,5 @@ func (s *Streams) Remembered() int {
 	defer l.publishing.mu.Unlock()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return len(l.wakes) + len(l.kept) + len(l.placed) + len(l.publishing.of)
+	return len(l.wakes) + len(l.kept) + len(l.placed) + len(l.publishing.of) + len(l.drops)
 }

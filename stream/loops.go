@@ -229,10 +229,42 @@ func (l *leader) unfinished(ctx context.Context, command []byte, cmd *meshv1.Str
 	return ok && u.Unfinished(), nil
 }
 
+// dropAlone lets one drop of a stream run at a time: one that still ran when another
+// had finished would take a stream with it that has got the name since.
+func (l *leader) dropAlone(ctx context.Context, n groups.Name) (done func(), err error) {
+	mine := make(chan struct{})
+	for {
+		l.mu.Lock()
+		other := l.drops[n]
+		if other == nil {
+			l.drops[n] = mine
+		}
+		l.mu.Unlock()
+		if other == nil {
+			return func() {
+				l.mu.Lock()
+				defer l.mu.Unlock()
+				delete(l.drops, n)
+				close(mine)
+			}, nil
+		}
+		select {
+		case <-other:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("stream: delete %s: %w", n, ctx.Err())
+		}
+	}
+}
+
 // drop removes what a deleted stream left, its messages first.
 func (l *leader) drop(ctx context.Context, n groups.Name) error {
+	done, err := l.dropAlone(ctx, n)
+	if err != nil {
+		return err
+	}
+	defer done()
 	rec, ok := groups.Stream(l.State, n)
-	if !ok {
+	if !ok || !rec.Deleting {
 		return nil
 	}
 	// Whoever found the stream before it was marked has appended.

@@ -196,6 +196,38 @@ func TestRetentionPassesOverFailures(t *testing.T) {
 	})
 }
 
+// A Delete and the leader's loop finish a deletion together; what is made under the
+// name then stays.
+func TestDeletedTwiceMadeAgain(t *testing.T) {
+	bubble(t, &meshv1.StreamRecord{}, embedded.Options{}, func(t *testing.T, c *cell) {
+		b := c.partly()
+		const partitions = 8
+		c.elect()
+		led := time.Now()
+		for i := range 20 {
+			c.createNamed("again", partitions, time.Hour)
+			c.publishTo("again", partitions, fmt.Sprint("r", i))
+			b.fail(func(broker.Partition) bool { return true })
+			if err := c.Delete(t.Context(), named("again")); !errors.Is(err, broker.ErrUnavailable) {
+				t.Fatal(err)
+			}
+			b.fail(nil)
+			time.Sleep(c.RetainEvery - time.Since(led)%c.RetainEvery) // as the loop looks
+			if err := c.Delete(t.Context(), named("again")); err != nil && !errors.Is(err, groups.ErrUnknownStream) {
+				t.Fatal(err)
+			}
+			c.createNamed("again", partitions, time.Hour)
+			synctest.Wait()
+			if _, ok := c.Lookup(named("again")); !ok {
+				t.Fatalf("round %d: the stream that was made again is gone", i)
+			}
+			if err := c.Delete(t.Context(), named("again")); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
 // A stream that is made again under its name keeps its own retention, and nothing
 // is remembered of names that are of no stream.
 func TestNamesAreForgotten(t *testing.T) {

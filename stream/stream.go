@@ -225,9 +225,10 @@ type leader struct {
 	publishing underway
 
 	mu    sync.Mutex
-	wakes map[groups.Name]*waiters // of streams that somebody waits for
-	open  map[session]*calls       // sessions with calls under way
-	kept  map[groups.Name]*kept    // of streams that were looked through for old messages
+	wakes map[groups.Name]*waiters      // of streams that somebody waits for
+	open  map[session]*calls            // sessions with calls under way
+	kept  map[groups.Name]*kept         // of streams that were looked through for old messages
+	drops map[groups.Name]chan struct{} // of streams that are being dropped, closed at the end
 	// placed are the streams that were opened and get no mark.
 	placed map[groups.Name]bool
 }
@@ -244,7 +245,7 @@ func newLeader(s *Streams) *leader {
 	return &leader{
 		Streams: s, ctx: ctx, end: end, clock: newClock(leaseMs, wallMs, s.Wall(), time.Now()),
 		cursors: cursors{known: map[groups.CursorName]*knownCursor{}}, placed: map[groups.Name]bool{},
-		publishing: underway{of: map[groups.Name]*publishes{}}, kept: map[groups.Name]*kept{},
+		publishing: underway{of: map[groups.Name]*publishes{}}, kept: map[groups.Name]*kept{}, drops: map[groups.Name]chan struct{}{},
 		wakes: map[groups.Name]*waiters{}, open: map[session]*calls{},
 	}
 }
