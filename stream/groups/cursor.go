@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"iter"
+	"math"
 	"slices"
 
 	meshv1 "github.com/isobar-mesh/isobar/proto/isobar/mesh/v1"
@@ -242,10 +243,11 @@ func (a *apply) putBack(g Group, partition uint32, rec *meshv1.StreamRecord, grp
 	return found
 }
 
-// dropDead forgets dead letters whose messages are gone.
-func (a *apply) dropDead(g Group, partition uint32, first uint64) {
+// dropDead forgets the dead letters in [from, to): their messages are gone, or
+// are delivered anew.
+func (a *apply) dropDead(g Group, partition uint32, from, to uint64) {
 	var keys [][]byte
-	for k := range a.Scan(deadKey(g, partition, 0), deadKey(g, partition, first)) {
+	for k := range a.Scan(deadKey(g, partition, from), deadKey(g, partition, to)) {
 		keys = append(keys, slices.Clone(k))
 	}
 	if len(keys) == 0 {
@@ -261,7 +263,8 @@ func (a *apply) dropDead(g Group, partition uint32, first uint64) {
 	}
 }
 
-// seek moves the group; deliveries of before count for nothing from then on.
+// seek moves the group; deliveries of before count for nothing from then on, and
+// what was given up and comes again is no dead letter any more.
 func (a *apply) seek(c *meshv1.GroupSeek) error {
 	g := groupOf(c.GetName())
 	rec, _, err := a.group(g)
@@ -273,6 +276,7 @@ func (a *apply) seek(c *meshv1.GroupSeek) error {
 			return fmt.Errorf("streams: seek %s/%d: %w", g, to.Partition, ErrUnknownPartition)
 		}
 		cur := a.cursor(g, to.Partition)
+		a.dropDead(g, to.Partition, to.Position, math.MaxUint64)
 		cur.Next, cur.Pending = to.Position, nil
 		// The numbers in the hands of others are below all to come, so an
 		// acknowledgement of one can't be taken for that of a later delivery.

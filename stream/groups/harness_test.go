@@ -242,6 +242,15 @@ func (c *cell) audit() {
 		grp, _ := groups.ReadGroup(c.state(), g)
 		var sessions []string
 		held := map[string]int{}
+		dead := uint64(0)
+		for d := range groups.DeadLetters(c.state(), g) {
+			if dead++; d.Position >= groups.ReadCursor(c.state(), g, d.Partition).Next {
+				c.t.Fatalf("%s: %d:%d is dead and yet to be delivered", g, d.Partition, d.Position)
+			}
+		}
+		if dead != grp.Dead {
+			c.t.Fatalf("%s: %d dead letters, counted as %d", g, dead, grp.Dead)
+		}
 		for _, m := range grp.Members {
 			sessions = append(sessions, m.Session)
 		}

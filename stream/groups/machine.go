@@ -336,7 +336,7 @@ func (a *apply) trimmed(c *meshv1.StreamTrimmed) error {
 		return err
 	}
 	for g := range groups(a, n) {
-		a.dropDead(g, c.Partition, c.First)
+		a.dropDead(g, c.Partition, 0, c.First)
 		cur := a.cursor(g, c.Partition)
 		if cur.Next >= c.First && (len(cur.Pending) == 0 || cur.Pending[0].Position >= c.First) {
 			continue

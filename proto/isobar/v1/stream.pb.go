@@ -2162,7 +2162,9 @@ type StreamGroup struct {
 	Members    []*StreamMember         `protobuf:"bytes,3,rep,name=members,proto3" json:"members,omitempty"`
 	Partitions []*StreamGroupPartition `protobuf:"bytes,4,rep,name=partitions,proto3" json:"partitions,omitempty"`
 	// Messages not acknowledged, over all partitions.
-	Lag         uint64 `protobuf:"varint,5,opt,name=lag,proto3" json:"lag,omitempty"`
+	Lag uint64 `protobuf:"varint,5,opt,name=lag,proto3" json:"lag,omitempty"`
+	// Kept messages that the group has given up, each once. A Seek that brings one
+	// back takes it from among them.
 	DeadLetters uint64 `protobuf:"varint,6,opt,name=dead_letters,json=deadLetters,proto3" json:"dead_letters,omitempty"`
 	// The newest 100 of them.
 	Dead          []*StreamDeadLetter `protobuf:"bytes,7,rep,name=dead,proto3" json:"dead,omitempty"`

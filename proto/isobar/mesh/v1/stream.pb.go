@@ -1576,7 +1576,8 @@ type GroupRecord struct {
 	Members []*MemberRecord `protobuf:"bytes,2,rep,name=members,proto3" json:"members,omitempty"`
 	// Session by partition; empty for nobody.
 	Owners []string `protobuf:"bytes,3,rep,name=owners,proto3" json:"owners,omitempty"`
-	Dead   uint64   `protobuf:"varint,4,opt,name=dead,proto3" json:"dead,omitempty"`
+	// How many dead letters the group has: each message once.
+	Dead uint64 `protobuf:"varint,4,opt,name=dead,proto3" json:"dead,omitempty"`
 	// Where the due index has it; 0 for nowhere.
 	DueLeaseMs    int64 `protobuf:"varint,5,opt,name=due_lease_ms,json=dueLeaseMs,proto3" json:"due_lease_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
