@@ -11,7 +11,7 @@ import (
 // Pauses after a broker did not hand out a payload: of a queue, and of the cell.
 // What fails again doubles them, up to what a broker that is back may wait for.
 const (
-	withholdFirst = time.Second
+	withholdFirst = 500 * time.Millisecond
 	withholdMost  = 4 * time.Second
 )
 
