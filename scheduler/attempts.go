@@ -56,19 +56,14 @@ func (s *Scheduler) Lease(ctx context.Context, r *isobarv1.LeaseRequest) (*isoba
 		ses.poll.finish()
 	}
 	ses.poll = p
+	l.asked = append(l.asked, p)
 	if !known {
 		l.unparkAll()
 	}
 	l.mu.Unlock()
 	l.kick()
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	select {
-	case <-p.ready:
-	case <-timer.C:
-	case <-ctx.Done():
-	case <-l.ctx.Done():
-		return nil, fmt.Errorf("scheduler: lease for %s: %w", r.Worker, ErrNotLeader)
+	if err := l.awaitAnswer(ctx, p, wait); err != nil {
+		return nil, fmt.Errorf("scheduler: lease for %s: %w", r.Worker, err)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -78,6 +73,35 @@ func (s *Scheduler) Lease(ctx context.Context, r *isobarv1.LeaseRequest) (*isoba
 	}
 	ses.seen = time.Now()
 	return &isobarv1.LeaseResponse{Assignments: p.got}, nil
+}
+
+// awaitAnswer waits until a Lease call has its answer or its time is over. Then
+// nothing more is granted to it, but what was is waited for, and so is a first
+// round of dispatch: a wait shorter than a commit would get nothing, ever, and use
+// up the grants of the tasks meanwhile.
+func (l *leader) awaitAnswer(ctx context.Context, p *poll, wait time.Duration) error {
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	for {
+		select {
+		case <-p.ready:
+			return nil
+		case <-timer.C:
+		case <-ctx.Done():
+			return nil
+		case <-l.ctx.Done():
+			return ErrNotLeader
+		}
+		l.mu.Lock()
+		late := p.late
+		p.late = true
+		p.answer()
+		l.mu.Unlock()
+		if late {
+			return nil
+		}
+		timer.Reset(l.WorkerLease / 2)
+	}
 }
 
 // maxLeases bounds one answer to Lease: each brings a payload.

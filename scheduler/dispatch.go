@@ -68,11 +68,17 @@ func (l *leader) dispatch(now time.Time, fresh bool) (more bool) {
 	}
 	if fresh {
 		l.waiting.order.Unstick()
+		l.trying, l.asked = append(l.trying, l.asked...), nil
 	}
 	l.weigh(now)
 	for range dispatchAtOnce {
 		q := l.waiting.next(now)
 		if q == nil {
+			for _, p := range l.trying {
+				p.tried = true
+				p.answer()
+			}
+			l.trying = nil
 			return false
 		}
 		l.refill(q)

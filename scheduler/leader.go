@@ -58,6 +58,8 @@ type leader struct {
 	placed   map[ref]*placed           // attempts leased to other cells
 	sessions map[string]*session       // workers, by session id
 	running  map[ref]*running          // attempts on workers of this cell
+	asked    []*poll                   // Lease calls that no round of dispatch has seen
+	trying   []*poll                   // those the present one does
 	invokes  map[string]*invocation
 	parked   map[string]*parked // tasks nothing can run now
 	// unparkDue: some of them are to be decided again by the next dispatch.

@@ -215,6 +215,33 @@ func TestPollWaitsForWorkAndTakesSeveral(t *testing.T) {
 	})
 }
 
+// A poller whose wait is shorter than a commit gets what is ready all the same, and
+// with the first question.
+func TestAPollerMayAskWithoutWaiting(t *testing.T) {
+	t.Parallel()
+	for _, wait := range []time.Duration{0, time.Millisecond, 20 * time.Millisecond} {
+		inWorld(t, func(w *world) {
+			c := w.cell("eu-1")
+			c.late.slow(50 * time.Millisecond)
+			q := question("r0", 1)
+			q.Wait = durationpb.New(wait)
+			began := time.Now()
+			if got := c.lease(q); len(got) != 0 || time.Since(began) != wait {
+				t.Errorf("wait %s with nothing ready: %v after %s", wait, got, time.Since(began))
+			}
+			id := c.submit("work")
+			q.RequestId = "r1"
+			got := c.lease(q)
+			if len(got) != 1 || got[0].TaskId != id || got[0].Attempt != 1 {
+				t.Fatalf("wait %s: told %v", wait, got)
+			}
+			if x := c.extendPolled(got[0]); !x.Confirmed {
+				t.Errorf("wait %s: extend %v", wait, x)
+			}
+		})
+	}
+}
+
 func TestANewQuestionEndsTheOld(t *testing.T) {
 	t.Parallel()
 	inWorld(t, func(w *world) {

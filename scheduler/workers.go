@@ -39,6 +39,8 @@ type poll struct {
 	held    mesh.Cost // of what was granted to it
 	batch   mesh.Cost // bound of that
 	got     []*isobarv1.Assignment
+	tried   bool          // a round of dispatch has seen it
+	late    bool          // its time is over
 	ready   chan struct{} // closed when there is an answer
 	closed  bool
 }
@@ -150,7 +152,7 @@ func (s *session) can(function string, v *isobarv1.Variant, d *mesh.Demand) bool
 		if s.out.bytes > fullStream {
 			return false
 		}
-	case s.poll == nil || s.poll.closed || s.poll.want <= 0 || !s.poll.fits(d.Cost):
+	case s.poll == nil || s.poll.closed || s.poll.over() || s.poll.want <= 0 || !s.poll.fits(d.Cost):
 		return false
 	}
 	return s.free.Fits(d) && s.offers(function, v)
@@ -232,10 +234,19 @@ func (l *leader) release(run *running) {
 	l.kick()
 }
 
-// settle answers the call once nothing more is on its way to it.
+// over reports whether nothing more is granted to the call: its time has passed,
+// and what was ready when it came had its chance.
+func (p *poll) over() bool { return p.late && p.tried }
+
+// settle notes that one grant less is on its way to the call.
 func (p *poll) settle() {
 	p.pending--
-	if p.pending == 0 && len(p.got) > 0 {
+	p.answer()
+}
+
+// answer answers the call once nothing more is on its way to it.
+func (p *poll) answer() {
+	if p.pending == 0 && (len(p.got) > 0 || p.over()) {
 		p.finish()
 	}
 }
