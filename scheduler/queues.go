@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"strings"
 	"time"
 
@@ -184,9 +185,7 @@ func (s *Scheduler) Purge(ctx context.Context, tenant, function, lane, reason, t
 		return 0, "", err
 	}
 	if token == "" {
-		// Ids are made by this leader's clock, or by one before it: the moment after
-		// this one sorts behind all of them.
-		token = strings.ToLower(ulid.MustNew(ulid.Timestamp(time.Now())+1, nil).String())
+		token = l.beyond(queues)
 	} else if _, err := ulid.ParseStrict(strings.ToUpper(token)); err != nil {
 		return 0, "", &Refusal{Reason: BadRequest, Field: "token", Message: "not the token of a purge", Hint: "leave it out to begin one"}
 	}
@@ -212,6 +211,23 @@ func (s *Scheduler) Purge(ctx context.Context, tenant, function, lane, reason, t
 	}
 	l.Logger.Info("queues purged", "tenant", tenant, "function", function, "lane", lane, "reason", reason, "cancelled", cancelled)
 	return cancelled, "", nil
+}
+
+// beyond is a token that sorts behind every id of the queues. Ids are made by this
+// leader's clock or by one before it, which may have been ahead.
+func (l *leader) beyond(queues []fsm.Queue) string {
+	behind := func(ms uint64) string { return strings.ToLower(ulid.MustNew(ms+1, nil).String()) }
+	token := behind(ulid.Timestamp(time.Now()))
+	for _, q := range queues {
+		for _, waiting := range []iter.Seq[string]{fsm.Ready(l.State, q, token), fsm.Deferred(l.State, q, token)} {
+			for id := range waiting {
+				if at, err := ulid.ParseStrict(strings.ToUpper(id[:min(len(id), ulid.EncodedSize)])); err == nil {
+					token = max(token, behind(at.Time()))
+				}
+			}
+		}
+	}
+	return token
 }
 
 // peekBytes bounds the payloads of one Peek; the first is always in.

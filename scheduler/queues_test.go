@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/oklog/ulid/v2"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/isobar-mesh/isobar/internal/mesh"
@@ -113,6 +114,39 @@ func TestPausedWhileAGuestRuns(t *testing.T) {
 }
 
 // TestPurge cancels what waits in steps; what runs and what comes later stays.
+// A purge takes all that was accepted before it, also by a leader whose clock was
+// ahead, and nothing that came after.
+func TestAPurgeTakesWhatAClockAheadAccepted(t *testing.T) {
+	t.Parallel()
+	inWorld(t, func(w *world) {
+		c := w.cell("eu-1")
+		l := c.current()
+		ahead := func(by time.Duration, change func(*isobarv1.TaskSpec)) string {
+			sub := Submission{Spec: &isobarv1.TaskSpec{Tenant: "default", Function: "work"}, Payload: []byte("x")}
+			change(sub.Spec)
+			rec, _, err := l.record(sub)
+			if err != nil {
+				t.Fatal(err)
+			}
+			rec.Id = string(mesh.NewTaskID(ulid.MustNew(ulid.Timestamp(time.Now().Add(by)), ulid.DefaultEntropy()).String(), c.Cell.ID, l.incarnation))
+			if _, err := l.accept(w.ctx, rec, sub.Payload); err != nil {
+				t.Fatal(err)
+			}
+			return rec.Id
+		}
+		ids := []string{
+			ahead(20*time.Second, func(*isobarv1.TaskSpec) {}), c.submit("work"),
+			ahead(40*time.Second, func(s *isobarv1.TaskSpec) { s.NotBefore = timestamppb.New(time.Now().Add(time.Hour)) }),
+		}
+		if n, next, err := c.Purge(w.ctx, "default", "work", "", "", ""); err != nil || n != len(ids) || next != "" {
+			t.Errorf("%d cancelled, next %q, %v; want %d", n, next, err, len(ids))
+		}
+		for _, id := range ids {
+			c.wantState(id, cancelled)
+		}
+	})
+}
+
 func TestPurge(t *testing.T) {
 	t.Parallel()
 	inWorld(t, func(w *world) {
