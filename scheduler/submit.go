@@ -1,6 +1,7 @@
 package scheduler
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -205,11 +206,7 @@ func (l *leader) record(sub Submission) (*meshv1.TaskRecord, *isobarv1.Function,
 	if err := l.applyWindow(rec, spec); err != nil {
 		return nil, nil, err
 	}
-	retry := fn.Spec.GetRetry()
-	if spec.Retry != nil {
-		retry = spec.Retry
-	}
-	if err := applyRetry(rec, retry); err != nil {
+	if err := applyRetry(rec, mergeRetry(fn.Spec.GetRetry(), spec.Retry)); err != nil {
 		return nil, nil, err
 	}
 	rec.IdempotencyHash = sameness(rec, spec)
@@ -274,6 +271,25 @@ const (
 	defaultBackoff    = time.Second
 	defaultMaxBackoff = 5 * time.Minute
 )
+
+// mergeRetry is a task's own policy, and its function's in what that leaves out. One
+// of the two pauses, when the task sets it, bounds the other.
+func mergeRetry(function, own *isobarv1.RetryPolicy) *isobarv1.RetryPolicy {
+	out := &isobarv1.RetryPolicy{MaxAttempts: cmp.Or(own.GetMaxAttempts(), function.GetMaxAttempts()), Backoff: own.GetBackoff(), MaxBackoff: own.GetMaxBackoff()}
+	if out.Backoff == nil {
+		out.Backoff = function.GetBackoff()
+		if most := out.MaxBackoff.AsDuration(); out.MaxBackoff != nil && most >= 0 && out.Backoff.AsDuration() > most {
+			out.Backoff = out.MaxBackoff
+		}
+	}
+	if out.MaxBackoff == nil {
+		out.MaxBackoff = function.GetMaxBackoff()
+		if out.MaxBackoff != nil && out.MaxBackoff.AsDuration() < out.Backoff.AsDuration() {
+			out.MaxBackoff = out.Backoff
+		}
+	}
+	return out
+}
 
 func applyRetry(rec *meshv1.TaskRecord, p *isobarv1.RetryPolicy) error {
 	rec.MaxAttempts, rec.BackoffMs, rec.MaxBackoffMs = defaultAttempts, defaultBackoff.Milliseconds(), defaultMaxBackoff.Milliseconds()

@@ -647,3 +647,42 @@ func TestResidencyHoldsInCapitals(t *testing.T) {
 		}
 	})
 }
+
+// A task that sets a part of its retry policy has its function's in the rest.
+func TestAPartOfARetryPolicy(t *testing.T) {
+	t.Parallel()
+	policy := func(n uint32, backoff, most time.Duration) *isobarv1.RetryPolicy {
+		p := &isobarv1.RetryPolicy{MaxAttempts: n}
+		if backoff > 0 {
+			p.Backoff = durationpb.New(backoff)
+		}
+		if most > 0 {
+			p.MaxBackoff = durationpb.New(most)
+		}
+		return p
+	}
+	function := policy(10, 10*time.Minute, time.Hour)
+	for _, tc := range []struct{ function, own, want *isobarv1.RetryPolicy }{
+		{function, nil, function},
+		{function, &isobarv1.RetryPolicy{}, function},
+		{function, policy(3, 0, 0), policy(3, 10*time.Minute, time.Hour)},
+		{function, policy(0, time.Minute, 0), policy(10, time.Minute, time.Hour)},
+		{function, policy(0, 2*time.Hour, 0), policy(10, 2*time.Hour, 2*time.Hour)},
+		{function, policy(0, 0, time.Minute), policy(10, time.Minute, time.Minute)},
+		{nil, policy(3, 0, 0), policy(3, 0, 0)}, // the defaults come behind it
+	} {
+		if got := mergeRetry(tc.function, tc.own); !proto.Equal(got, tc.want) {
+			t.Errorf("of %v and %v: %v, want %v", tc.function, tc.own, got, tc.want)
+		}
+	}
+	inWorld(t, func(w *world) {
+		c := w.cell("eu-1")
+		own, err := c.trySubmit("work", func(s *isobarv1.TaskSpec) { s.Retry = policy(2, 0, 0) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if rec := c.record(own.TaskID); rec.MaxAttempts != 2 || rec.BackoffMs != 100 {
+			t.Errorf("%d attempts, a pause of %d ms; want 2, and the function's 100 ms", rec.MaxAttempts, rec.BackoffMs)
+		}
+	})
+}

@@ -262,8 +262,8 @@ func checkSpec(spec *isobarv1.TaskSpec) error {
 	if spec.Retry == nil {
 		return nil
 	}
-	spec.Retry = registry.RetryWithDefaults(spec.Retry)
-	if invalid, ok := errors.AsType[*registry.InvalidError](registry.ValidateRetry("retry", spec.Retry)); ok {
+	// What it leaves out is its function's, which is not known yet.
+	if invalid, ok := errors.AsType[*registry.InvalidError](registry.ValidateRetry("retry", registry.RetryWithDefaults(spec.Retry))); ok {
 		f := invalid.Fields[0]
 		return bad(f.Field, f.Field+" "+f.Message, "leave it out for the function's own policy")
 	}

@@ -131,7 +131,7 @@ type TaskSpec struct {
 	Residency *Residency             `protobuf:"bytes,13,opt,name=residency,proto3" json:"residency,omitempty"`
 	// Only variants of at least this quality (0 to 1) may run it.
 	MinQuality float64 `protobuf:"fixed64,14,opt,name=min_quality,json=minQuality,proto3" json:"min_quality,omitempty"`
-	// Replaces the function's own policy.
+	// What it leaves out is as the function's own policy has it.
 	Retry *RetryPolicy `protobuf:"bytes,15,opt,name=retry,proto3" json:"retry,omitempty"`
 	// How long its start may be put off by choice, to when it is cheaper or
 	// cleaner; counted from its accept, or from not_before. None: it starts as soon
