@@ -47,6 +47,9 @@ func (h *decisions) explainHere(ctx context.Context, r *isobarv1.ExplainRequest)
 	ask := r.Task != nil || r.CarbonPrice != nil || r.LatencyPrice != nil || r.DelayPrice != nil || r.QualityPrice != nil || len(r.WithoutRegions) > 0
 	if r.TaskId != "" {
 		rec, err := h.Scheduler.Get(ctx, r.TaskId)
+		if err == nil {
+			err = h.outside(ctx, rec)
+		}
 		if err != nil {
 			return nil, err
 		}
