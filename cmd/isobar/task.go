@@ -204,7 +204,7 @@ func states() []string {
 func newList(a *app) *cobra.Command {
 	var function, inState, page string
 	var limit int32
-	c := &cobra.Command{Use: "list", Short: "List the tasks of the asked cell, newest first; it may be stale", Args: args(0, 0)}
+	c := &cobra.Command{Use: "list", Short: "List the tasks of the asked cell, oldest first; it may be stale", Args: args(0, 0)}
 	flags := c.Flags()
 	flags.StringVar(&function, "function", "", "only tasks of this function")
 	flags.StringVar(&inState, "state", "", "only tasks in this state: "+strings.Join(states(), ", "))
