@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"iter"
-	"math"
 	"slices"
 
 	meshv1 "github.com/isobar-mesh/isobar/proto/isobar/mesh/v1"
@@ -276,7 +275,7 @@ func (a *apply) seek(c *meshv1.GroupSeek) error {
 			return fmt.Errorf("streams: seek %s/%d: %w", g, to.Partition, ErrUnknownPartition)
 		}
 		cur := a.cursor(g, to.Partition)
-		a.dropDead(g, to.Partition, to.Position, math.MaxUint64)
+		a.dropDead(g, to.Partition, to.Position, ^uint64(0))
 		cur.Next, cur.Pending = to.Position, nil
 		// The numbers in the hands of others are below all to come, so an
 		// acknowledgement of one can't be taken for that of a later delivery.
