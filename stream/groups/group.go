@@ -122,22 +122,51 @@ func (a *apply) renew(c *meshv1.GroupRenew) error {
 	if c.TtlMs <= 0 || c.TtlMs > maxMs {
 		return fmt.Errorf("streams: renew: %w", ErrBadCommand)
 	}
+	known := map[Group]*renewal{}
+	var order []*renewal
 	for i, s := range c.Sessions {
 		g := groupOf(s.GetName())
-		_, grp, err := a.group(g)
-		if err != nil {
-			a.result.Lost = append(a.result.Lost, i)
-			continue
+		r := known[g]
+		if r == nil {
+			r = a.renewal(g)
+			known[g], order = r, append(order, r)
 		}
-		m := member(grp, s.Session)
+		m := r.members[s.Session]
 		if m == nil {
 			a.result.Lost = append(a.result.Lost, i)
 			continue
 		}
 		m.UntilLeaseMs = max(m.UntilLeaseMs, a.clocks.LeaseMs+c.TtlMs)
-		a.putGroup(g, grp)
+		r.renewed = true
+	}
+	for _, r := range order {
+		if r.renewed {
+			a.putGroup(r.name, r.group)
+		}
 	}
 	return nil
+}
+
+// renewal is a group some of whose sessions are renewed together: its record grows
+// with its members, so it is read and written once.
+type renewal struct {
+	name    Group
+	group   *meshv1.GroupRecord
+	members map[string]*meshv1.MemberRecord // none of a group that is not there
+	renewed bool
+}
+
+func (a *apply) renewal(g Group) *renewal {
+	r := &renewal{name: g}
+	_, grp, err := a.group(g)
+	if err != nil {
+		return r
+	}
+	r.group, r.members = grp, make(map[string]*meshv1.MemberRecord, len(grp.Members))
+	for _, m := range grp.Members {
+		r.members[m.Session] = m
+	}
+	return r
 }
 
 // putGroup stores the record, due when the first member's lease ends.
