@@ -76,6 +76,10 @@ type leader struct {
 	}
 	inflight *inflightRefs
 	payloads *payloads
+
+	// Of the trim loop alone.
+	untold map[string]untold // trims, by topic
+	lost   map[lostPayload]bool
 	// brokerOut is since when nothing could be stored in the broker.
 	brokerOut atomic.Pointer[time.Time]
 }
@@ -107,6 +111,8 @@ func newLeader(ctx context.Context, s *Scheduler, term uint64, incarnation strin
 		view:     newView(s),
 		review:   review{due: true, queued: map[mesh.CellID]float64{}},
 		inflight: newInflightRefs(),
+		untold:   map[string]untold{},
+		lost:     map[lostPayload]bool{},
 		payloads: newPayloads(ctx, s.Broker, s.PayloadCache, func(topic string, ref []byte) (string, bool) { return fsm.PayloadOwner(s.State, topic, ref) }),
 	}
 }

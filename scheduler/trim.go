@@ -45,10 +45,15 @@ func (l *leader) trimLoop(ctx context.Context) error {
 // tellTrims tells a broker outside the log what was trimmed, by this leader or
 // one before: only what is committed is told, and it is told until that has
 // been committed too.
+//
+// A topic that fails is left alone for a while, so that it keeps no other from being
+// trimmed; after several in a row the rest of a round waits: it is the broker.
 func (l *leader) tellTrims(ctx context.Context) {
+	failed := 0
 	for topic, ref := range fsm.TrimsToTell(l.State) {
 		q, ok := fsm.ParseTopic(topic)
-		if !ok {
+		later := l.untold[topic]
+		if !ok || time.Now().Before(later.until) {
 			continue
 		}
 		err := l.Broker.Trimmed(ctx, broker.Topic{Tenant: q.Tenant, Function: q.Function, Lane: q.Lane}, ref)
@@ -56,13 +61,31 @@ func (l *leader) tellTrims(ctx context.Context) {
 			told := &meshv1.TrimTold{Topic: topic, Ref: ref}
 			_, err = l.command(ctx, &meshv1.SchedulerCommand{Command: &meshv1.SchedulerCommand_TrimTold{TrimTold: told}})
 		}
-		if err != nil {
-			if ctx.Err() == nil {
-				l.Logger.Warn("trim not told to the broker; it keeps more than it must", "topic", topic, "error", err)
-			}
-			return // the others would wait for the same broker
+		if err == nil {
+			delete(l.untold, topic)
+			failed = 0
+			continue
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		later.pause = min(max(2*later.pause, trimEvery), untoldMost)
+		later.until = time.Now().Add(later.pause)
+		l.untold[topic] = later
+		l.Logger.Warn("trim not told to the broker; it keeps more than it must", "topic", topic, "again", later.pause, "error", err)
+		if failed++; failed == brokerDown {
+			return
 		}
 	}
+}
+
+// untoldMost bounds the pause before a trim is told again, from trimEvery on.
+const untoldMost = 5 * time.Minute
+
+// untold is a trim that the broker did not take.
+type untold struct {
+	until time.Time
+	pause time.Duration
 }
 
 // trimTopic raises the trim position to the lowest payload that is live, or with
@@ -129,16 +152,28 @@ func (l *leader) moveOld(ctx context.Context, topic string, q fsm.Queue) error {
 		if !ok || !bytes.Equal(rec.PayloadRef, ref) {
 			continue // ended or moved since the scan began
 		}
+		at := lostPayload{id, string(ref)}
+		if l.lost[at] {
+			continue // it can't be moved, and must hold up none behind it
+		}
 		if n == moveAtOnce || l.clock.wall(time.Now()).UnixMilli()-rec.AppendedMs < moveAfter.Milliseconds() {
 			return nil
 		}
-		n++
-		if err := l.move(ctx, q, rec); err != nil && !isLost(err) {
-			return err // what is lost is found by the attempt that needs it
+		err := l.move(ctx, q, rec)
+		switch {
+		case err == nil:
+			n++
+		case isLost(err):
+			l.lost[at] = true // the attempt that needs it will find it so
+		default:
+			return err
 		}
 	}
 	return nil
 }
+
+// lostPayload is a payload that was found lost where it should lie.
+type lostPayload struct{ task, ref string }
 
 // move appends a payload again.
 func (l *leader) move(ctx context.Context, q fsm.Queue, rec *meshv1.TaskRecord) error {
