@@ -198,22 +198,9 @@ func TestOperationsPage(t *testing.T) {
 // kind, and no other.
 func TestMetricsTable(t *testing.T) {
 	m := testMesh(t)
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, m.home()+"/metrics", http.NoBody)
-	if err != nil {
-		t.Fatal(err)
-	}
 	m.submitted(t)
-	res, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer res.Body.Close()
-	text, err := io.ReadAll(res.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
 	kinds := map[string]string{}
-	for line := range strings.Lines(string(text)) {
+	for line := range strings.Lines(m.metrics(t)) {
 		if f := strings.Fields(line); len(f) == 4 && f[1] == "TYPE" && strings.HasPrefix(f[2], "isobar_") {
 			kinds[f[2]] = f[3]
 		}
@@ -228,6 +215,25 @@ func TestMetricsTable(t *testing.T) {
 	for name := range kinds {
 		t.Errorf("%s is not on the page", name)
 	}
+}
+
+// metrics is what the first region's server tells Prometheus.
+func (m *devMesh) metrics(t *testing.T) string {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, m.home()+"/metrics", http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
 }
 
 // submitted has one task of every kind of metric run at eu-north.

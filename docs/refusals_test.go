@@ -562,6 +562,9 @@ func TestQueueAtItsCap(t *testing.T) {
 	m.must(t, "TaskService/Cancel", `{"taskId": "`+ids[0]+`"}`)
 	m.submit(t, `{"function": "echo", "text": "a"}`)
 	full.check(t, m)
+	if text := m.metrics(t); !strings.Contains(text, `isobar_queue_full_total{bound="count"} `) || strings.Contains(text, `isobar_queue_full_total{bound="count"} 0`) {
+		t.Errorf("what was refused is not counted:\n%s", text)
+	}
 }
 
 // TestFullDisk: at 80 % of its disk a cell accepts no more, and keeps the rest

@@ -117,3 +117,28 @@ func (s *Scheduler) HeldUp(rec *meshv1.TaskRecord) []*isobarv1.Held {
 	defer l.mu.Unlock()
 	return l.heldUp(rec, time.Now())
 }
+
+// QueuesHeld counts the queues whose head waits, by cause: function and tenant for
+// their bounds on concurrency, else paced, cost, room, paused, broker or leader. It
+// is empty when another server leads.
+func (s *Scheduler) QueuesHeld() map[string]int {
+	l := s.current()
+	if l == nil {
+		return nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	out := map[string]int{}
+	for _, q := range l.waiting.queues {
+		n := len(q.spans)
+		if n == 0 || !q.spans[n-1].open {
+			continue
+		}
+		cause := q.spans[n-1].cause
+		if of, ok := strings.CutPrefix(cause, "concurrency: "); ok {
+			cause, _, _ = strings.Cut(of, " ")
+		}
+		out[cause]++
+	}
+	return out
+}

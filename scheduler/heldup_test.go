@@ -47,19 +47,20 @@ func TestWhatHeldATaskUp(t *testing.T) {
 	most := &isobarv1.Cost{Tokens: 5_000}
 	for name, c := range map[string]struct {
 		cause, why string
+		metric     string
 		bound      func(w *world, o *isobarv1.Offer)
 	}{
-		"cost of a worker": {"cost", "no worker of eu-1 has room for 4000 tokens", func(_ *world, o *isobarv1.Offer) { o.InFlight = most }},
-		"cost of a function": {"concurrency", "function work is at its bound of 5000 tokens", func(w *world, _ *isobarv1.Offer) {
+		"cost of a worker": {"cost", "no worker of eu-1 has room for 4000 tokens", "cost", func(_ *world, o *isobarv1.Offer) { o.InFlight = most }},
+		"cost of a function": {"concurrency", "function work is at its bound of 5000 tokens", "function", func(w *world, _ *isobarv1.Offer) {
 			w.registry.add("work", variant("only", "wasm")).Spec.Concurrency = &isobarv1.Concurrency{Cost: most}
 		}},
-		"cost of a tenant": {"concurrency", "tenant default is at its bound of 5000 tokens", func(w *world, _ *isobarv1.Offer) {
+		"cost of a tenant": {"concurrency", "tenant default is at its bound of 5000 tokens", "tenant", func(w *world, _ *isobarv1.Offer) {
 			w.registry.setTenant(&meshv1.Tenant{Name: "default", Concurrency: &isobarv1.Concurrency{Cost: most}})
 		}},
-		"pace": {"paced", "function work starts 0.5 a second", func(w *world, _ *isobarv1.Offer) {
+		"pace": {"paced", "function work starts 0.5 a second", "paced", func(w *world, _ *isobarv1.Offer) {
 			w.registry.paced("work").Spec.Pace = &isobarv1.Pace{Most: 0.5, Start: 0.5, Least: 0.1, Errors: 0.2, Window: durationpb.New(10 * time.Second)}
 		}},
-		"room": {"room", "every place that may run it is taken", func(_ *world, o *isobarv1.Offer) { o.Cpu = 1 }},
+		"room": {"room", "every place that may run it is taken", "room", func(_ *world, o *isobarv1.Offer) { o.Cpu = 1 }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -79,7 +80,13 @@ func TestWhatHeldATaskUp(t *testing.T) {
 				time.Sleep(time.Second)
 				w.wantHeld("the second, so far", home.HeldUp(home.record(second)), c.cause, c.why, time.Second)
 				w.wantHeld("the third, behind it", home.HeldUp(home.record(third)), c.cause, c.why, time.Second)
+				if got := home.QueuesHeld(); len(got) != 1 || got[c.metric] != 1 {
+					t.Errorf("queues are held %v, want one by %s", got, c.metric)
+				}
 				home.awaitState(time.Minute, third, completed)
+				if got := home.QueuesHeld(); len(got) != 0 {
+					t.Errorf("queues are held %v after all ended", got)
+				}
 				if got := home.heldBefore(first); len(got) != 0 {
 					t.Errorf("the first was held up by %v", got)
 				}

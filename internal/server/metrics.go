@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -17,6 +18,7 @@ type counters struct {
 	ended    *prometheus.CounterVec // by state
 	attempts *prometheus.CounterVec // by outcome
 	plans    prometheus.Counter
+	full     *prometheus.CounterVec // by bound
 }
 
 // openMetrics registers what operators watch; RPCs are measured by their
@@ -33,10 +35,16 @@ func (s *Server) openMetrics() error {
 	s.counters.plans = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "isobar_plans_total", Help: "Starts that were put off by choice, or moved while they were.",
 	})
+	s.counters.full = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "isobar_queue_full_total", Help: "Tasks that a full queue refused, submitted or redriven, by the bound of queue that it was at.",
+	}, []string{"bound"})
+	for _, bound := range []string{"count", "bytes", "cost.tokens", "cost.bytes", "cost.accelerator_mib"} {
+		s.counters.full.WithLabelValues(bound)
+	}
 	gauge := func(name, help string, f func() float64) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f)
 	}
-	r.MustRegister(s.counters.rejected, s.counters.ended, s.counters.attempts, s.counters.plans,
+	r.MustRegister(s.counters.rejected, s.counters.ended, s.counters.attempts, s.counters.plans, s.counters.full,
 		gauge("isobar_raft_rejected_connections", "Connections to the raft port that were closed as garbage or foreign.", func() float64 { return float64(s.raft.Stats().RejectedConnections) }),
 		gauge("isobar_gossip_refused", "Datagrams and streams on the gossip port that were refused.", func() float64 { return float64(s.pool.Stats().Refused()) }),
 		gauge("isobar_leading", "1 while this server leads its cell.", func() float64 {
@@ -77,6 +85,13 @@ func (s *Server) count(r *fsm.Result) {
 	}
 }
 
+// countRefused counts what a full queue refused, on the leader only.
+func (s *Server) countRefused(err error) {
+	if full, ok := errors.AsType[*fsm.QueueFullError](err); ok && s.sched.Leading() {
+		s.counters.full.WithLabelValues(full.By).Inc()
+	}
+}
+
 // queueCollector reports tasks by lane and state, dead letters and paused queues,
 // read when scraped.
 type queueCollector struct{ s *Server }
@@ -93,10 +108,15 @@ func pausedDesc() *prometheus.Desc {
 	return prometheus.NewDesc("isobar_queues_paused", "Queues that are paused.", nil, nil)
 }
 
+func heldDesc() *prometheus.Desc {
+	return prometheus.NewDesc("isobar_queues_held", "Queues whose next task waits for a bound or a pace, by cause.", []string{"cause"}, nil)
+}
+
 func (c *queueCollector) Describe(ch chan<- *prometheus.Desc) {
 	ch <- queueDesc()
 	ch <- deadDesc()
 	ch <- pausedDesc()
+	ch <- heldDesc()
 }
 
 func (c *queueCollector) Collect(ch chan<- prometheus.Metric) {
@@ -113,6 +133,10 @@ func (c *queueCollector) Collect(ch chan<- prometheus.Metric) {
 		}
 	}
 	ch <- prometheus.MustNewConstMetric(pausedDesc(), prometheus.GaugeValue, float64(paused))
+	held := c.s.sched.QueuesHeld()
+	for _, cause := range []string{"paced", "function", "tenant", "cost", "room"} {
+		ch <- prometheus.MustNewConstMetric(heldDesc(), prometheus.GaugeValue, float64(held[cause]), cause)
+	}
 	for _, lane := range mesh.Lanes() {
 		ch <- prometheus.MustNewConstMetric(deadDesc(), prometheus.GaugeValue, float64(dead[lane]), lane.String())
 		for i, name := range []string{"ready", "deferred", "leased"} {

@@ -172,6 +172,7 @@ func (s *Server) applied(at consensus.Position, results []state.GroupResult) {
 	s.sched.Observe(at, results)
 	s.streams.Observe(results)
 	for _, g := range results {
+		s.countRefused(g.Err)
 		for _, r := range g.Results {
 			switch r := r.(type) {
 			case *registry.Merged:
