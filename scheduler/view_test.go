@@ -66,7 +66,9 @@ func (r *countingReader) Get(key []byte) ([]byte, bool) {
 	return r.Reader.Get(key)
 }
 
-func (r *countingReader) Scan(from, to []byte) iter.Seq2[[]byte, []byte] { return r.Reader.Scan(from, to) }
+func (r *countingReader) Scan(from, to []byte) iter.Seq2[[]byte, []byte] {
+	return r.Reader.Scan(from, to)
+}
 
 // A long backlog of which nothing is to start now is not gone through under the
 // lock: the records read for a weighing are bounded.
