@@ -16,8 +16,8 @@ import (
 // ledger, a receipt that was lost), the reader fills it.
 
 const (
-	// restAfter is how many messages in a row the reader brings that are known
-	// already, before it rests: more and more where others write too, and end
+	// restAfter is how many messages in a row the reader brings that were sent
+	// from here, before it rests: more and more where others write too, and end
 	// rests before they have lasted restWorth.
 	restAfter     = 512
 	restAfterMost = 128 << 10
@@ -25,7 +25,7 @@ const (
 	// restLook is how often it is looked whether a resting tail knows the newest
 	// message: another producer's is shown after two looks at the latest, when it
 	// is the first one in a while.
-	restLook = 100 * time.Millisecond
+	restLook = 200 * time.Millisecond
 	// restMost is how long nothing is sent before the reader reads again.
 	restMost = time.Second
 	// echoMost bounds the bytes of what was sent and waits for a gap to be filled.
@@ -44,7 +44,7 @@ type echo struct {
 type echoes struct {
 	list []echo
 	size int
-	last time.Time // when one was taken in
+	last time.Time // when one was taken out
 }
 
 // add notes a message by its receipt, and reports whether its entry is whole.
@@ -99,6 +99,7 @@ func (t *tail) drain() {
 		at := e.at
 		at.batch += int32(e.whole) - 1
 		msgs := t.echoes.pop()
+		t.echoes.last = time.Now()
 		if known {
 			continue
 		}
@@ -107,7 +108,6 @@ func (t *tail) drain() {
 		}
 		t.keep(msgs...)
 		t.last = at
-		t.echoes.last = time.Now()
 	}
 }
 

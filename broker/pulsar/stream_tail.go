@@ -155,20 +155,20 @@ func (t *tail) open(ctx context.Context, from broker.Position) (pulsar.Reader, e
 
 // follow takes in message after message.
 func (t *tail) follow(ctx context.Context) {
-	stale, after := 0, restAfter // messages in a row that were known before they were read
+	own, after := 0, restAfter // messages in a row that were sent from here
 	for {
 		m, err := t.current().Next(ctx)
-		var fresh bool
+		var ours bool
 		if err == nil {
-			fresh, err = t.take(m)
+			ours, err = t.take(m)
 		}
-		if stale++; fresh {
-			stale = 0
+		if own++; !ours {
+			own = 0
 		}
-		if err == nil && stale >= after && t.hears() {
+		if err == nil && own >= after && t.hears() {
 			var alone bool
 			alone, err = t.rest(ctx)
-			if stale, after = 0, min(4*after, restAfterMost); alone {
+			if own, after = 0, min(4*after, restAfterMost); alone {
 				after = restAfter
 			}
 		}
@@ -186,9 +186,9 @@ func (t *tail) current() pulsar.Reader {
 	return t.reader
 }
 
-// take takes in a message that was read. It is not fresh when it was known before,
-// from the producer here or from before a reconnect.
-func (t *tail) take(m pulsar.Message) (fresh bool, err error) {
+// take takes in a message that was read. It is ours when it was sent from here, and
+// the reading told nothing that a receipt had not, or would not.
+func (t *tail) take(m pulsar.Message) (ours bool, err error) {
 	msg, err := t.message(m)
 	if err != nil {
 		return false, err
@@ -197,21 +197,21 @@ func (t *tail) take(m pulsar.Message) (fresh bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if msg.Position < t.index.end.at {
-		return false, nil
+		return true, nil // heard of, or sent again after a reconnect
 	}
-	t.admit(&msg)
+	ours = t.admit(&msg)
 	t.keep(msg)
 	t.last, t.whole = placeOf(0, id), id.BatchIdx() < 0 || id.BatchSize() == 0 || id.BatchIdx() == id.BatchSize()-1
 	if t.whole { // nobody waits for a place within an entry
 		t.drain()
 		t.changed()
 	}
-	return true, nil
+	return ours, nil
 }
 
 // admit counts the next message of the partition, and gives it the time it counts
-// as published at. t.mu is held.
-func (t *tail) admit(msg *broker.StreamStored) {
+// as published at. It is ours when it is on its way from here. t.mu is held.
+func (t *tail) admit(msg *broker.StreamStored) (ours bool) {
 	k := t.index.add(msg.Position, msg.Published.UnixMilli(), len(msg.Payload))
 	if msg.Published.UnixMilli() < k.ms {
 		msg.Published = time.UnixMilli(k.ms)
@@ -221,10 +221,12 @@ func (t *tail) admit(msg *broker.StreamStored) {
 	} else if t.first.messages == k.messages {
 		t.first = k
 	}
-	if sent := t.window.read(msg.Position, msg.ID); sent != nil {
+	sent := t.window.read(msg.Position, msg.ID)
+	if sent != nil {
 		sent.sent = false
 		t.unread -= sent.size
 	}
+	return sent != nil
 }
 
 // keep puts messages among the recent ones. t.mu is held.
