@@ -72,6 +72,7 @@ func checkResidency(t *testing.T, brokers map[string]*standalone.Instance) {
 	if want := "points to cell " + cellOf("eu-north"); !strings.Contains(stderr, want) {
 		t.Errorf("the CLI says %q, not %q", stderr, want)
 	}
+	m.checkTellsNothing(t, "us-east", "eu-north")
 	awaitExport(t, m, rec)
 	inEU := 0
 	for file, form := range n.files(t, m.dir) {
@@ -221,15 +222,39 @@ func (e httpError) detail(t *testing.T) *isobarv1.TaskError {
 	return nil
 }
 
-// submitOverHTTP submits the needle with a residency, with nothing but HTTP and
-// JSON, and returns the refusal.
+// checkTellsNothing asks a region of the one task of another, which may not be told
+// outside.
+func (m *mesh) checkTellsNothing(t *testing.T, region, home string) {
+	t.Helper()
+	tasks, err := m.list(t.Context(), m.leader(t, home), isobarv1.TaskState_TASK_STATE_COMPLETED)
+	if err != nil || len(tasks) != 1 {
+		t.Fatalf("%d tasks in %s: %v", len(tasks), home, err)
+	}
+	for _, call := range []string{"TaskService/Get", "TaskService/Wait", "PlacementService/Explain"} {
+		got, _ := m.refusedOverHTTP(t, region, call, fmt.Sprintf(`{"taskId":%q}`, tasks[0].Id))
+		if d := got.detail(t); d.GetReason() != "residency" || d.GetCell() != cellOf(home) {
+			t.Errorf("%s in %s answers %d, %s: %s; the detail is %v", call, region, got.status, got.Code, got.Message, d)
+		}
+	}
+}
+
+// submitOverHTTP submits the needle with a residency and returns the refusal.
 func (m *mesh) submitOverHTTP(t *testing.T, region string, n *needle) httpError {
 	t.Helper()
-	body := fmt.Sprintf(`{"tasks":[{"function":"echo","payload":%q,"idempotencyKey":%q,"residency":{"allowed":["eu"]}}]}`,
-		base64.StdEncoding.EncodeToString(n.bytes), n.key())
+	out, answer := m.refusedOverHTTP(t, region, "TaskService/Submit",
+		fmt.Sprintf(`{"tasks":[{"function":"echo","payload":%q,"idempotencyKey":%q,"residency":{"allowed":["eu"]}}]}`, base64.StdEncoding.EncodeToString(n.bytes), n.key()))
+	if n.in(answer) != "" {
+		t.Errorf("the refusal quotes the bytes: %s", answer)
+	}
+	return out
+}
+
+// refusedOverHTTP makes a call with nothing but HTTP and JSON.
+func (m *mesh) refusedOverHTTP(t *testing.T, region, call, body string) (httpError, []byte) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	url := m.serversOf(region)[0].api() + "/isobar.v1.TaskService/Submit"
+	url := m.serversOf(region)[0].api() + "/isobar.v1." + call
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, strings.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
@@ -248,10 +273,7 @@ func (m *mesh) submitOverHTTP(t *testing.T, region string, n *needle) httpError 
 	if err := json.Unmarshal(answer, &out); err != nil {
 		t.Fatalf("%s: %v", answer, err)
 	}
-	if n.in(answer) != "" {
-		t.Errorf("the refusal quotes the bytes: %s", answer)
-	}
-	return out
+	return out, answer
 }
 
 // awaitExport waits until the attempt has been exported, and of every server
