@@ -234,7 +234,8 @@ func (l *leader) beyond(queues []fsm.Queue) string {
 const peekBytes = 4 << 20
 
 // Peek reads the tasks that are next in a queue and their payloads, at most so
-// many, and fewer when their payloads are large.
+// many, and fewer when their payloads are large. A payload is nil when the broker
+// has lost it.
 func (s *Scheduler) Peek(ctx context.Context, tenant, function, lane string, limit int) (recs []*meshv1.TaskRecord, payloads [][]byte, err error) {
 	l, err := s.verified(ctx)
 	if err != nil {
@@ -262,6 +263,9 @@ func (s *Scheduler) Peek(ctx context.Context, tenant, function, lane string, lim
 				continue // it ended meanwhile
 			}
 			return nil, nil, &Refusal{Reason: Unavailable, Message: "a payload can't be read now", RetryAfter: time.Second, Hint: "try again", Err: err}
+		}
+		if err == nil && payload == nil {
+			payload = []byte{}
 		}
 		total += len(payload)
 		recs, payloads = append(recs, rec), append(payloads, payload)

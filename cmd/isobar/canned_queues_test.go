@@ -55,7 +55,7 @@ func (cannedQueues) Peek(_ context.Context, req *isobarv1.PeekRequest) (*isobarv
 		return nil, err
 	}
 	return &isobarv1.PeekResponse{Tasks: []*isobarv1.PeekedTask{
-		{Task: t, Payload: []byte("hello\n\x1b[31mred " + req.GetLane() + strings.Repeat("x", 80))}, {Task: t, Payload: []byte{0xff, 0}},
+		{Task: t, Payload: []byte("hello\n\x1b[31mred " + req.GetLane() + strings.Repeat("x", 80))}, {Task: t, Payload: []byte{0xff, 0}}, {Task: t, PayloadLost: true},
 	}}, nil
 }
 
@@ -77,6 +77,9 @@ func (cannedLetters) List(_ context.Context, req *isobarv1.DeadLetterServiceList
 }
 
 func (cannedLetters) Redrive(_ context.Context, req *isobarv1.RedriveRequest) (*isobarv1.RedriveResponse, error) {
+	if req.GetFilter().GetFunction() == "cut" && req.GetPageToken() != "" {
+		return nil, refuse(connect.CodeInvalidArgument, &isobarv1.TaskError{Reason: "bad_request", Message: "the page is of another time"})
+	}
 	if len(req.GetTaskIds()) == 0 && req.GetPageToken() == "" {
 		return &isobarv1.RedriveResponse{Results: []*isobarv1.RedriveResult{{TaskId: deadTask, Redriven: true}}, NextPageToken: "p2"}, nil
 	}

@@ -140,10 +140,14 @@ func newDLQRedrive(a *app) *cobra.Command {
 // redrive asks page by page and tells what became of each task.
 func (a *app) redrive(ctx context.Context, c *client.Client, req *isobarv1.RedriveRequest) error {
 	all := &isobarv1.RedriveResponse{}
+	var cut error // after some pages
 	for {
 		res, err := c.Redrive(ctx, req)
-		if err != nil {
+		if err != nil && len(all.Results) == 0 {
 			return err
+		}
+		if cut = err; cut != nil {
+			break
 		}
 		all.Results = append(all.Results, res.GetResults()...)
 		if req.PageToken = res.GetNextPageToken(); req.PageToken == "" {
@@ -173,6 +177,10 @@ func (a *app) redrive(ctx context.Context, c *client.Client, req *isobarv1.Redri
 	fmt.Fprintf(a.stderr, "%d redriven", redriven)
 	if already > 0 {
 		fmt.Fprintf(a.stderr, ", %d were already", already)
+	}
+	if cut != nil {
+		fmt.Fprintln(a.stderr, " before the error")
+		return cut
 	}
 	fmt.Fprintln(a.stderr)
 	if refused > 0 {

@@ -163,10 +163,11 @@ func newQueuePeek(a *app) *cobra.Command {
 			}
 			rows := [][]string{{"TASK", "SUBMITTED", "ATTEMPTS", "BYTES", "PAYLOAD"}}
 			for _, t := range res.GetTasks() {
-				rows = append(rows, []string{
-					t.GetTask().GetId(), timestamp(t.GetTask().GetSubmitted()), fmt.Sprint(t.GetTask().GetAttempt()),
-					fmt.Sprint(len(t.GetPayload())), excerpt(t.GetPayload()),
-				})
+				size, payload := fmt.Sprint(len(t.GetPayload())), excerpt(t.GetPayload())
+				if t.GetPayloadLost() {
+					size, payload = "?", "(lost by the broker)"
+				}
+				rows = append(rows, []string{t.GetTask().GetId(), timestamp(t.GetTask().GetSubmitted()), fmt.Sprint(t.GetTask().GetAttempt()), size, payload})
 			}
 			table(a.stdout, rows)
 			return nil

@@ -134,7 +134,7 @@ func (h *queues) Peek(ctx context.Context, r *isobarv1.PeekRequest) (*isobarv1.P
 			if h.outside(ctx, rec) != nil {
 				continue // its residency keeps it from the server that asks for another's sake
 			}
-			p := &isobarv1.PeekedTask{Task: h.task(rec, false), Payload: payloads[i], ContentType: rec.ContentType}
+			p := &isobarv1.PeekedTask{Task: h.task(rec, false), Payload: payloads[i], ContentType: rec.ContentType, PayloadLost: payloads[i] == nil}
 			if utf8.Valid(payloads[i]) {
 				p.PayloadText = string(payloads[i])
 			}

@@ -884,8 +884,10 @@ type PeekedTask struct {
 	Task    *Task                  `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
 	Payload []byte                 `protobuf:"bytes,2,opt,name=payload,proto3" json:"payload,omitempty"`
 	// The same as text, when it is UTF-8.
-	PayloadText   string `protobuf:"bytes,3,opt,name=payload_text,json=payloadText,proto3" json:"payload_text,omitempty"`
-	ContentType   string `protobuf:"bytes,4,opt,name=content_type,json=contentType,proto3" json:"content_type,omitempty"`
+	PayloadText string `protobuf:"bytes,3,opt,name=payload_text,json=payloadText,proto3" json:"payload_text,omitempty"`
+	ContentType string `protobuf:"bytes,4,opt,name=content_type,json=contentType,proto3" json:"content_type,omitempty"`
+	// The broker has it no more; the task is dead as soon as it is to be leased.
+	PayloadLost   bool `protobuf:"varint,5,opt,name=payload_lost,json=payloadLost,proto3" json:"payload_lost,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -946,6 +948,13 @@ func (x *PeekedTask) GetContentType() string {
 		return x.ContentType
 	}
 	return ""
+}
+
+func (x *PeekedTask) GetPayloadLost() bool {
+	if x != nil {
+		return x.PayloadLost
+	}
+	return false
 }
 
 // DeadLetter is a task that is dead.
@@ -1614,13 +1623,14 @@ const file_isobar_v1_queue_proto_rawDesc = "" +
 	"\x05limit\x18\x04 \x01(\x05R\x05limit\x12\x12\n" +
 	"\x04cell\x18\x05 \x01(\tR\x04cell\";\n" +
 	"\fPeekResponse\x12+\n" +
-	"\x05tasks\x18\x01 \x03(\v2\x15.isobar.v1.PeekedTaskR\x05tasks\"\x91\x01\n" +
+	"\x05tasks\x18\x01 \x03(\v2\x15.isobar.v1.PeekedTaskR\x05tasks\"\xb4\x01\n" +
 	"\n" +
 	"PeekedTask\x12#\n" +
 	"\x04task\x18\x01 \x01(\v2\x0f.isobar.v1.TaskR\x04task\x12\x18\n" +
 	"\apayload\x18\x02 \x01(\fR\apayload\x12!\n" +
 	"\fpayload_text\x18\x03 \x01(\tR\vpayloadText\x12!\n" +
-	"\fcontent_type\x18\x04 \x01(\tR\vcontentType\"\x8d\x01\n" +
+	"\fcontent_type\x18\x04 \x01(\tR\vcontentType\x12!\n" +
+	"\fpayload_lost\x18\x05 \x01(\bR\vpayloadLost\"\x8d\x01\n" +
 	"\n" +
 	"DeadLetter\x12#\n" +
 	"\x04task\x18\x01 \x01(\v2\x0f.isobar.v1.TaskR\x04task\x12\x14\n" +
