@@ -277,6 +277,7 @@ func (s *Scheduler) Complete(ctx context.Context, r *isobarv1.CompleteRequest) (
 		}
 	}
 	at := ref{r.GetLease().GetTaskId(), r.GetLease().GetAttempt()}
+	l.ending(at)
 	ended := endedOf(r.Outcome, r.Worker)
 	ended.Status = "done"
 	var verdict fsm.Verdict
@@ -315,6 +316,7 @@ func (s *Scheduler) Fail(ctx context.Context, r *isobarv1.FailRequest) (*isobarv
 		return nil, err
 	}
 	at := ref{r.GetLease().GetTaskId(), r.GetLease().GetAttempt()}
+	l.ending(at)
 	ended := endedOf(r.Outcome, r.Worker)
 	if ended.Status == "done" || ended.Status == "" {
 		ended.Status = "failed"
@@ -335,6 +337,16 @@ func (s *Scheduler) Fail(ctx context.Context, r *isobarv1.FailRequest) (*isobarv
 	}
 	l.finished(at)
 	return &isobarv1.FailResponse{Lease: r.Lease, Verdict: verdictWord(verdict)}, nil
+}
+
+// ending notes that the attempt's worker has ended it: the verdict tells it what
+// became of the lease, so it is not to be stopped as well.
+func (l *leader) ending(at ref) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if run := l.running[at]; run != nil {
+		run.ending = true
+	}
 }
 
 // finished frees the worker's room once the outcome is committed.

@@ -331,7 +331,9 @@ func (l *leader) forgetGuest(at ref) {
 	}
 	if run := l.running[at]; run != nil {
 		l.release(run)
-		run.session.send(stopMessage(at))
+		if !run.ending {
+			run.session.send(stopMessage(at))
+		}
 	}
 	l.kick()
 }

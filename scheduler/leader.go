@@ -351,7 +351,9 @@ func (l *leader) leaseGone(r ref, e fsm.Effect) {
 	}
 	if run, ok := l.running[r]; ok {
 		l.release(run)
-		run.session.send(stopMessage(r))
+		if !run.ending {
+			run.session.send(stopMessage(r))
+		}
 	}
 }
 

@@ -375,3 +375,21 @@ func wantRefusal(t *testing.T, what string, err error, reason Reason) *Refusal {
 	}
 	return r
 }
+
+// An attempt whose end its own worker has told ends with a verdict, and with no word
+// to stop: that would look as if somebody else had taken the lease.
+func TestAWorkerIsNotStoppedForItsOwnEnd(t *testing.T) {
+	t.Parallel()
+	inWorld(t, func(w *world) {
+		c := w.cell("eu-1")
+		wk := c.worker("w1", offering(4, "wasm"), nil)
+		for n := range 20 {
+			c.submit("work")
+			a := wk.assigned(n)
+			wk.finish(a, "done")
+			if v := wk.verdict(a); v != "accepted" || wk.toldToStop(a) {
+				t.Fatalf("task %d: verdict %q, told to stop %t", n, v, wk.toldToStop(a))
+			}
+		}
+	})
+}

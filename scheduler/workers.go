@@ -56,6 +56,7 @@ type running struct {
 	guest    bool
 	invoke   bool
 	handed   bool                 // its assignment left, or waits in the stream
+	ending   bool                 // its worker has said how it ended, and waits for the verdict
 	assigned *isobarv1.Assignment // kept until the lease is confirmed by a poller
 	poll     *poll                // the Lease call it was granted to, until handed over
 	request  string               // of that call
