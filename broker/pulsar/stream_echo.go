@@ -37,6 +37,7 @@ type echo struct {
 	at       place // of its first message
 	whole    int   // how many messages it has
 	messages []broker.StreamStored
+	claims   []*claim // of each
 }
 
 // echoes are the entries that were sent from here and not taken in, in order. They
@@ -49,13 +50,14 @@ type echoes struct {
 
 // add notes a message by its receipt, and reports whether its entry is whole.
 // Receipts come in the order of places.
-func (e *echoes) add(receipt pulsar.MessageID, msg broker.StreamStored) (whole bool) {
+func (e *echoes) add(receipt pulsar.MessageID, c *claim) (whole bool) {
+	msg := broker.StreamStored{Position: c.at, StreamMessage: c.StreamMessage}
 	if len(msg.Attributes) == 0 {
 		msg.Attributes = nil
 	}
 	at, n := placeOf(0, receipt), max(int(receipt.BatchSize()), 1)
 	if at.batch == 0 {
-		e.list = append(e.list, echo{at: at, whole: n, messages: make([]broker.StreamStored, 0, n)})
+		e.list = append(e.list, echo{at: at, whole: n, messages: make([]broker.StreamStored, 0, n), claims: make([]*claim, 0, n)})
 	}
 	open := len(e.list) - 1
 	if open < 0 || e.list[open].at.ledger != at.ledger || e.list[open].at.entry != at.entry || len(e.list[open].messages) != int(at.batch) {
@@ -63,7 +65,7 @@ func (e *echoes) add(receipt pulsar.MessageID, msg broker.StreamStored) (whole b
 		return false
 	}
 	in := &e.list[open]
-	in.messages = append(in.messages, msg)
+	in.messages, in.claims = append(in.messages, msg), append(in.claims, c)
 	if e.size += sizeOf(&msg); e.size > echoMost {
 		e.list, e.size = nil, 0 // the reader brings them
 		return false
@@ -75,8 +77,8 @@ func (e *echoes) add(receipt pulsar.MessageID, msg broker.StreamStored) (whole b
 func (e *echoes) waits() bool { return len(e.list) > 0 && len(e.list[0].messages) == e.list[0].whole }
 
 // pop takes the oldest entry out.
-func (e *echoes) pop() []broker.StreamStored {
-	msgs := e.list[0].messages
+func (e *echoes) pop() ([]broker.StreamStored, []*claim) {
+	msgs, claims := e.list[0].messages, e.list[0].claims
 	e.list[0] = echo{}
 	if e.list = e.list[1:]; len(e.list) == 0 {
 		e.list = nil
@@ -84,7 +86,7 @@ func (e *echoes) pop() []broker.StreamStored {
 	for i := range msgs {
 		e.size -= sizeOf(&msgs[i])
 	}
-	return msgs
+	return msgs, claims
 }
 
 // drain takes in the entries that follow what is known without a gap. t.mu is held.
@@ -98,13 +100,14 @@ func (t *tail) drain() {
 		}
 		at := e.at
 		at.batch += int32(e.whole) - 1
-		msgs := t.echoes.pop()
+		msgs, claims := t.echoes.pop()
 		t.echoes.last = time.Now()
 		if known {
 			continue
 		}
 		for i := range msgs {
-			t.admit(&msgs[i])
+			t.window.push(seen{id: claims[i].name, at: msgs[i].Position, has: true})
+			t.admit(&msgs[i], claims[i].known)
 		}
 		t.keep(msgs...)
 		t.last = at

@@ -199,19 +199,20 @@ func (t *tail) take(m pulsar.Message) (ours bool, err error) {
 	if msg.Position < t.index.end.at {
 		return true, nil // heard of, or sent again after a reconnect
 	}
-	ours = t.admit(&msg)
+	sent := t.window.read(msg.Position, msg.ID)
+	t.admit(&msg, sent)
 	t.keep(msg)
 	t.last, t.whole = placeOf(0, id), id.BatchIdx() < 0 || id.BatchSize() == 0 || id.BatchIdx() == id.BatchSize()-1
 	if t.whole { // nobody waits for a place within an entry
 		t.drain()
 		t.changed()
 	}
-	return ours, nil
+	return sent != nil, nil
 }
 
 // admit counts the next message of the partition, and gives it the time it counts
-// as published at. It is ours when it is on its way from here. t.mu is held.
-func (t *tail) admit(msg *broker.StreamStored) (ours bool) {
+// as published at. sent is not nil when it is on its way from here. t.mu is held.
+func (t *tail) admit(msg *broker.StreamStored, sent *known) {
 	k := t.index.add(msg.Position, msg.Published.UnixMilli(), len(msg.Payload))
 	if msg.Published.UnixMilli() < k.ms {
 		msg.Published = time.UnixMilli(k.ms)
@@ -221,12 +222,10 @@ func (t *tail) admit(msg *broker.StreamStored) (ours bool) {
 	} else if t.first.messages == k.messages {
 		t.first = k
 	}
-	sent := t.window.read(msg.Position, msg.ID)
 	if sent != nil {
 		sent.sent = false
 		t.unread -= sent.size
 	}
-	return sent != nil
 }
 
 // keep puts messages among the recent ones. t.mu is held.
@@ -415,7 +414,7 @@ func (t *tail) settle(c *claim, receipt pulsar.MessageID, err error) {
 		t.unread -= k.size
 	default:
 		k.at = at
-		if t.err == nil && t.echoes.add(receipt, broker.StreamStored{Position: at, StreamMessage: c.StreamMessage}) {
+		if t.err == nil && t.echoes.add(receipt, c) {
 			t.drain()
 			t.changed()
 			if t.echoes.waits() {

@@ -62,6 +62,12 @@ func (w *window) read(at broker.Position, name string) *known {
 			sent, k.at = k, at
 		}
 	}
+	w.push(s)
+	return sent
+}
+
+// push takes in the newest message, whose ID is known, and forgets the oldest.
+func (w *window) push(s seen) {
 	w.order = append(w.order, s)
 	for len(w.order) > broker.DedupWindow {
 		old := w.order[0]
@@ -70,7 +76,6 @@ func (w *window) read(at broker.Position, name string) *known {
 			delete(w.ids, old.id)
 		}
 	}
-	return sent
 }
 
 // from is the oldest message that repeats are known by; at is the end for none.
