@@ -160,7 +160,7 @@ func produce(t *testing.T, c *client.Client, key string, n int) {
 }
 
 func readMessage(d *isobarv1.StreamDelivery) (key string, i int) {
-	_, _ = fmt.Sscanf(d.GetText(), "%s %d", &key, &i) // as produce made it
+	_, _ = fmt.Sscanf(string(d.GetPayload()), "%s %d", &key, &i) // as produce made it
 	return key, i
 }
 
@@ -179,7 +179,7 @@ func (l *streamLedger) receive(d *isobarv1.StreamDelivery) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	key, i := readMessage(d)
-	l.seen[d.GetText()]++
+	l.seen[string(d.GetPayload())]++
 	if i > l.sent[key] {
 		l.faults = append(l.faults, fmt.Sprintf("%s %d came when %d was next", key, i, l.sent[key]))
 	}
@@ -203,10 +203,10 @@ func (l *streamLedger) consume(ctx context.Context, t *testing.T, c *client.Clie
 			switch {
 			case err == nil:
 				l.mu.Lock()
-				l.done[d.GetText()] = true
+				l.done[string(d.GetPayload())] = true
 				l.mu.Unlock()
 			case ctx.Err() == nil && !errors.Is(err, &client.Error{Reason: "delivery_moved"}):
-				t.Logf("acknowledge %s: %v", d.GetText(), err) // it comes again
+				t.Logf("acknowledge %s: %v", string(d.GetPayload()), err) // it comes again
 			}
 		}
 		return nil
