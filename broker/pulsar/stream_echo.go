@@ -128,8 +128,10 @@ func (t *tail) rest(ctx context.Context) (alone bool, err error) {
 	began := time.Now()
 	look := time.NewTicker(restLook)
 	defer look.Stop()
-	var newest pulsar.MessageID // at the look before
-	for t.knows(newest) && t.hears() {
+	// What was the newest at the look before must be known by now. What is the
+	// newest now may be on its way: stored, and its receipt not here yet.
+	var before, newest pulsar.MessageID
+	for t.knows(before) && t.hears() {
 		select {
 		case <-t.gap:
 			continue
@@ -138,6 +140,7 @@ func (t *tail) rest(ctx context.Context) (alone bool, err error) {
 			return true, ctx.Err()
 		}
 		call, cancel := t.s.b.call(ctx)
+		before = newest
 		newest, err = await(call, t.current().GetLastMessageID, nil)
 		cancel()
 		if err != nil {
@@ -147,12 +150,12 @@ func (t *tail) rest(ctx context.Context) (alone bool, err error) {
 	return time.Since(began) > restWorth || !t.hears(), t.readOn(ctx)
 }
 
-// knows reports whether the tail knows what there was at the last look, and nothing
-// lies before what it was told of.
-func (t *tail) knows(newest pulsar.MessageID) bool {
+// knows reports whether the tail knows the message, and nothing lies before what it
+// was told of.
+func (t *tail) knows(m pulsar.MessageID) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.err == nil && !t.echoes.waits() && (newest == nil || newest.EntryID() < 0 || t.reached(newest))
+	return t.err == nil && !t.echoes.waits() && (m == nil || m.EntryID() < 0 || t.reached(m))
 }
 
 // readOn follows with a reader that begins at the end of what is known.
